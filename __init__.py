@@ -1,0 +1,46 @@
+"""unsee makes a text-to-image diffusion model forget a concept, and proves how well it forgot."""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+from ._errors import InputError
+from .gallery import Gallery
+from .prompts import Concept, Prompt, Suite
+
+if TYPE_CHECKING:
+    from .eval.report import Report as Report
+    from .flow import audit as audit
+    from .flow import erase as erase
+    from .pipelines.erasure import Erasure as Erasure
+    from .pipelines.load import load_pipeline as load_pipeline
+
+__version__ = version("unsee")
+
+_EXPORTS = {
+    "Erasure": ".pipelines.erasure",
+    "Report": ".eval.report",
+    "audit": ".flow",
+    "erase": ".flow",
+    "load_pipeline": ".pipelines.load",
+}
+
+__all__ = [
+    "Concept",
+    "Erasure",
+    "Gallery",
+    "InputError",
+    "Prompt",
+    "Report",
+    "Suite",
+    "audit",
+    "erase",
+    "load_pipeline",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Lazy: these import torch, and `unsee --help` must not.
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_EXPORTS[name], __name__), name)

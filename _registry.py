@@ -1,0 +1,58 @@
+"""Named things that other packages can add to: erasers, detectors, metrics, suites, models."""
+
+import difflib
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from importlib.metadata import entry_points
+from typing import Generic, TypeVar, cast
+
+from ._errors import InputError
+
+T = TypeVar("T")
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not there: the nearest name, and all that there are.
+
+    >>> print(unknown("eraser", "ucee", ["uce", "esd"]))
+    No eraser is named 'ucee'. Did you mean 'uce'? There are: esd, uce.
+    """
+    names = sorted(known)
+    near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return InputError(f"No {kind} is named {name!r}.{hint} There are: {', '.join(names)}.")
+
+
+class Registry(Mapping[str, T], Generic[T]):
+    """A read-only mapping from a name to what "module:attribute" points at, imported when asked for.
+
+    Args:
+        kind: What its members are, in the words of the error message.
+        group: The entry-point group by which other packages add members, such as
+            ``unsee.erasers``. A name of ours cannot be taken over.
+        ours: Name to "module:attribute".
+    """
+
+    def __init__(self, kind: str, group: str, ours: Mapping[str, str]) -> None:
+        self.kind = kind
+        self.group = group
+        self._ours = dict(ours)
+
+    def _targets(self) -> dict[str, str]:
+        return {e.name: e.value for e in entry_points(group=self.group)} | self._ours
+
+    def __getitem__(self, name: str) -> T:
+        targets = self._targets()
+        if name not in targets:
+            raise unknown(self.kind, name, targets)
+        module, _, attribute = targets[name].partition(":")
+        return cast(T, getattr(import_module(module), attribute))
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._targets()
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(sorted(self._targets()))
+
+    def __len__(self) -> int:
+        return len(self._targets())

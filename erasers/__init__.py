@@ -1,0 +1,46 @@
+"""The methods: one file each, read beside its paper."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+from .._registry import Registry
+
+if TYPE_CHECKING:
+    from ..pipelines.erasure import Erasure
+    from ..pipelines.parts import Parts
+    from ..prompts import Concept
+
+
+class Eraser(Protocol):
+    """A method: a frozen dataclass of settings with one verb.
+
+    Attributes:
+        presets: Settings by name, such as an author's published ones.
+    """
+
+    presets: ClassVar[dict[str, dict[str, Any]]]
+
+    def fit(
+        self,
+        parts: "Parts",
+        concepts: "Sequence[Concept]",
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> "Erasure":
+        """Finds what takes the concepts away. The pipeline is left as it was.
+
+        Args:
+            parts: The base model.
+            concepts: What goes.
+            seed: Of every draw.
+            progress: Called with the share that is done, in [0, 1].
+        """
+        ...
+
+
+ERASERS: Registry[type[Eraser]] = Registry(
+    "eraser", "unsee.erasers", {"uce": "unsee.erasers.uce:UCE"}
+)
+
+__all__ = ["ERASERS", "Eraser"]

@@ -1,0 +1,34 @@
+"""The few mechanisms that every method uses."""
+
+from typing import TYPE_CHECKING
+
+from .._registry import Registry
+
+if TYPE_CHECKING:
+    from .erasure import Erasure as Erasure
+    from .generate import generate as generate
+    from .load import load_pipeline as load_pipeline
+    from .parts import Parts as Parts
+    from .parts import parts_of as parts_of
+
+# Name to the folder of a model that ships inside. A folder's path or a Hub id needs no entry.
+MODELS: Registry[str] = Registry("model", "unsee.models", {"emoji": "unsee.pipelines.load:EMOJI"})
+
+_EXPORTS = {
+    "Erasure": "erasure",
+    "Parts": "parts",
+    "generate": "generate",
+    "load_pipeline": "load",
+    "parts_of": "parts",
+}
+
+__all__ = ["MODELS", "Erasure", "Parts", "generate", "load_pipeline", "parts_of"]
+
+
+def __getattr__(name: str) -> object:
+    # Lazy: a name's module imports torch, and listing the models must not.
+    from importlib import import_module
+
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f".{_EXPORTS[name]}", __name__), name)

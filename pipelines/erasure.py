@@ -1,0 +1,207 @@
+"""The erasure file: an ordinary LoRA whose header tells its own story.
+
+For each edited layer it holds ``unet.<module>.lora_A.weight`` (rank × in) and ``.lora_B.weight``
+(out × rank), to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads. The
+header's ``unsee`` is the record (JSON), and ``sha256`` the checksum of all else.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from .._errors import InputError
+from ..gallery import write_atomically
+from .parts import weights_of
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Erasure:
+    """What takes concepts away from one base model.
+
+    Attributes:
+        tensors: ``<prefix>.<module>.lora_A.weight`` (rank, in) and ``.lora_B.weight`` (out, rank).
+        record: ``method``, ``settings``, ``concepts``, ``seed``, ``base`` (name, class, prefix,
+            fingerprint, layers with their shapes), ``effect``, ``seconds``, ``versions``.
+    """
+
+    tensors: Mapping[str, Tensor]
+    record: Mapping[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The concepts' names, joined."""
+        return "+".join(concept["name"] for concept in self.record["concepts"])
+
+    @property
+    def bytes(self) -> bytes:
+        """The file."""
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        header = {"format": "pt", "unsee": json.dumps(dict(self.record), sort_keys=True)}
+        header["sha256"] = _checksum(tensors, header)
+        return save(tensors, header)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the file, whole or not at all."""
+        write_atomically(Path(path), self.bytes)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Erasure":
+        """Reads and checks a file.
+
+        Raises:
+            InputError: The file is missing, truncated or changed, is no erasure, was written in a
+                newer format, or lacks a tensor, has one too many, of a wrong shape or not finite.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"{path} is not there: wanted an erasure file (.safetensors).")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = dict(file.metadata() or {})
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError, ValueError) as error:
+            raise InputError(f"{path} is truncated or no safetensors file: {error}.") from error
+        if "unsee" not in header:
+            raise InputError(f"{path} is no erasure file: its header has no record of ours.")
+        try:
+            record = json.loads(header["unsee"])
+            version = record["format"]
+        except (ValueError, TypeError, KeyError) as error:
+            raise InputError(f"{path} has a record that cannot be read: {error!r}.") from error
+        if not isinstance(version, int) or version > FORMAT:
+            raise InputError(
+                f"{path} has format {version}, and this version reads up to {FORMAT}: "
+                "upgrade unsee, or make the erasure again."
+            )
+        _check_tensors(path, tensors, record)
+        if header.get("sha256") != _checksum(tensors, header):
+            raise InputError(
+                f"{path} has been changed since it was written: its sha256 should be "
+                f"{_checksum(tensors, header)[:12]}… and its header says "
+                f"{header.get('sha256', 'nothing')[:12]}…."
+            )
+        return cls(tensors, record)
+
+    def check_base(self, pipe: Any) -> None:
+        """Makes sure that the pipeline holds the weights that this was made for.
+
+        Raises:
+            InputError: It does not; the message says which layer, what was wanted and found.
+        """
+        base = self.record["base"]
+        made_for = f"This erasure ({self.name}) was made for {base['name']!r}"
+        denoiser = getattr(pipe, base["prefix"], None)
+        if denoiser is None:
+            raise InputError(f"{made_for}, a {base['class']}; {type(pipe).__name__} was given.")
+        weights = {}
+        for name, weight in weights_of(denoiser, base["layers"]).items():
+            found = "no such layer" if weight is None else str(tuple(weight.shape))
+            wanted = tuple(base["layers"][name])
+            if weight is None or tuple(weight.shape) != wanted:
+                raise InputError(
+                    f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
+                )
+            weights[name] = weight
+        found_prints = fingerprint(weights)
+        if not set(found_prints) & set(base["fingerprint"]):
+            raise InputError(
+                f"{made_for}, and the model given has other weights in the edited layers: wanted "
+                f"fingerprint {base['fingerprint'][0][:12]}…, found {found_prints[0][:12]}…."
+            )
+
+    def add_to(self, pipe: Any, name: str | None = None) -> str:
+        """Loads it into a pipeline as a LoRA, beside those that are there, and returns its name.
+
+        Raises:
+            InputError: As ``check_base``; the pipeline is then as it was.
+        """
+        self.check_base(pipe)
+        denoiser = getattr(pipe, self.record["base"]["prefix"])
+        before = list(getattr(denoiser, "peft_config", {}))
+        name = name or _free_name("".join(c if c.isalnum() else "-" for c in self.name), before)
+        denoiser.load_lora_adapter(
+            dict(self.tensors), prefix=self.record["base"]["prefix"], adapter_name=name
+        )
+        denoiser.set_adapters([*before, name])
+        return name
+
+    @contextmanager
+    def applied(self, pipe: Any) -> Iterator[None]:
+        """The pipeline without the concepts, inside a ``with``; afterwards it is as it was."""
+        name = self.add_to(pipe)
+        denoiser = getattr(pipe, self.record["base"]["prefix"])
+        others = [adapter for adapter in denoiser.peft_config if adapter != name]
+        try:
+            yield
+        finally:
+            if others:
+                denoiser.delete_adapters(name)
+                denoiser.set_adapters(others)
+            else:
+                denoiser.unload_lora()
+
+
+def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
+    """Hashes by which a base model's weights (out, in) are known again in another precision.
+
+    The weights are rounded to bfloat16, as they are and by way of float16: one base loaded as
+    float32, float16 or bfloat16 shares a hash with itself. Two lists of hashes that share none
+    are of different weights.
+    """
+    hashes = (hashlib.sha256(), hashlib.sha256())
+    for name in sorted(weights):
+        weight = weights[name].detach().cpu()
+        for sha, rounded in zip(hashes, (weight, weight.half()), strict=True):
+            sha.update(f"{name} {tuple(weight.shape)}".encode())
+            sha.update(rounded.bfloat16().contiguous().view(torch.int16).numpy().tobytes())
+    return list(dict.fromkeys(sha.hexdigest() for sha in hashes))
+
+
+def _free_name(name: str, taken: list[str]) -> str:
+    return name if name not in taken else f"{name}-{len(taken)}"
+
+
+def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+    sha = hashlib.sha256()
+    sha.update(json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        sha.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+    return sha.hexdigest()
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
+    try:
+        prefix, layers = record["base"]["prefix"], record["base"]["layers"]
+        wanted = {
+            f"{prefix}.{name}.lora_{side}.weight": (side, int(shape[0]), int(shape[1]))
+            for name, shape in layers.items()
+            for side in "AB"
+        }
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+        raise InputError(f"{path} has a record without its layers: {error!r}.") from error
+    if missing := sorted(set(wanted) - set(tensors)):
+        raise InputError(f"{path} lacks {missing[0]} ({len(missing)} missing).")
+    if extra := sorted(set(tensors) - set(wanted)):
+        raise InputError(f"{path} has {extra[0]}, which its record does not ({len(extra)} such).")
+    for key, (side, rows, columns) in wanted.items():
+        tensor = tensors[key]
+        pair = tensors[key.replace("lora_A", "lora_B") if side == "A" else key]
+        rank = pair.shape[-1] if pair.ndim == 2 else 0
+        shape = (rank, columns) if side == "A" else (rows, rank)
+        if tuple(tensor.shape) != shape or rank < 1:
+            raise InputError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}.")
+        if not torch.isfinite(tensor).all():
+            raise InputError(f"{path}: {key} has values that are not finite.")

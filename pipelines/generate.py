@@ -1,0 +1,62 @@
+"""A suite's images, each depending on its own prompt and seed alone."""
+
+from collections.abc import Callable, Iterator
+from itertools import groupby
+from typing import Any
+
+import torch
+
+from ..gallery import Gallery
+from ..prompts import Prompt
+
+
+def generate(
+    pipe: Any,
+    gallery: Gallery,
+    *,
+    batch_size: int = 8,
+    guidance: float = 7.5,
+    steps: int = 50,
+    progress: Callable[[int], None] = lambda made: None,
+) -> None:
+    """Makes the images of a gallery that are not there yet.
+
+    Each image starts from noise drawn on the CPU by a generator of its own, so its batch is
+    without influence but for the rounding of the arithmetic, which can differ by batch shape.
+    Batches are cut from the gallery's whole list, and one that was interrupted is made again as a
+    whole: a gallery made in two goes has the bytes of one made in one.
+
+    Args:
+        pipe: A pipeline as ``load_pipeline`` gives it.
+        gallery: Where to put the images; its prompts' own settings go before the arguments here.
+        batch_size: Images at a time.
+        guidance: Scale of classifier-free guidance where a prompt names none.
+        steps: Denoising steps where a prompt names none.
+        progress: Called with the number of images that each batch added, also those found.
+    """
+    for batch in _batches(gallery, batch_size):
+        missing = [p for p in batch if not gallery.image_path(p).exists()]
+        if missing:
+            first = batch[0]
+            images = pipe(
+                prompt=[p.prompt for p in batch],
+                generator=[torch.Generator("cpu").manual_seed(p.seed) for p in batch],
+                guidance_scale=guidance if first.guidance is None else first.guidance,
+                num_inference_steps=steps if first.steps is None else first.steps,
+                width=first.width,
+                height=first.height,
+            ).images
+            for prompt, image in zip(batch, images, strict=True):
+                if prompt in missing:
+                    gallery.put(prompt, image)
+        progress(len(batch))
+
+
+def _batches(gallery: Gallery, size: int) -> Iterator[list[Prompt]]:
+    def settings(prompt: Prompt) -> tuple[Any, ...]:
+        return (prompt.guidance, prompt.steps, prompt.width, prompt.height)
+
+    for _, run in groupby(gallery.prompts, key=settings):
+        prompts = list(run)
+        for start in range(0, len(prompts), size):
+            yield prompts[start : start + size]

@@ -1,0 +1,61 @@
+"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet, text read by cross attention alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import InputError
+
+
+@dataclass(frozen=True)
+class StableDiffusionParts:
+    """The parts of a ``StableDiffusionPipeline``, as ``Parts`` describes them."""
+
+    pipe: Any
+    prefix: str = "unet"
+
+    @property
+    def denoiser(self) -> nn.Module:
+        return cast(nn.Module, self.pipe.unet)
+
+    @property
+    def scheduler(self) -> Any:
+        return self.pipe.scheduler
+
+    def count_tokens(self, text: str) -> int:
+        tokenizer = self.pipe.tokenizer
+        count = len(tokenizer(text, add_special_tokens=False).input_ids)
+        room = tokenizer.model_max_length - 2
+        if count > room:
+            raise InputError(
+                f"{text!r} is {count} tokens long and the tokenizer cuts after {room}: shorten it."
+            )
+        return count
+
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        for text in texts:
+            self.count_tokens(text)
+        embeddings, _ = self.pipe.encode_prompt(list(texts), self.pipe.device, 1, False)
+        return cast(Tensor, embeddings)
+
+    def text_layers(self) -> dict[str, nn.Linear]:
+        return {
+            name: module
+            for name, module in self.denoiser.named_modules()
+            if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
+        }
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        factor = self.pipe.vae_scale_factor
+        size = self.pipe.unet.config.sample_size
+        rows = size if height is None else height // factor
+        columns = size if width is None else width // factor
+        return (self.pipe.unet.config.in_channels, rows, columns)
+
+    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+        scaled = self.pipe.scheduler.scale_model_input(latents, timestep)
+        return cast(Tensor, self.pipe.unet(scaled, timestep, encoder_hidden_states=text).sample)

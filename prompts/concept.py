@@ -1,0 +1,102 @@
+"""A concept: what goes, what it becomes, and what must stay."""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .._errors import InputError
+
+KINDS = ("object", "style", "person", "unsafe")
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Something that a model is to forget.
+
+    Attributes:
+        name: The name by which suites, detectors and reports know it.
+        kind: One of ``KINDS``; it decides which rates are "same kind" and a method's default anchor.
+        phrases: The words that call it up; the name alone when empty.
+        anchor: The words that it becomes; None leaves the choice to the method.
+        keep: Phrases that must go on working.
+        templates: Prompts with one ``{}`` in which phrases stand when a method expands them.
+    """
+
+    name: str
+    kind: str = "object"
+    phrases: tuple[str, ...] = ()
+    anchor: str | None = None
+    keep: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ("{}",)
+
+    def __post_init__(self) -> None:
+        if not self.name.strip():
+            raise InputError("A concept needs a name, and this one is empty.")
+        if self.kind not in KINDS:
+            raise InputError(
+                f"Concept {self.name!r} has kind {self.kind!r}; wanted one of {', '.join(KINDS)}."
+            )
+        if not self.phrases:
+            object.__setattr__(self, "phrases", (self.name,))
+        for field in ("phrases", "keep", "templates"):
+            values = getattr(self, field)
+            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+                raise InputError(f"Concept {self.name!r}: {field} must be a list of phrases.")
+            object.__setattr__(self, field, tuple(values))
+        if any(not phrase.strip() for phrase in self.phrases):
+            raise InputError(f"Concept {self.name!r} has an empty phrase: name what is to go.")
+        if any(template.count("{}") != 1 for template in self.templates):
+            raise InputError(f"Concept {self.name!r}: each template must have one '{{}}'.")
+        for phrase in self.phrases:
+            if self.anchor is not None and _same(phrase, self.anchor):
+                raise InputError(
+                    f"Concept {self.name!r} is its own anchor: {self.anchor!r} is what is to go."
+                )
+            if any(_same(phrase, kept) for kept in self.keep):
+                raise InputError(
+                    f"Concept {self.name!r} is in its own keep list: {phrase!r} cannot both go "
+                    "and stay."
+                )
+
+    @classmethod
+    def load(cls, path: Path) -> "Concept":
+        """Reads a concept from YAML: the attributes' names, ``name`` taken from the file's if absent.
+
+        Raises:
+            InputError: The file is not a mapping of a concept's attributes.
+        """
+        values = read_mapping(path, {f.name for f in dataclasses.fields(cls)})
+        return cls(**({"name": path.stem} | dict(values)))
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+def read_mapping(path: Path, known: set[str]) -> Mapping[str, Any]:
+    """A YAML file's mapping, all of whose keys are known.
+
+    Raises:
+        InputError: The file is missing, is not YAML, is not a mapping, or has an unknown key.
+    """
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise InputError(f"{path} must hold a mapping, and holds {type(values).__name__}.")
+    if extra := sorted(str(key) for key in set(values) - known):
+        raise InputError(
+            f"{path} has {', '.join(extra)}, which is not known here. "
+            f"Known: {', '.join(sorted(known))}."
+        )
+    return values
+
+
+def _same(a: str, b: str) -> bool:
+    return " ".join(a.lower().split()) == " ".join(b.lower().split())

@@ -1,0 +1,154 @@
+"""The world of the built-in model, where every concept, its neighbours and its style are known."""
+
+import functools
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from .._errors import InputError
+from .concept import Concept
+from .suite import Prompt, Suite
+
+
+@dataclass(frozen=True)
+class World:
+    """What the built-in model knows.
+
+    Attributes:
+        groups: Objects by group.
+        styles: The artists' styles.
+        templates: The captions' wordings, with ``{object}`` or ``{style}`` or both; the first is
+            the prompt of the suites.
+        generation: The settings with which the model's quality was measured.
+        held_out: (object, style) pairs that were not in the training.
+    """
+
+    groups: Mapping[str, tuple[str, ...]]
+    styles: tuple[str, ...]
+    templates: tuple[str, ...]
+    generation: Mapping[str, Any]
+    held_out: frozenset[tuple[str, str]]
+
+    @property
+    def objects(self) -> tuple[str, ...]:
+        return tuple(name for names in self.groups.values() for name in names)
+
+    def group_of(self, name: str) -> str:
+        """The group of an object."""
+        return next(group for group, names in self.groups.items() if name in names)
+
+
+@functools.cache
+def world() -> World:
+    """The world as ``emoji.yaml`` beside this file describes it."""
+    text = (Path(__file__).parent / "emoji.yaml").read_text(encoding="utf-8")
+    values = yaml.safe_load(text)
+    return World(
+        groups={group: tuple(names) for group, names in values["objects"].items()},
+        styles=tuple(values["styles"]),
+        templates=tuple(values["templates"]),
+        generation=values["generation"],
+        held_out=frozenset((name, style) for name, style in values["held_out"]),
+    )
+
+
+def concept(name: str) -> Concept | None:
+    """An object, a style or a group (all its objects) of the world; None if it has no such thing.
+
+    It keeps all others of its kind, and its templates are the wordings of the captions, each with
+    one of the styles (for an object) or objects (for a style), in turn.
+    """
+    here = world()
+    if name in here.styles:
+        return Concept(
+            name=name,
+            kind="style",
+            anchor="",
+            keep=tuple(style for style in here.styles if style != name),
+            templates=_templates("{style}", "{object}", here.objects),
+        )
+    phrases = here.groups.get(name, (name,) if name in here.objects else ())
+    if not phrases:
+        return None
+    return Concept(
+        name=name,
+        kind="object",
+        phrases=phrases,
+        anchor="",
+        keep=tuple(other for other in here.objects if other not in phrases),
+        templates=_templates("{object}", "{style}", here.styles),
+    )
+
+
+def _templates(slot: str, filler: str, fillers: Sequence[str]) -> tuple[str, ...]:
+    # An odd step through the fillers, so that they are spread and none comes twice.
+    step = len(fillers) // 8 | 1
+    return tuple(
+        template.replace(slot, "{}").replace(filler, fillers[i * step % len(fillers)])
+        for i, template in enumerate(t for t in world().templates if slot in t)
+    )
+
+
+def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
+    """Prompts for concepts of the world: a quarter of the rows for the targets, the rest to keep.
+
+    A target's rows go through everything of the other kind in turn, with as many seeds as that
+    takes. The rows to keep are drawn from the grid of all that mentions no target.
+
+    Args:
+        concepts: What was erased.
+        size: The number of rows.
+
+    Raises:
+        InputError: A concept is not of this world.
+    """
+    here = world()
+    targets: dict[str, list[str]] = {"object": [], "style": []}
+    for erased in concepts:
+        known = here.objects if erased.kind == "object" else here.styles
+        if erased.kind not in targets or any(phrase not in known for phrase in erased.phrases):
+            raise InputError(
+                f"{erased.name!r} is no {erased.kind} of the built-in model, so its suite has no "
+                "prompts for it: give a suite of your own."
+            )
+        targets[erased.kind] += erased.phrases
+    for_targets = max(1, size // 4)
+    pairs = _target_pairs(targets, for_targets)
+    rest = [
+        (name, style)
+        for name in here.objects
+        if name not in targets["object"]
+        for style in here.styles
+        if style not in targets["style"]
+    ]
+    # Its own seed, the same for every concept: audits of two concepts share most of what is kept.
+    random.Random(0).shuffle(rest)
+    pairs += rest[: size - len(pairs)]
+    seen: dict[tuple[str, str], int] = {}
+    rows = []
+    for name, style in pairs:
+        seed = seen[name, style] = seen.get((name, style), -1) + 1
+        rows.append(
+            Prompt(
+                id=f"{name}-{style}-{seed}".replace(" ", "-"),
+                prompt=here.templates[0].format(object=name, style=style),
+                seed=seed,
+                labels={"object": name, "style": style},
+                category=here.group_of(name),
+            )
+        )
+    return Suite("emoji", tuple(rows))
+
+
+def _target_pairs(targets: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
+    here = world()
+    step = max(1, len(here.objects) * len(targets["style"]) // count)
+    cells = [(name, style) for style in here.styles for name in targets["object"]]
+    across = [(name, style) for name in here.objects for style in targets["style"]]
+    # Prime to the length, so that the walk visits every cell before it comes back.
+    cells += across[::step] if not cells else []
+    return [cells[i % len(cells)] for i in range(count)]
