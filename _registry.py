@@ -24,7 +24,7 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
 
 
 class Registry(Mapping[str, T], Generic[T]):
-    """A read-only mapping from a name to what "module:attribute" points at, imported when asked for.
+    """A read-only mapping from a name to what "module:attribute" points at, imported lazily.
 
     Args:
         kind: What its members are, in the words of the error message.

@@ -5,6 +5,7 @@ import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,8 @@ from .prompts.emoji import world
 if TYPE_CHECKING:
     from .eval.report import Report
     from .pipelines.erasure import Erasure
+
+Progress = Callable[[str, int, int], None]
 
 # Stable Diffusion's own, in diffusers.
 STABLE_DIFFUSION = {"guidance": 7.5, "steps": 50}
@@ -117,7 +120,7 @@ def audit(
     steps: int | None = None,
     allow_unscored: bool = False,
     command: str = "",
-    progress: Callable[[str, int, int], None] = lambda what, made, total: None,
+    progress: Progress = lambda what, made, total: None,
 ) -> "Report":
     """Measures what is left of the erased concepts, against the base model on the same seeds.
 
@@ -144,7 +147,7 @@ def audit(
     """
     from .eval import DETECTORS, METRICS
     from .eval.audit import compare
-    from .pipelines import Erasure, generate, load_pipeline
+    from .pipelines import Erasure, load_pipeline
 
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
@@ -152,48 +155,25 @@ def audit(
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = str(base), Path(out)
     if name != "emoji" and (suite is None or not detectors):
-        raise InputError(f"Say on which suite and with which detectors {name!r} is to be measured.")
+        raise InputError(
+            f"Say on which suite and with which detectors {name!r} is to be measured."
+        )
     concepts = [Concept(**concept) for e in loaded for concept in e.record["concepts"]]
     if not isinstance(suite, Suite):
         suite = find_suite(suite or "emoji", concepts, size)
     eyes = [DETECTORS[d]() for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [METRICS[m]() for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
-    made_by: dict[str, Any] = {
-        "model": name,
-        "erasures": [],
-        **_generation(name, guidance, steps),
-        "batch_size": batch_size,
-        "versions": {package: version(package) for package in ("unsee", "torch", "diffusers")},
-    }
-    erased_by = made_by | {"erasures": [_described(e) for e in loaded]}
     pipe = load_pipeline(base, **_unchecked(name))
     for erasure in loaded:
         erasure.check_base(pipe)
-    galleries = {}
-    for what, maker in (("base", made_by), ("erased", erased_by)):
-        gallery = galleries[what] = Gallery.start(out / what, maker, suite.prompts)
-        if what == "erased":
-            for erasure in loaded:
-                erasure.add_to(pipe)
-        made = 0
-
-        def count(more: int, what: str = what, total: int = len(gallery)) -> None:
-            nonlocal made
-            made += more
-            progress(f"images of the {what} model", made, total)
-
-        generate(
-            pipe,
-            gallery,
-            batch_size=batch_size,
-            guidance=made_by["guidance"],
-            steps=made_by["steps"],
-            progress=count,
-        )
+    settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
+    galleries = [
+        _gallery(pipe, name, stacked, suite, out / what, settings, what, progress)
+        for what, stacked in (("base", []), ("erased", loaded))
+    ]
     report = compare(
-        galleries["base"],
-        galleries["erased"],
+        *galleries,
         concepts,
         detectors=eyes,
         metrics=rulers,
@@ -203,6 +183,72 @@ def audit(
     )
     report.save(out)
     return report
+
+
+def generate_gallery(
+    model: str | Path,
+    erasures: "Sequence[str | Path | Erasure]",
+    suite: Suite,
+    out: str | Path,
+    *,
+    batch_size: int = 8,
+    guidance: float | None = None,
+    steps: int | None = None,
+    progress: Progress = lambda what, made, total: None,
+) -> Gallery:
+    """Makes a suite's images with a model and its erasures, or those that are still missing.
+
+    Args:
+        model: What ``load_pipeline`` loads.
+        erasures: Erasures or their files.
+        suite: The prompts.
+        out: The gallery's folder.
+        batch_size: Images at a time.
+        guidance: Where a prompt names none; None is the model's default.
+        steps: Where a prompt names none; None is the model's default.
+        progress: Called with what is going on, how much of it is done, and of how much.
+
+    Raises:
+        InputError: As ``load_pipeline`` and ``Gallery.start``.
+    """
+    from .pipelines import Erasure, load_pipeline
+
+    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    name = str(model)
+    settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
+    pipe = load_pipeline(model, **_unchecked(name))
+    return _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
+
+
+def _gallery(
+    pipe: Any,
+    model: str,
+    erasures: "Sequence[Erasure]",
+    suite: Suite,
+    out: Path,
+    settings: Mapping[str, Any],
+    what: str,
+    progress: Progress,
+) -> Gallery:
+    from .pipelines import generate
+
+    made_by = {
+        "model": model,
+        "erasures": [_described(e) for e in erasures],
+        **settings,
+        "scheduler": type(pipe.scheduler).__name__,
+        "dtype": str(pipe.dtype),
+        "versions": {package: version(package) for package in ("unsee", "torch", "diffusers")},
+    }
+    gallery = Gallery.start(out, made_by, suite.prompts)
+    with ExitStack() as stack:
+        for erasure in erasures:
+            stack.enter_context(erasure.applied(pipe))
+        made = 0
+        for batch in generate(pipe, gallery, **settings):
+            made += batch
+            progress(f"images of the {what}", made, len(gallery))
+    return gallery
 
 
 EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge")
@@ -215,20 +261,30 @@ def _concepts(
     anchor: str | None,
     kind: str | None,
 ) -> list[Concept]:
-    found = []
-    for one in [given] if isinstance(given, (str, Concept)) else given:
-        concept = one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
-        together = dict.fromkeys((*concept.keep, *keep))
-        changes: dict[str, Any] = {"keep": tuple(together)}
-        if anchor is not None:
-            changes["anchor"] = anchor
-        found.append(dataclasses.replace(concept, **changes))
+    found = [
+        one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
+        for one in ([given] if isinstance(given, (str, Concept)) else given)
+    ]
     if not found:
         raise InputError("There is no concept to erase: name at least one.")
-    return found
+    going = {phrase for concept in found for phrase in concept.phrases}
+    if both := going & set(keep):
+        raise InputError(f"{min(both)!r} cannot both go and stay: take it from what is kept.")
+    changes = {} if anchor is None else {"anchor": anchor}
+    # What one concept keeps by itself, another may be taking away.
+    return [
+        dataclasses.replace(
+            concept,
+            keep=tuple(k for k in dict.fromkeys((*concept.keep, *keep)) if k not in going),
+            **changes,
+        )
+        for concept in found
+    ]
 
 
-def _generation(model: str, guidance: float | None, steps: int | None) -> Mapping[str, float | int]:
+def _generation(
+    model: str, guidance: float | None, steps: int | None
+) -> Mapping[str, float | int]:
     """The settings for generating: what is asked for, or else the model's defaults."""
     default: Mapping[str, Any] = STABLE_DIFFUSION
     if model == "emoji":

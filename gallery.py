@@ -4,8 +4,8 @@
     samples.jsonl    one line an image: its prompt, seed, settings and labels
     images/ID.png
 
-The two text files are written before the first image. An image that is not there has not been made:
-nothing else records progress, so an interrupted gallery is continued by making what is missing.
+The two text files are written before the first image. An image that is not there has not been
+made: nothing else records progress, so an interrupted gallery goes on by making what is missing.
 """
 
 import json
@@ -81,7 +81,9 @@ class Gallery:
             lines = (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
             return cls(path, made_by, tuple(Prompt(**json.loads(line)) for line in lines))
         except FileNotFoundError as error:
-            raise InputError(f"{path} is no gallery: it has no {Path(error.filename).name}.") from error
+            raise InputError(
+                f"{path} is no gallery: it has no {Path(error.filename).name}."
+            ) from error
         except (ValueError, TypeError) as error:
             raise InputError(f"The gallery {path} cannot be read: {error}") from error
 

@@ -1,2 +1,32 @@
-"""x"""
-def main() -> None: ...
+"""The command line: ``unsee``."""
+
+import sys
+
+from .._errors import InputError
+
+
+def main() -> None:
+    """Runs the command and exits: 0, 1 for an audit's verdict, 2 for what the user can mend."""
+    from rich.console import Console
+
+    from .commands import app
+
+    # Anywhere on the line, so that it can be put behind the command that has just failed.
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(arguments, prog_name="unsee")
+    except InputError as error:
+        if debug:
+            raise
+        Console(stderr=True).print(f"[bold red]unsee:[/] {_plain(error)}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("\nInterrupted. The same command again goes on from here.")
+        sys.exit(130)
+
+
+def _plain(error: InputError) -> str:
+    from rich.markup import escape
+
+    return escape(" ".join(str(error).split()))

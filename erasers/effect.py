@@ -23,7 +23,7 @@ def effect(
     trajectories under the concept c towards its anchor a:
 
         moved = Σ⟨ε′(c) − ε(c), ε(a) − ε(c)⟩ / Σ‖ε(a) − ε(c)‖²      0 is untouched, 1 is there
-        kept_moved = √(Σ‖ε′(k) − ε(k)‖² / Σ‖ε(k) − ε(∅)‖²)           over what is kept, 0 is untouched
+        kept_moved = √(Σ‖ε′(k) − ε(k)‖² / Σ‖ε(k) − ε(∅)‖²)       over what is kept, likewise
 
     Args:
         samples: Trajectories a concept, and how many of the kept phrases are looked at.
@@ -64,7 +64,9 @@ def _spread(phrases: Sequence[str], count: int) -> Sequence[str]:
     return phrases[:: max(1, len(phrases) // count)][:count]
 
 
-def _trajectory(parts: Parts, text: Tensor, seed: int, samples: int) -> list[tuple[Tensor, Tensor]]:
+def _trajectory(
+    parts: Parts, text: Tensor, seed: int, samples: int
+) -> list[tuple[Tensor, Tensor]]:
     """Three latents (samples, *latent_shape) on the way from noise, with their timesteps."""
     from diffusers import DDIMScheduler
 

@@ -1,8 +1,9 @@
 """UCE: unified concept editing, in closed form.
 
 Gandikota et al., "Unified Concept Editing in Diffusion Models", WACV 2024
-(https://arxiv.org/abs/2308.14761). With text embeddings cᵢ, what they become gᵢ, scales sᵢ (gᵢ = cᵢ
-for what is kept), every cross-attention key and value weight W is replaced by the W′ with the least
+(https://arxiv.org/abs/2308.14761). With text embeddings cᵢ, what they become gᵢ (cᵢ itself for
+what is kept) and scales sᵢ, every cross-attention key and value weight W becomes the W′ with the
+least
 
     Σᵢ sᵢ‖W′cᵢ − W gᵢ‖² + λ‖W′ − W‖²
 
@@ -32,7 +33,7 @@ from .record import lowrank
 def multiplier(
     sources: Tensor, targets: Tensor, scales: Tensor, edited: int, ridge: float
 ) -> tuple[Tensor, Tensor]:
-    """The factors of M − I, where W M sends each source to W times its target and else moves least.
+    """The factors of M − I, where W M sends each source where W sends its target.
 
     Args:
         sources: C, what is edited first and then what is kept, shape (n, d).
@@ -107,7 +108,9 @@ class UCE:
 
     def __post_init__(self) -> None:
         if self.ridge <= 0:
-            raise InputError(f"ridge is {self.ridge}; it must be above 0 for there to be one answer.")
+            raise InputError(
+                f"ridge is {self.ridge}; it must be above 0 for there to be one answer."
+            )
         if self.erase_scale <= 0:
             raise InputError(f"erase_scale is {self.erase_scale}; at 0 or less nothing is erased.")
         if self.keep_scale is not None and self.keep_scale < 0:
@@ -124,10 +127,15 @@ class UCE:
         progress: Callable[[float], None] = lambda done: None,
     ) -> Erasure:
         sources, targets, kept = self._rows(parts, concepts)
-        keep_scale = max(0.1, 1 / max(1, _kept(concepts))) if self.keep_scale is None else self.keep_scale
+        keep_scale = (
+            max(0.1, 1 / max(1, _kept(concepts))) if self.keep_scale is None else self.keep_scale
+        )
         progress(0.5)
         scales = torch.cat(
-            [sources.new_full((len(sources),), self.erase_scale), sources.new_full((len(kept),), keep_scale)]
+            [
+                sources.new_full((len(sources),), self.erase_scale),
+                sources.new_full((len(kept),), keep_scale),
+            ]
         )
         left, right = multiplier(
             torch.cat([sources, kept]), targets, scales, len(sources), self.ridge
@@ -141,7 +149,7 @@ class UCE:
         return lowrank(parts, "uce", self, concepts, seed, updates)
 
     def _rows(self, parts: Parts, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor, Tensor]:
-        """Embeddings of what goes, of what it becomes and of what stays, each (rows, d), float64."""
+        """Embeddings of what goes, what it becomes and what stays, each (rows, d), float64."""
         pairs: list[tuple[str, int, str, int]] = []
         kept: dict[str, int] = {}
         for concept in concepts:
@@ -150,7 +158,8 @@ class UCE:
                 anchor = self.style_anchor if concept.kind == "style" else ""
             for template in concept.templates if self.expand else ("{}",):
                 for phrase in concept.phrases:
-                    pairs.append((*_place(parts, template, phrase), *_place(parts, template, anchor)))
+                    goes, comes = (_place(parts, template, p) for p in (phrase, anchor))
+                    pairs.append((*goes, *comes))
                 kept |= dict(_place(parts, template, phrase) for phrase in concept.keep)
         if self.keep_empty:
             kept[""] = 0

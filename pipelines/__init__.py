@@ -6,7 +6,7 @@ from .._registry import Registry
 
 if TYPE_CHECKING:
     from .erasure import Erasure as Erasure
-    from .generate import generate as generate
+    from .generation import generate as generate
     from .load import load_pipeline as load_pipeline
     from .parts import Parts as Parts
     from .parts import parts_of as parts_of
@@ -17,7 +17,7 @@ MODELS: Registry[str] = Registry("model", "unsee.models", {"emoji": "unsee.pipel
 _EXPORTS = {
     "Erasure": "erasure",
     "Parts": "parts",
-    "generate": "generate",
+    "generate": "generation",
     "load_pipeline": "load",
     "parts_of": "parts",
 }

@@ -2,11 +2,12 @@
 
 For each edited layer it holds ``unet.<module>.lora_A.weight`` (rank × in) and ``.lora_B.weight``
 (out × rank), to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads. The
-header's ``unsee`` is the record (JSON), and ``sha256`` the checksum of all else.
+header has one entry, ``unsee``: JSON of the ``record`` and the ``sha256`` of it and the tensors.
 """
 
 import hashlib
 import json
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -47,9 +48,9 @@ class Erasure:
     def bytes(self) -> bytes:
         """The file."""
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
-        header = {"format": "pt", "unsee": json.dumps(dict(self.record), sort_keys=True)}
-        header["sha256"] = _checksum(tensors, header)
-        return save(tensors, header)
+        ours = {"record": dict(self.record), "sha256": _checksum(tensors, self.record)}
+        # One entry: safetensors writes several in an order that changes from run to run.
+        return save(tensors, {"unsee": json.dumps(ours, sort_keys=True)})
 
     def save(self, path: str | Path) -> None:
         """Writes the file, whole or not at all."""
@@ -69,13 +70,14 @@ class Erasure:
         try:
             with safe_open(path, framework="pt") as file:
                 header = dict(file.metadata() or {})
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"{path} is truncated or no safetensors file: {error}.") from error
         if "unsee" not in header:
             raise InputError(f"{path} is no erasure file: its header has no record of ours.")
         try:
-            record = json.loads(header["unsee"])
+            ours = json.loads(header["unsee"])
+            record, sha256 = ours["record"], str(ours["sha256"])
             version = record["format"]
         except (ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} has a record that cannot be read: {error!r}.") from error
@@ -85,11 +87,10 @@ class Erasure:
                 "upgrade unsee, or make the erasure again."
             )
         _check_tensors(path, tensors, record)
-        if header.get("sha256") != _checksum(tensors, header):
+        if sha256 != (found := _checksum(tensors, record)):
             raise InputError(
-                f"{path} has been changed since it was written: its sha256 should be "
-                f"{_checksum(tensors, header)[:12]}… and its header says "
-                f"{header.get('sha256', 'nothing')[:12]}…."
+                f"{path} has been changed since it was written: wanted sha256 {sha256[:12]}…, "
+                f"found {found[:12]}…. Make it again, or get it from where it came from."
             )
         return cls(tensors, record)
 
@@ -130,9 +131,13 @@ class Erasure:
         denoiser = getattr(pipe, self.record["base"]["prefix"])
         before = list(getattr(denoiser, "peft_config", {}))
         name = name or _free_name("".join(c if c.isalnum() else "-" for c in self.name), before)
-        denoiser.load_lora_adapter(
-            dict(self.tensors), prefix=self.record["base"]["prefix"], adapter_name=name
-        )
+        # The tensors that peft draws to begin with are replaced at once.
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # Several at once are what is meant here.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            denoiser.load_lora_adapter(
+                dict(self.tensors), prefix=self.record["base"]["prefix"], adapter_name=name
+            )
         denoiser.set_adapters([*before, name])
         return name
 
@@ -172,9 +177,9 @@ def _free_name(name: str, taken: list[str]) -> str:
     return name if name not in taken else f"{name}-{len(taken)}"
 
 
-def _checksum(tensors: Mapping[str, Tensor], header: Mapping[str, str]) -> str:
+def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
     sha = hashlib.sha256()
-    sha.update(json.dumps({k: v for k, v in header.items() if k != "sha256"}, sort_keys=True).encode())
+    sha.update(json.dumps(dict(record), sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

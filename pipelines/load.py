@@ -43,8 +43,8 @@ def load_pipeline(
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"No model could be loaded as {str(base)!r}: wanted a folder, a Hugging Face id or one "
-            f"of {', '.join(MODELS)}. diffusers says: {reason}"
+            f"No model could be loaded as {str(base)!r}: wanted a folder, a Hugging Face id or "
+            f"one of {', '.join(MODELS)}. diffusers says: {reason}"
         ) from error
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(base))

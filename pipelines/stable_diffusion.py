@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.x and 2.x: one CLIP text encoder, a UNet, text read by cross attention alone."""
+"""Stable Diffusion 1.x and 2.x: a CLIP text encoder, a UNet that reads it by cross attention."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

@@ -35,7 +35,9 @@ def find_concept(name: str, *, model: str = "", kind: str | None = None) -> Conc
     if model == "emoji":
         if (found := emoji.concept(name)) is None:
             here = emoji.world()
-            raise unknown("concept of the emoji model", name, [*here.styles, *here.groups, *here.objects])
+            raise unknown(
+                "concept of the emoji model", name, [*here.styles, *here.groups, *here.objects]
+            )
         return found
     if (path := CONCEPTS / f"{name}.yaml").is_file():
         return Concept.load(path)

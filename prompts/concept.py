@@ -19,7 +19,7 @@ class Concept:
 
     Attributes:
         name: The name by which suites, detectors and reports know it.
-        kind: One of ``KINDS``; it decides which rates are "same kind" and a method's default anchor.
+        kind: One of ``KINDS``: which rates are "same kind", and what a method's anchor is.
         phrases: The words that call it up; the name alone when empty.
         anchor: The words that it becomes; None leaves the choice to the method.
         keep: Phrases that must go on working.
@@ -64,7 +64,7 @@ class Concept:
 
     @classmethod
     def load(cls, path: Path) -> "Concept":
-        """Reads a concept from YAML: the attributes' names, ``name`` taken from the file's if absent.
+        """Reads a concept from YAML: its attributes, ``name`` taken from the file's if absent.
 
         Raises:
             InputError: The file is not a mapping of a concept's attributes.

@@ -145,10 +145,11 @@ def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
 
 
 def _target_pairs(targets: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
+    """As many pairs as are asked for, evenly over all that show a target, and again if need be."""
     here = world()
-    step = max(1, len(here.objects) * len(targets["style"]) // count)
     cells = [(name, style) for style in here.styles for name in targets["object"]]
-    across = [(name, style) for name in here.objects for style in targets["style"]]
-    # Prime to the length, so that the walk visits every cell before it comes back.
-    cells += across[::step] if not cells else []
+    cells += [(name, style) for style in targets["style"] for name in here.objects]
+    cells = list(dict.fromkeys(cells))
+    if count < len(cells):
+        return [cells[i * len(cells) // count] for i in range(count)]
     return [cells[i % len(cells)] for i in range(count)]

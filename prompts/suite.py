@@ -41,7 +41,11 @@ class Prompt:
 
     def to_json(self) -> dict[str, Any]:
         """Its attributes, without those that are unset."""
-        return {k: v for k, v in dataclasses.asdict(self).items() if v not in (None, "", {})}
+        values = dataclasses.asdict(self)
+        unset = {"labels": {}, "category": ""} | dict.fromkeys(
+            ("guidance", "steps", "width", "height")
+        )
+        return {k: v for k, v in values.items() if k not in unset or v != unset[k]}
 
 
 @dataclass(frozen=True)
@@ -97,7 +101,12 @@ def _prompt(path: Path, number: int, row: Any) -> Prompt:
     if extra := sorted(set(row) - known):
         raise InputError(f"{where}: {extra[0]!r} is not known. Known: {', '.join(sorted(known))}.")
     row = {"id": f"{number:05d}", "seed": 0} | row
-    for key, types in (("seed", int), ("labels", dict), ("guidance", (int, float)), ("steps", int)):
+    for key, types in (
+        ("seed", int),
+        ("labels", dict),
+        ("guidance", (int, float)),
+        ("steps", int),
+    ):
         if key in row and (not isinstance(row[key], types) or isinstance(row[key], bool)):
             raise InputError(f"{where}: {key} cannot be {row[key]!r}.")
     row["id"] = str(row["id"])

@@ -1,6 +1,7 @@
 """A real Stable Diffusion pipeline, made tiny: random weights, every class diffusers' own."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from unsee.pipelines import load_pipeline
 
-WORDS = "a an the of in by style art photo painting picture van gogh monet bomb knife hammer cat dog"
+WORDS = (
+    "a an the of in by style art photo painting picture van gogh monet bomb knife hammer cat dog"
+)
 
 
 def make_tokenizer(length: int = 16) -> CLIPTokenizer:
@@ -73,19 +76,30 @@ def make_pipeline(seed: int = 0, text_width: int = 32) -> StableDiffusionPipelin
     for name, module in unet.named_modules():
         if name.endswith("attn2.to_v"):
             module.weight.data *= 20
-    return StableDiffusionPipeline(
+    pipe = StableDiffusionPipeline(
         vae=vae.eval(),
         text_encoder=text.eval(),
         tokenizer=tokenizer,
         unet=unet.eval(),
         scheduler=DDIMScheduler(
-            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            clip_sample=False,
             steps_offset=1,
         ),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture
+def another() -> Callable[..., StableDiffusionPipeline]:
+    """Makes a tiny model of another seed or text width."""
+    return make_pipeline
 
 
 @pytest.fixture(scope="session")

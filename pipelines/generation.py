@@ -1,6 +1,6 @@
 """A suite's images, each depending on its own prompt and seed alone."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from itertools import groupby
 from typing import Any
 
@@ -17,8 +17,7 @@ def generate(
     batch_size: int = 8,
     guidance: float = 7.5,
     steps: int = 50,
-    progress: Callable[[int], None] = lambda made: None,
-) -> None:
+) -> Iterator[int]:
     """Makes the images of a gallery that are not there yet.
 
     Each image starts from noise drawn on the CPU by a generator of its own, so its batch is
@@ -32,7 +31,9 @@ def generate(
         batch_size: Images at a time.
         guidance: Scale of classifier-free guidance where a prompt names none.
         steps: Denoising steps where a prompt names none.
-        progress: Called with the number of images that each batch added, also those found.
+
+    Yields:
+        The number of images of each batch once they are there, made now or found.
     """
     for batch in _batches(gallery, batch_size):
         missing = [p for p in batch if not gallery.image_path(p).exists()]
@@ -49,7 +50,7 @@ def generate(
             for prompt, image in zip(batch, images, strict=True):
                 if prompt in missing:
                     gallery.put(prompt, image)
-        progress(len(batch))
+        yield len(batch)
 
 
 def _batches(gallery: Gallery, size: int) -> Iterator[list[Prompt]]:

@@ -1,0 +1,113 @@
+"""What holds for every eraser that is registered, those of other packages too."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from unsee._errors import InputError
+from unsee.erasers import ERASERS
+from unsee.erasers.effect import effect
+from unsee.flow import erase, make_eraser
+from unsee.pipelines import Erasure, parts_of
+from unsee.prompts import Concept
+
+CONCEPTS = [
+    Concept("van gogh", "style", keep=("monet",)),
+    Concept("bomb", keep=("hammer", "dog")),
+]
+
+every = pytest.mark.parametrize("method", list(ERASERS))
+
+
+def state(pipe: Any) -> dict[str, torch.Tensor]:
+    return {
+        f"{part}.{name}": value.clone()
+        for part in ("unet", "vae", "text_encoder")
+        for name, value in getattr(pipe, part).state_dict().items()
+    }
+
+
+@every
+def test_the_pipeline_is_left_as_it_was(pipe: Any, method: str) -> None:
+    before, scheduler = state(pipe), dict(pipe.scheduler.config)
+    random = torch.get_rng_state()
+    erase(pipe, CONCEPTS, method=method)
+    after = state(pipe)
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert dict(pipe.scheduler.config) == scheduler
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(not p.requires_grad or p.grad is None for p in pipe.unet.parameters())
+
+
+@every
+def test_the_same_seed_gives_the_same_tensors(pipe: Any, method: str) -> None:
+    one, two = (ERASERS[method]().fit(parts_of(pipe), CONCEPTS, seed=3) for _ in range(2))
+    assert one.tensors.keys() == two.tensors.keys()
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+@every
+def test_the_file_round_trips_with_its_whole_record(
+    pipe: Any, method: str, tmp_path: Path
+) -> None:
+    erasure = erase(pipe, CONCEPTS, method=method)
+    erasure.save(tmp_path / "it.safetensors")
+    record = Erasure.load(tmp_path / "it.safetensors").record
+    assert record["method"] == method
+    assert record["settings"].keys() == {f.name for f in dataclasses.fields(ERASERS[method])}
+    assert [Concept(**concept) for concept in record["concepts"]] == CONCEPTS
+    assert record["seed"] == 0 and record["seconds"] > 0
+    assert record["versions"].keys() >= {"unsee", "torch", "diffusers"}
+
+
+@every
+def test_it_moves_the_concepts_more_than_what_is_kept(pipe: Any, method: str) -> None:
+    erasure = erase(pipe, CONCEPTS, method=method)
+    for seen in erasure.record["effect"].values():
+        assert seen["moved"] > 0.5
+        assert seen["kept_moved"] < 0.5
+
+
+@every
+def test_settings_are_frozen_and_every_preset_is_made_of_them(method: str) -> None:
+    eraser = make_eraser(method)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        eraser.nothing = 1  # type: ignore[attr-defined]
+    for preset in ERASERS[method].presets:
+        assert make_eraser(method, preset) != eraser
+
+
+def test_an_erasure_of_nothing_is_seen_to_move_nothing(pipe: Any) -> None:
+    erasure = ERASERS["uce"]().fit(parts_of(pipe), CONCEPTS[:1])
+    still = dataclasses.replace(
+        erasure, tensors={name: torch.zeros_like(t) for name, t in erasure.tensors.items()}
+    )
+    seen = effect(parts_of(pipe), still, CONCEPTS[:1])["van gogh"]
+    assert seen == {"moved": 0.0, "kept_moved": 0.0}
+
+
+def test_an_erasure_that_hardly_moves_the_concept_says_so(pipe: Any) -> None:
+    with pytest.warns(UserWarning, match="'van gogh' is hardly erased: the prediction moved 0%"):
+        erase(pipe, CONCEPTS[:1], ridge=1e9)
+
+
+def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
+    for call, match in {
+        lambda: erase(
+            pipe, "bomb", method="ucee"
+        ): "No eraser is named 'ucee'. Did you mean 'uce'",
+        lambda: erase(pipe, "bomb", preset="2024"): "No preset of uce is named '2024'.*2025",
+        lambda: erase(pipe, "bomb", rigde=1): "setting of uce.*Did you mean 'ridge'",
+        lambda: erase(pipe, []): "no concept",
+        lambda: erase(pipe, "bomb", keep=["bomb"]): "'bomb' cannot both go and stay",
+        lambda: erase(pipe, "bomb", anchor="bomb"): "its own anchor",
+        lambda: erase(pipe, " "): "empty",
+        lambda: erase(pipe, "van gogh " * 20): "tokens long and the tokenizer cuts after 14",
+        lambda: erase("no/such/model", "bomb"): "No model could be loaded as 'no/such/model'",
+    }.items():
+        with pytest.raises(InputError, match=match):
+            call()

@@ -1,0 +1,136 @@
+"""Concepts and suites: what they take, and what they say to what they do not."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unsee._errors import InputError
+from unsee._registry import Registry
+from unsee.prompts import Concept, Prompt, Suite, emoji, find_concept, find_suite
+
+
+def test_a_concept_is_its_own_phrase() -> None:
+    assert Concept("bomb").phrases == ("bomb",)
+
+
+@pytest.mark.parametrize(
+    "values, match",
+    [
+        ({"name": " "}, "needs a name"),
+        ({"name": "x", "kind": "thing"}, "kind 'thing'; wanted one of object, style"),
+        ({"name": "x", "phrases": ("",)}, "empty phrase"),
+        ({"name": "x", "phrases": "abc"}, "list of phrases"),
+        ({"name": "x", "anchor": "X "}, "its own anchor"),
+        ({"name": "x", "keep": ("y", " x")}, "own keep list"),
+        ({"name": "x", "templates": ("a",)}, "one '{}'"),
+    ],
+)
+def test_a_concept_that_cannot_be_is_refused(values: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        Concept(**values)
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_concept_is_read_from_yaml(tmp_path: Path) -> None:
+    path = write(tmp_path / "monet.yaml", "kind: style\nkeep: [van gogh]\n")
+    assert find_concept(str(path)) == Concept("monet", "style", keep=("van gogh",))
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("kind: [", "is not YAML"),
+        ("- a", "must hold a mapping"),
+        ("anchors: x", "has anchors, which is not known"),
+    ],
+)
+def test_a_concept_file_that_is_not_right_is_refused(
+    tmp_path: Path, text: str, match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        Concept.load(write(tmp_path / "it.yaml", text))
+
+
+def test_a_suite_is_read_from_yaml(tmp_path: Path) -> None:
+    path = write(
+        tmp_path / "it.yaml",
+        "prompts:\n- a cat\n- {prompt: a dog, seed: 3, labels: {object: dog}, guidance: 2}\n",
+    )
+    assert find_suite(str(path), [], 9) == Suite(
+        "it",
+        (
+            Prompt("00000", "a cat", 0),
+            Prompt("00001", "a dog", 3, {"object": "dog"}, guidance=2),
+        ),
+    )
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("prompts: []", "has no prompts: nothing would be measured"),
+        ("name: x", "must list its prompts"),
+        ("prompts: [a, {prompt: 3}]", "prompt 1: wanted a text"),
+        ("prompts: [{prompt: a, sed: 1}]", "prompt 0: 'sed' is not known"),
+        ("prompts: [{prompt: a, seed: x}]", "seed cannot be 'x'"),
+        ("prompts: [{prompt: a, id: ../b}]", "cannot be a file's name"),
+        ("prompts: [{prompt: a, id: b}, {prompt: a, id: b}]", "the id 'b' 2 times"),
+    ],
+)
+def test_a_suite_that_is_not_right_is_refused(tmp_path: Path, text: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        Suite.load(write(tmp_path / "it.yaml", text))
+
+
+def test_every_prompt_and_setting_is_in_a_suites_hash() -> None:
+    one = Suite("s", (Prompt("a", "a cat", 0),))
+    hashes = {
+        s.sha256
+        for s in (
+            one,
+            Suite("s", (Prompt("a", "a cat", 1),)),
+            Suite("s", (Prompt("a", "a dog", 0),)),
+            Suite("s", (Prompt("a", "a cat", 0, guidance=2.0),)),
+        )
+    }
+    assert len(hashes) == 4 and Suite("other", one.prompts).sha256 == one.sha256
+
+
+def test_a_registry_names_the_nearest_and_all() -> None:
+    registry: Registry[Any] = Registry("thing", "unsee.things", {"path": "pathlib:Path"})
+    assert registry["path"] is Path and list(registry) == ["path"]
+    with pytest.raises(InputError, match="No thing is named 'pth'. Did you mean 'path'?"):
+        registry["pth"]
+
+
+def test_the_emoji_world_knows_objects_styles_and_groups() -> None:
+    knife = find_concept("kitchen knife", model="emoji")
+    assert knife.kind == "object" and "hammer" in knife.keep and "kitchen knife" not in knife.keep
+    assert find_concept("contrast", model="emoji").kind == "style"
+    group = find_concept("unsafe", model="emoji")
+    assert "bomb" in group.phrases and not set(group.phrases) & set(group.keep)
+    with pytest.raises(InputError, match="Did you mean 'kitchen knife'"):
+        find_concept("kitchen knive", model="emoji")
+
+
+@pytest.mark.parametrize("name", ["kitchen knife", "contrast", "unsafe"])
+def test_the_emoji_suite_is_a_quarter_targets_and_names_no_target_elsewhere(name: str) -> None:
+    concept = find_concept(name, model="emoji")
+    suite = find_suite("emoji", [concept], 160)
+    target = [p for p in suite.prompts if p.labels[concept.kind] in concept.phrases]
+    assert len(suite.prompts) == 160 and len(target) == 40
+    assert len({(p.prompt, p.seed) for p in suite.prompts}) == 160
+    rest = [p for p in suite.prompts if p not in target]
+    assert not any(phrase in p.prompt.split() for p in rest for phrase in concept.phrases)
+    other = {"object": "style", "style": "object"}[concept.kind]
+    assert {p.labels[other] for p in target} >= set(emoji.world().styles) or other == "object"
+
+
+def test_the_emoji_suite_has_nothing_for_another_worlds_concept() -> None:
+    with pytest.raises(InputError, match="'van gogh' is no style of the built-in model"):
+        find_suite("emoji", [Concept("van gogh", "style")], 160)

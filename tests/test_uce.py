@@ -1,0 +1,174 @@
+"""UCE's mathematics, beside the paper's formula written out."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from unsee._errors import InputError
+from unsee.erasers.uce import UCE, multiplier, thin
+from unsee.pipelines import Erasure, parts_of
+from unsee.prompts import Concept
+
+
+def problem(
+    edited: int, kept: int, dim: int = 24, out: int = 10
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """W (out, dim), C (edited + kept, dim), the edited rows' targets and scales, in float64."""
+    draw = torch.Generator().manual_seed(edited + 7 * kept)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=draw, dtype=torch.float64)
+
+    rows = edited + kept
+    return normal(out, dim), normal(rows, dim), normal(edited, dim), normal(rows).abs() + 0.1
+
+
+def dense(
+    weight: Tensor, sources: Tensor, targets: Tensor, scales: Tensor, ridge: float
+) -> Tensor:
+    """W′ = (λW + Σ sᵢ W gᵢ cᵢᵀ)(λI + Σ sᵢ cᵢcᵢᵀ)⁻¹, row by row as the authors' loop has it."""
+    left = ridge * weight
+    right = ridge * torch.eye(weight.shape[1], dtype=weight.dtype)
+    for c, g, s in zip(sources, targets, scales, strict=True):
+        left = left + s * torch.outer(weight @ g, c)
+        right = right + s * torch.outer(c, c)
+    return left @ torch.linalg.inv(right)
+
+
+def edit(weight: Tensor, sources: Tensor, targets: Tensor, scales: Tensor, ridge: float) -> Tensor:
+    left, right = multiplier(sources, targets, scales, len(targets), ridge)
+    return weight + (weight @ left) @ right
+
+
+SIZES = [(1, 0), (3, 5), (4, 40), (40, 3)]
+
+
+@pytest.mark.parametrize("edited, kept", SIZES)
+def test_it_is_the_dense_solution(edited: int, kept: int) -> None:
+    weight, sources, targets, scales = problem(edited, kept)
+    goals = torch.cat([targets, sources[edited:]])
+    want = dense(weight, sources, goals, scales, 0.5)
+    torch.testing.assert_close(
+        edit(weight, sources, targets, scales, 0.5), want, rtol=0, atol=1e-10
+    )
+
+
+@pytest.mark.parametrize("edited, kept", SIZES)
+def test_the_gradient_is_zero_at_the_solution(edited: int, kept: int) -> None:
+    weight, sources, targets, scales = problem(edited, kept)
+    new = edit(weight, sources, targets, scales, 0.5).requires_grad_()
+    goals = torch.cat([targets, sources[edited:]])
+    misses = (sources @ new.T - goals @ weight.T).square().sum(1)
+    loss = (scales * misses).sum() + 0.5 * (new - weight).square().sum()
+    (gradient,) = torch.autograd.grad(loss, new)
+    assert gradient.abs().max() < 1e-9 * loss.item()
+
+
+def test_keeping_alone_changes_nothing() -> None:
+    weight, sources, targets, scales = problem(0, 9)
+    torch.testing.assert_close(edit(weight, sources, targets, scales, 0.5), weight)
+
+
+def test_erasing_to_itself_changes_nothing() -> None:
+    weight, sources, _, scales = problem(3, 4)
+    torch.testing.assert_close(edit(weight, sources, sources[:3], scales, 0.5), weight)
+
+
+def test_a_greater_keep_scale_moves_what_is_kept_less() -> None:
+    weight, sources, targets, _ = problem(3, 4)
+    moved = []
+    for scale in (0.0, 0.1, 1.0, 10.0, 100.0):
+        scales = torch.tensor([1.0] * 3 + [scale] * 4, dtype=torch.float64)
+        new = edit(weight, sources, targets, scales, 0.5)
+        moved.append(float((sources[3:] @ (new - weight).T).norm()))
+    assert moved == sorted(moved, reverse=True) and moved[-1] < 0.1 * moved[0]
+
+
+@pytest.mark.parametrize("edited, kept", SIZES)
+def test_the_order_of_rows_does_not_matter(edited: int, kept: int) -> None:
+    weight, sources, targets, scales = problem(edited, kept)
+    flip = torch.cat([torch.arange(edited).flip(0), edited + torch.arange(kept).flip(0)])
+    torch.testing.assert_close(
+        edit(weight, sources[flip], targets.flip(0), scales[flip], 0.5),
+        edit(weight, sources, targets, scales, 0.5),
+    )
+
+
+def test_thin_keeps_the_product_with_the_fewest_columns() -> None:
+    _, sources, targets, _ = problem(40, 0)
+    left, right = (targets[:, :6] @ sources[:6, :]).T, sources
+    a, b = thin(left, right, 1e-12)
+    assert a.shape[1] == 6
+    torch.testing.assert_close(a @ b, left @ right)
+
+
+def test_thin_leaves_out_no_more_than_is_said() -> None:
+    _, sources, targets, _ = problem(20, 0)
+    product = targets.T @ sources
+    a, b = thin(targets.T, sources, 0.3)
+    assert a.shape[1] < 20
+    assert (a @ b - product).norm() <= 0.3 * product.norm()
+
+
+def rows(pipe: object, preset: str, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
+    settings = UCE(**UCE.presets[preset])
+    return settings._rows(parts_of(pipe), [concept])
+
+
+def test_the_2025_settings_take_the_last_subject_token(pipe: object) -> None:
+    parts = parts_of(pipe)
+    goes, becomes, stays = rows(pipe, "2025", Concept("van gogh", "style", keep=("claude monet",)))
+    encoded = parts.encode(["van gogh", "art", "claude monet"]).double()
+    last = [parts.count_tokens(text) for text in ("van gogh", "art", "claude monet")]
+    assert last[0] == 2
+    torch.testing.assert_close(goes, encoded[0, 2:3])
+    torch.testing.assert_close(becomes, encoded[1, last[1] : last[1] + 1])
+    torch.testing.assert_close(stays, encoded[2, last[2] : last[2] + 1])
+
+
+def test_the_2025_settings_send_an_object_to_the_begin_of_text(pipe: object) -> None:
+    _, becomes, _ = rows(pipe, "2025", Concept("bomb"))
+    torch.testing.assert_close(becomes, parts_of(pipe).encode([""]).double()[0, :1])
+
+
+def test_the_2023_settings_align_the_tails_and_keep_the_empty_prompt(pipe: object) -> None:
+    goes, becomes, stays = rows(pipe, "2023", Concept("van gogh", "style"))
+    encoded = parts_of(pipe).encode(["van gogh", ""]).double()
+    torch.testing.assert_close(goes, encoded[0, 2:])
+    torch.testing.assert_close(becomes, encoded[1, :14])
+    torch.testing.assert_close(stays, encoded[1])
+
+
+@pytest.mark.parametrize("preset", UCE.presets)
+def test_the_file_holds_the_dense_edit_of_every_layer(pipe: object, preset: str) -> None:
+    settings = UCE(**UCE.presets[preset])
+    concepts = [
+        Concept("van gogh", "style", keep=("monet", "dog")),
+        Concept("bomb", keep=("hammer", "cat")),
+    ]
+    parts = parts_of(pipe)
+    goes, becomes, stays = settings._rows(parts, concepts)
+    keep_scale = 1.0 if settings.keep_scale is None else settings.keep_scale
+    keep_scale = 0.25 if preset == "2023" else keep_scale
+    scales = torch.tensor([1.0] * len(goes) + [keep_scale] * len(stays), dtype=torch.float64)
+    erasure: Erasure = settings.fit(parts, concepts)
+    for name, layer in parts.text_layers().items():
+        want = dense(
+            layer.weight.detach().double(),
+            torch.cat([goes, stays]),
+            torch.cat([becomes, stays]),
+            scales,
+            settings.ridge,
+        )
+        a = erasure.tensors[f"unet.{name}.lora_A.weight"].double()
+        b = erasure.tensors[f"unet.{name}.lora_B.weight"].double()
+        torch.testing.assert_close(layer.weight.detach().double() + b @ a, want, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"ridge": 0.0}, {"erase_scale": 0.0}, {"keep_scale": -1.0}, {"tokens": "first"}],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        UCE(**settings)  # type: ignore[arg-type]
