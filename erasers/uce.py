@@ -140,11 +140,12 @@ class UCE:
         left, right = multiplier(
             torch.cat([sources, kept]), targets, scales, len(sources), self.ridge
         )
-        left, right = thin(left, right, self.residual)
-        updates = {}
-        for name, layer in parts.text_layers().items():
-            weight = layer.weight.detach().cpu().double()
-            updates[name] = (right.float(), (weight @ left).float())
+        # Solved in float64; what is stored is float32, and so is the product with the weights.
+        left, right = (factor.float() for factor in thin(left, right, self.residual))
+        updates = {
+            name: (right, (layer.weight.detach().float() @ left.to(layer.weight.device)).cpu())
+            for name, layer in parts.text_layers().items()
+        }
         progress(1.0)
         return lowrank(parts, "uce", self, concepts, seed, updates)
 
