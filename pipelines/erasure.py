@@ -47,7 +47,7 @@ class Erasure:
     @property
     def bytes(self) -> bytes:
         """The file."""
-        tensors = {name: t.detach().cpu().contiguous() for name, t in self.tensors.items()}
+        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
         ours = {"record": dict(self.record), "sha256": _checksum(tensors, self.record)}
         # One entry: safetensors writes several in an order that changes from run to run.
         return save(tensors, {"unsee": json.dumps(ours, sort_keys=True)})
