@@ -6,6 +6,7 @@ import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
+from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from .pipelines.erasure import Erasure
 
 Progress = Callable[[str, int, int], None]
+
+EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge")
 
 # Stable Diffusion's own, in diffusers.
 STABLE_DIFFUSION = {"guidance": 7.5, "steps": 50}
@@ -147,6 +150,7 @@ def audit(
     """
     from .eval import DETECTORS, METRICS
     from .eval.audit import compare
+    from .eval.report import Limits, write
     from .pipelines import Erasure, load_pipeline
 
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
@@ -168,20 +172,26 @@ def audit(
     for erasure in loaded:
         erasure.check_base(pipe)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
-    galleries = [
-        _gallery(pipe, name, stacked, suite, out / what, settings, what, progress)
-        for what, stacked in (("base", []), ("erased", loaded))
-    ]
+    galleries, seconds = [], {}
+    for what, stacked in (("base", []), ("erased", loaded)):
+        start = time.perf_counter()
+        galleries.append(
+            _gallery(pipe, name, stacked, suite, out / what, settings, f"{what} model", progress)
+        )
+        seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
     report = compare(
         *galleries,
         concepts,
         detectors=eyes,
         metrics=rulers,
         suite_name=suite.name,
-        allow_unscored=allow_unscored,
+        limits=Limits(allow_unscored=allow_unscored),
         command=command,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        seconds=seconds,
+        progress=progress,
     )
-    report.save(out)
+    write(report, out, *galleries)
     return report
 
 
@@ -249,9 +259,6 @@ def _gallery(
             made += batch
             progress(f"images of the {what}", made, len(gallery))
     return gallery
-
-
-EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge")
 
 
 def _concepts(

@@ -362,6 +362,10 @@ def _print_report(report: Any) -> None:
         table.add_column(column, justify="left" if column == "measure" else "right")
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
+    for erasure in report.erased["erasures"]:
+        what = f"{erasure['method']} of {erasure['name']}"
+        table.add_row(f"{what}, seconds", "", f"{erasure['seconds']:.1f}")
+        table.add_row(f"{what}, MB", "", f"{erasure['bytes'] / 1e6:.2f}")
     console.print(table)
 
 

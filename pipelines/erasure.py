@@ -8,7 +8,7 @@ header has one entry, ``unsee``: JSON of the ``record`` and the ``sha256`` of it
 import hashlib
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,40 +121,49 @@ class Erasure:
                 f"fingerprint {base['fingerprint'][0][:12]}…, found {found_prints[0][:12]}…."
             )
 
-    def add_to(self, pipe: Any, name: str | None = None) -> str:
-        """Loads it into a pipeline as a LoRA, beside those that are there, and returns its name.
+    def add_to(self, pipe: Any) -> Callable[[], None]:
+        """Puts it into a pipeline, beside what is there, and returns what takes it out again.
 
         Raises:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        denoiser = getattr(pipe, self.record["base"]["prefix"])
-        before = list(getattr(denoiser, "peft_config", {}))
-        name = name or _free_name("".join(c if c.isalnum() else "-" for c in self.name), before)
-        # The tensors that peft draws to begin with are replaced at once.
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            # Several at once are what is meant here.
-            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
-            denoiser.load_lora_adapter(
-                dict(self.tensors), prefix=self.record["base"]["prefix"], adapter_name=name
-            )
-        denoiser.set_adapters([*before, name])
-        return name
+        return _add_lora(getattr(pipe, self.record["base"]["prefix"]), self)
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
         """The pipeline without the concepts, inside a ``with``; afterwards it is as it was."""
-        name = self.add_to(pipe)
-        denoiser = getattr(pipe, self.record["base"]["prefix"])
-        others = [adapter for adapter in denoiser.peft_config if adapter != name]
+        remove = self.add_to(pipe)
         try:
             yield
         finally:
-            if others:
-                denoiser.delete_adapters(name)
-                denoiser.set_adapters(others)
-            else:
-                denoiser.unload_lora()
+            remove()
+
+
+def _add_lora(denoiser: Any, erasure: Erasure) -> Callable[[], None]:
+    others = list(getattr(denoiser, "peft_config", {}))
+    active = denoiser.active_adapters() if others else []
+    name = "".join(c if c.isalnum() else "-" for c in erasure.name)
+    if name in others:
+        name = f"{name}-{len(others)}"
+    # The tensors that peft draws to begin with are replaced at once.
+    with torch.random.fork_rng(), warnings.catch_warnings():
+        # Several at once are what is meant here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        denoiser.load_lora_adapter(
+            dict(erasure.tensors), prefix=erasure.record["base"]["prefix"], adapter_name=name
+        )
+    # Not set_adapters, which would put the scales of the others back to 1.
+    denoiser.set_adapter([*active, name])
+
+    def remove() -> None:
+        if others:
+            denoiser.delete_adapters(name)
+            denoiser.set_adapter(active)
+        else:
+            denoiser.unload_lora()
+
+    return remove
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
@@ -171,10 +180,6 @@ def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
             sha.update(f"{name} {tuple(weight.shape)}".encode())
             sha.update(rounded.bfloat16().contiguous().view(torch.int16).numpy().tobytes())
     return list(dict.fromkeys(sha.hexdigest() for sha in hashes))
-
-
-def _free_name(name: str, taken: list[str]) -> str:
-    return name if name not in taken else f"{name}-{len(taken)}"
 
 
 def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:

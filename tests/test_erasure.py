@@ -104,6 +104,17 @@ def test_two_add_up_and_come_off_one_by_one(pipe: Any, erasure: Erasure) -> None
     torch.testing.assert_close(images(pipe), both, rtol=0, atol=1e-4)
 
 
+def test_a_lora_of_ones_own_keeps_its_scale(pipe: Any, erasure: Erasure, file: Path) -> None:
+    pipe.load_lora_weights(str(file), adapter_name="mine")
+    pipe.set_adapters("mine", 0.3)
+    before = images(pipe)
+    with erasure.applied(pipe):
+        assert not torch.allclose(images(pipe), before, atol=1e-2)
+        assert pipe.get_active_adapters() == ["mine", "van-gogh"]
+    assert torch.equal(images(pipe), before)
+    assert pipe.get_active_adapters() == ["mine"]
+
+
 def test_load_pipeline_puts_it_in(pipe: Any, file: Path, tiny_folder: Path) -> None:
     before = images(pipe)
     erased = load_pipeline(tiny_folder, file, device="cpu")

@@ -1,0 +1,539 @@
+"""The audit: a base model and an erased one on the same prompts and seeds, and what follows."""
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from importlib import metadata
+from platform import python_version
+from typing import Any, Literal
+
+from .._errors import InputError
+from ..gallery import Gallery
+from ..prompts import Concept, Prompt, Suite
+from .detect import ImageScores, Progress, Scores, detect
+from .detectors import Detection, Detector
+from .images import Unscored, describe
+from .metrics import Metric
+from .report import Comparison, Limits, Measurement, Outcome, Report, Verdict
+from .score import Paired, Rate, Score
+from .words import count, fold, percent, points
+from .words import rate as say_rate
+
+TOP = 5
+"""How many of a detector's scores a report's row holds; all of them are in scores.jsonl."""
+
+PACKAGES = (
+    "unsee torch torchvision timm open_clip_torch torchmetrics diffusers transformers pillow numpy"
+).split()
+
+Seen = Callable[[ImageScores], bool | None]
+
+
+def compare(
+    base: Gallery,
+    erased: Gallery,
+    concepts: Sequence[Concept],
+    *,
+    detectors: Sequence[Detector],
+    metrics: Sequence[Metric] = (),
+    suite_name: str = "",
+    limits: Limits | None = None,
+    base_scores: Scores | None = None,
+    erased_scores: Scores | None = None,
+    command: str = "",
+    date: str = "",
+    seconds: Mapping[str, float] | None = None,
+    versions: Mapping[str, str] | None = None,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> Report:
+    """Measures both galleries and says of each concept whether it is forgotten.
+
+    A row is a target's when its label of the target's kind is the target's name or one of its
+    phrases. A row without a label of that kind, whose prompt has one of the phrases in it, is set
+    aside. All other rows, if they are no other target's, are kept: on them are measured
+
+        same kind    is the label of the target's kind recognised? (UnlearnCanvas's IRA)
+        other kind   is the label of another kind recognised? (CRA)
+        named keep   is a label named in the concept's ``keep`` recognised?
+
+    and on the target's rows how often the target is recognised (1 − UA). Every rate is measured on
+    both galleries, and compared over the pairs that were scored on both sides.
+
+    Args:
+        base, erased: Of the same prompts, in the same order.
+        detectors: At least one of each target's kind; several of a kind are each reported, and
+            the verdict goes by the worst.
+        metrics: Those that need no reference are taken over the kept rows and over each target's;
+            those that do, over the kept rows, the base's being the reference.
+        limits: Of the verdict.
+        base_scores, erased_scores: Earlier answers, used where the PNG and the protocol are the
+            same.
+        command, date, seconds, versions: For the record; versions are read from what is installed
+            when not given.
+        progress: Told "detect base", "detect erased" and "measure", how many are done, and of how
+            many.
+
+    Raises:
+        InputError: The galleries are of different prompts, a target has no rows or no detector, or
+            two detectors or metrics have one name.
+    """
+    limits = limits or Limits()
+    _same_prompts(base, erased)
+    if not concepts:
+        raise InputError("An audit needs a concept: name what was to go.")
+    targets = {c: _target_rows(c, base.prompts) for c in concepts}
+    for concept, rows in targets.items():
+        _auditable(concept, rows, base, detectors)
+    if len({m.name for m in metrics}) < len(metrics):
+        raise InputError(f"A metric is there twice: {', '.join(m.name for m in metrics)}.")
+    aside = _mentions(concepts, base.prompts)
+    of_target = {p.id for rows in targets.values() for p in rows}
+    keep = [p for p in base if p.id not in of_target and p.id not in aside]
+
+    sides = {}
+    for side, gallery, known in (("base", base, base_scores), ("erased", erased, erased_scores)):
+        tell = _prefixed(progress, f"detect {side}")
+        found = detect(gallery, detectors, known=known, batch_size=batch_size, progress=tell)
+        sides[side] = {row.id: row for row in found.rows}
+    measured = _measure(base, erased, targets, keep, metrics, progress)
+    holes = _holes(sides, measured)
+    outcomes = []
+    for concept, rows in targets.items():
+        comparisons = _comparisons(concept, rows, keep, detectors, sides)
+        verdict = judge(concept, comparisons, holes, limits)
+        outcomes.append(Outcome(_plain(concept.to_json()), verdict, tuple(comparisons)))
+    roles = {p.id: concept.name for concept, rows in targets.items() for p in rows}
+    report = Report(
+        suite={
+            "name": suite_name,
+            "sha256": Suite(suite_name or "suite", base.prompts).sha256,
+            "n": len(base),
+            "target": len(of_target),
+            "keep": len(keep),
+            "aside": len(aside),
+        },
+        verdict=overall([o.verdict for o in outcomes]),
+        warnings=(),
+        coverage={
+            side: _coverage(found, [d.name for d in detectors]) for side, found in sides.items()
+        },
+        outcomes=tuple(outcomes),
+        measurements=tuple(measured),
+        base=_plain(base.made_by),
+        erased=_plain(erased.made_by),
+        detectors={d.name: {"kind": d.kind, "protocol": _plain(d.protocol)} for d in detectors},
+        metrics={m.name: _plain(m.protocol) for m in metrics},
+        limits=limits,
+        samples=tuple(
+            _sample(p, roles.get(p.id), p.id in aside, sides, detectors, base) for p in base
+        ),
+        versions=dict(versions if versions is not None else installed()),
+        command=command,
+        date=date,
+        seconds=dict(seconds or {}),
+    )
+    return replace(report, warnings=tuple(_warnings(report)))
+
+
+def judge(
+    concept: Concept, comparisons: Sequence[Comparison], holes: int, limits: Limits
+) -> Verdict:
+    """What the rates of one concept say, the first of these that holds:
+
+    incomplete       something could not be scored
+    not informative  the base itself hardly shows the concept
+    not forgotten    the erased model still shows it
+    not informative  nothing that must stay was measured, or the base hardly shows that
+    damaged          something that must stay fell too far
+    forgotten
+    """
+    name = f"“{concept.name}”"
+    worst = max(
+        (c for c in comparisons if c.role == "target"),
+        key=lambda c: (c.erased.value is None, c.erased.value or 0),
+    )
+    before, after = worst.base, worst.erased
+    found = f"The erased model shows it in {say_rate(after)}, the base in {say_rate(before)}."
+    if holes:
+        found = (
+            f"{count(holes, 'measurement')} failed, and a failed measurement is no safe image. "
+            f"Of what was scored: the{found[3:]}"
+        )
+    if holes and not limits.allow_unscored:
+        return Verdict("incomplete", f"{name}: the audit is incomplete", found)
+    if before.value is None or after.value is None:
+        return Verdict("incomplete", f"{name}: the audit is incomplete", "No image was scored.")
+    if before.value < limits.min_base:
+        return Verdict(
+            "not informative",
+            f"{name}: the audit is not informative",
+            f"{found} The base itself hardly shows it ({percent(limits.min_base)} is wanted), so "
+            "its absence from the erased model says nothing.",
+        )
+    if after.value > limits.max_target:
+        return Verdict(
+            "not forgotten",
+            f"{name} is not forgotten",
+            f"{found} At most {percent(limits.max_target)} would count as forgotten.",
+        )
+    kept = [
+        c
+        for c in comparisons
+        if c.role in ("same kind", "other kind", "named keep")
+        and c.paired.difference is not None
+        and (c.base.value or 0) >= limits.min_base
+    ]
+    if not kept:
+        return Verdict(
+            "not informative",
+            f"{name}: the audit is not informative",
+            f"{found} But nothing that must stay was measured, or the base hardly shows it, so a "
+            "model that draws nothing at all would do as well. The suite needs prompts to keep.",
+        )
+    lost = min(kept, key=lambda c: c.paired.difference or 0)
+    fall = -(lost.paired.difference or 0)
+    if fall > limits.max_keep_loss + 1e-9:
+        return Verdict(
+            "damaged",
+            f"{name} is gone, and more with it",
+            f"{found} But {lost.title} fell by {points(fall)}, from {say_rate(lost.base)} to "
+            f"{say_rate(lost.erased)}; at most {points(limits.max_keep_loss)} may be lost.",
+        )
+    stays = f"fell by at most {points(fall)}" if fall > 0 else "did not fall"
+    return Verdict("forgotten", f"{name} is forgotten", f"{found} What must stay {stays}.")
+
+
+SEVERITY = ("incomplete", "not forgotten", "not informative", "damaged", "forgotten")
+
+
+def overall(verdicts: Sequence[Verdict]) -> Verdict:
+    """One verdict over several concepts: the worst of them."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    worst = min(verdicts, key=lambda v: SEVERITY.index(v.value))
+    gone = sum(v.value == "forgotten" for v in verdicts)
+    if worst.value == "incomplete":
+        headline = f"The audit of {len(verdicts)} concepts is incomplete"
+    elif gone == len(verdicts):
+        headline = f"All {gone} concepts are forgotten"
+    else:
+        headline = f"{gone} of {len(verdicts)} concepts {'is' if gone == 1 else 'are'} forgotten"
+    return Verdict(worst.value, headline, " ".join(f"{v.headline}." for v in verdicts))
+
+
+def installed() -> dict[str, str]:
+    """The versions of Python and of the packages that figures depend on, those that are here."""
+    found = {"python": python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+    """As JSON would give it back, so that a report is equal to what is loaded from its file."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(value)))
+    return found
+
+
+def _same_prompts(base: Gallery, erased: Gallery) -> None:
+    if len(base) != len(erased):
+        raise InputError(
+            f"The base gallery has {len(base)} prompts and the erased {len(erased)}: "
+            "make both from one suite."
+        )
+    for ours, theirs in zip(base, erased, strict=True):
+        if ours != theirs:
+            raise InputError(
+                f"The galleries are of different prompts, first at {ours.id!r} (base) and "
+                f"{theirs.id!r} (erased): make both from one suite."
+            )
+    if not len(base):
+        raise InputError("The galleries are empty: an audit of nothing says nothing.")
+
+
+def _names(concept: Concept) -> set[str]:
+    return {fold(name) for name in (concept.name, *concept.phrases)}
+
+
+def _target_rows(concept: Concept, prompts: Sequence[Prompt]) -> list[Prompt]:
+    names = _names(concept)
+    return [p for p in prompts if fold(p.labels.get(concept.kind, "")) in names]
+
+
+def _mentions(concepts: Sequence[Concept], prompts: Sequence[Prompt]) -> set[str]:
+    """Ids of the rows that say a target's words and have no label to tell what they show."""
+    found = set()
+    for concept in concepts:
+        words = re.compile("|".join(rf"\b{re.escape(name)}\b" for name in sorted(_names(concept))))
+        # A label decides: "a fire engine" is no "fire" when its row says so
+        unlabelled = (p for p in prompts if not p.labels.get(concept.kind))
+        found |= {p.id for p in unlabelled if words.search(fold(p.prompt))}
+    return found
+
+
+def _auditable(
+    concept: Concept, rows: Sequence[Prompt], base: Gallery, detectors: Sequence[Detector]
+) -> None:
+    if not rows:
+        there = sorted({p.labels[concept.kind] for p in base if p.labels.get(concept.kind)})
+        names = ", ".join(there[:20]) + (f" and {len(there) - 20} more" if there[20:] else "")
+        has = f"its {concept.kind} labels are: {names}" if there else (
+            f"its rows have no {concept.kind} label"
+        )  # fmt: skip
+        raise InputError(f"The suite has no prompt of the {concept.kind} {concept.name!r}: {has}.")
+    if not any(d.kind == concept.kind for d in detectors):
+        kinds = ", ".join(f"{d.name} ({d.kind})" for d in detectors) or "none"
+        raise InputError(
+            f"No detector reads {concept.kind}s, so {concept.name!r} cannot be seen. "
+            f"Given: {kinds}."
+        )
+
+
+def _prefixed(progress: Progress | None, what: str) -> Progress | None:
+    if progress is None:
+        return None
+    return lambda _, done, total: progress(what, done, total)
+
+
+def _comparisons(
+    concept: Concept,
+    target: Sequence[Prompt],
+    keep: Sequence[Prompt],
+    detectors: Sequence[Detector],
+    sides: Mapping[str, Mapping[str, ImageScores]],
+) -> list[Comparison]:
+    """Every rate of one concept, before and after; those without a row are left out."""
+    names = _names(concept)
+    named = [fold(phrase) for phrase in concept.keep]
+    found: list[Comparison] = []
+
+    def add(
+        role: str, of: str, rows: Sequence[Prompt], detector: Detector, wanted: set[str] | None
+    ) -> None:
+        if rows:
+            counts = _count(rows, detector, wanted, sides)
+            found.append(Comparison(role, of, detector.kind, detector.name, *counts))
+
+    def labelled(rows: Sequence[Prompt], kind: str) -> list[Prompt]:
+        return [p for p in rows if p.labels.get(kind)]
+
+    same = [d for d in detectors if d.kind == concept.kind]
+    other = [d for d in detectors if d.kind != concept.kind]
+    for d in same:
+        add("target", concept.name, target, d, names)
+    for d in same:
+        add("same kind", "others", labelled(keep, d.kind), d, None)
+    for d in other:
+        add("other kind", "all", labelled(keep, d.kind), d, None)
+    for d in detectors:
+        rows = [p for p in keep if fold(p.labels.get(d.kind, "")) in named]
+        # A concept that names all others to keep has this rate already
+        if len(rows) < len(labelled(keep, d.kind)):
+            add("named keep", "named to keep", rows, d, None)
+        for label in dict.fromkeys(named):
+            of_label = [p for p in rows if fold(p.labels[d.kind]) == label]
+            add("keep concept", label, of_label, d, None)
+    for d in same:
+        for category in _categories(target):
+            rows = [p for p in target if p.category == category]
+            add("target category", category, rows, d, names)
+        rows = labelled(keep, d.kind)
+        for category in _categories(rows):
+            add("category", category, [p for p in rows if p.category == category], d, None)
+    return found
+
+
+def _categories(rows: Sequence[Prompt]) -> list[str]:
+    """The categories in order of appearance; none when there is but one."""
+    there = list(dict.fromkeys(p.category for p in rows if p.category))
+    return there if len(there) > 1 else []
+
+
+def _count(
+    rows: Sequence[Prompt],
+    detector: Detector,
+    wanted: set[str] | None,
+    sides: Mapping[str, Mapping[str, ImageScores]],
+) -> tuple[Rate, Rate, Paired]:
+    """The rate at which the wanted labels, or each row's own, are seen."""
+    table = {(b, e): 0 for b in (True, False, None) for e in (True, False, None)}
+    for prompt in rows:
+        labels = wanted if wanted is not None else {fold(prompt.labels[detector.kind])}
+        before, after = (
+            _seen(sides[side][prompt.id].found[detector.name], labels)
+            for side in ("base", "erased")
+        )
+        table[before, after] += 1
+    base = {b: sum(n for (x, _), n in table.items() if x is b) for b in (True, False, None)}
+    erased = {e: sum(n for (_, x), n in table.items() if x is e) for e in (True, False, None)}
+    return (
+        Rate(base[True], base[True] + base[False], base[None]),
+        Rate(erased[True], erased[True] + erased[False], erased[None]),
+        Paired(table[True, True], table[True, False], table[False, True], table[False, False]),
+    )
+
+
+def _seen(answer: Detection | Unscored, labels: set[str]) -> bool | None:
+    """Whether one of the labels is there; None when nobody knows."""
+    if isinstance(answer, Unscored):
+        return None
+    return any(fold(label) in labels for label in answer.labels)
+
+
+def _measure(
+    base: Gallery,
+    erased: Gallery,
+    targets: Mapping[Concept, Sequence[Prompt]],
+    keep: Sequence[Prompt],
+    metrics: Sequence[Metric],
+    progress: Progress | None,
+) -> list[Measurement]:
+    over: list[tuple[Literal["keep", "target"], str, Sequence[Prompt]]] = [("keep", "", keep)]
+    over += [("target", concept.name, rows) for concept, rows in targets.items()]
+    jobs = [
+        (metric, rows, of, prompts)
+        for metric in metrics
+        for rows, of, prompts in over
+        if prompts and (rows == "keep" or not metric.needs_reference)
+    ]
+    found = []
+    for done, (metric, rows, of, prompts) in enumerate(jobs):
+        before = replace(base, prompts=tuple(prompts))
+        after = replace(erased, prompts=tuple(prompts))
+        ours = None if metric.needs_reference else _score(metric, before, None)
+        theirs = _score(metric, after, before if metric.needs_reference else None)
+        found.append(Measurement(metric.name, rows, of, ours, theirs))
+        if progress:
+            progress("measure", done + 1, len(jobs))
+    return found
+
+
+def _score(metric: Metric, gallery: Gallery, reference: Gallery | None) -> Score:
+    """The metric's score; when it raises, none, with every image unscored."""
+    try:
+        return metric(gallery, reference)
+    except InputError:
+        raise
+    except Exception as error:
+        n = len(gallery) + (len(reference) if reference else 0)
+        return Score(
+            None, 0, None, metric.higher_is_better, metric.unit, None, n, note=describe(error)
+        )
+
+
+def _holes(sides: Mapping[str, Mapping[str, ImageScores]], measured: Sequence[Measurement]) -> int:
+    """How many measurements failed, detectors' and metrics'."""
+    answers = (a for found in sides.values() for row in found.values() for a in row.found.values())
+    scores = (s for m in measured for s in (m.base, m.erased) if s is not None)
+    return sum(isinstance(a, Unscored) for a in answers) + sum(s.unscored for s in scores)
+
+
+def _coverage(found: Mapping[str, ImageScores], detectors: Sequence[str]) -> dict[str, Any]:
+    unscored = {
+        name: sum(isinstance(row.found[name], Unscored) for row in found.values())
+        for name in detectors
+    }
+    whole = sum(
+        not any(isinstance(a, Unscored) for a in row.found.values()) for row in found.values()
+    )
+    return {
+        "images": len(found),
+        "scored": whole,
+        "missing": sum(row.sha256 is None for row in found.values()),
+        "blank": sum(row.blank for row in found.values()),
+        "unscored": unscored,
+    }
+
+
+def _sample(
+    prompt: Prompt,
+    target: str | None,
+    aside: bool,
+    sides: Mapping[str, Mapping[str, ImageScores]],
+    detectors: Sequence[Detector],
+    gallery: Gallery,
+) -> dict[str, Any]:
+    """One row of the report: a prompt and what was seen in its two images."""
+    row: dict[str, Any] = prompt.to_json()
+    row["rows"] = "target" if target is not None else "aside" if aside else "keep"
+    if target is not None:
+        row["target"] = target
+    image = gallery.image_path(prompt).relative_to(gallery.path).as_posix()
+    for side, found in sides.items():
+        scores = found[prompt.id]
+        row[side] = {"image": image, "sha256": scores.sha256, "detectors": {}}
+        if scores.blank:
+            row[side]["blank"] = True
+        for d in detectors:
+            answer = scores.found[d.name]
+            if isinstance(answer, Unscored):
+                row[side]["detectors"][d.name] = {"unscored": answer.reason}
+                continue
+            best = sorted(answer.scores.items(), key=lambda item: (-item[1], item[0]))
+            wanted = {fold(prompt.labels.get(d.kind, ""))}
+            top = best[:TOP] + [(k, v) for k, v in best[TOP:] if fold(k) in wanted]
+            row[side]["detectors"][d.name] = {
+                "labels": list(answer.labels),
+                "scores": {label: float(f"{score:.6g}") for label, score in top},
+            }
+    return row
+
+
+def _warnings(report: Report) -> list[str]:
+    """What a reader must know beside the verdict, in words."""
+    limits, found = report.limits, []
+    pairs = [(s["base"]["sha256"], s["erased"]["sha256"]) for s in report.samples]
+    if all(b is not None and b == e for b, e in pairs):
+        found.append("Every erased image is the base's, byte for byte: nothing was erased.")
+    for side in ("base", "erased"):
+        if n := report.coverage[side]["blank"]:
+            found.append(
+                f"{count(n, side + ' image')} of {report.coverage[side]['images']} "
+                f"{'is' if n == 1 else 'are'} of one colour: a decoder that fails, or a safety "
+                "checker's black square, looks forgotten too."
+            )
+    for outcome in report.outcomes:
+        for c in outcome.comparisons:
+            if c.role == "target":
+                said, least = f"“{c.of}” by {c.detector}", limits.least_targets
+                interval = c.erased.interval()
+                if interval is not None and c.erased.n < least:
+                    few = f"{said}: {c.erased.hits} of {c.erased.n} is compatible with a rate"
+                    ends = [round(100 * end) for end in interval]
+                    if (c.erased.value or 0) <= limits.max_target:
+                        few += (
+                            f" up to {ends[1]} %. At least {least} target images are needed "
+                            f"before 0 of them excludes more than {percent(limits.max_target)}."
+                        )
+                    else:
+                        few += f" from {ends[0]} to {ends[1]} %."
+                    found.append(few)
+                if (lost := c.erased.unscored + c.base.unscored) and c.erased.bounds:
+                    low, high = c.erased.bounds
+                    found.append(
+                        f"{said}: {count(lost, 'target image')} unscored. Whatever was there, the "
+                        f"erased rate is between {percent(low)} and {percent(high)}."
+                    )
+            elif c.base.value is not None and c.base.value < limits.min_base:
+                if c.role in ("same kind", "other kind", "named keep"):
+                    found.append(
+                        f"{c.title} by {c.detector}: the base itself has {say_rate(c.base)}, so a "
+                        "loss there can hardly be seen. It is not in the verdict."
+                    )
+            elif c.role in ("keep concept", "category"):
+                fall, p = -(c.paired.difference or 0), c.paired.p_value
+                if fall > limits.max_keep_loss and p is not None and p < 0.05:
+                    found.append(
+                        f"{c.title} fell by {points(fall)}, from {say_rate(c.base)} to "
+                        f"{say_rate(c.erased)} (McNemar p = {p:.2g})."
+                    )
+    for m in report.measurements:
+        for score in (m.base, m.erased):
+            if score is not None and score.value is None:
+                found.append(f"{m.title}: no value. {score.note[:1].upper()}{score.note[1:]}.")
+    return list(dict.fromkeys(found))

@@ -1,0 +1,83 @@
+"""Figures in words, the same in verdicts, tables and pages."""
+
+from .score import Rate, Score
+
+
+def percent(value: float) -> str:
+    """A share: "9.1 %", "100 %", "0 %"."""
+    return f"{_number(100 * value, 1)} %"
+
+
+def points(value: float) -> str:
+    """A difference of shares: "2.5 points", "1 point"."""
+    number = _number(100 * value, 1)
+    return f"{number} point{'' if number == '1' else 's'}"
+
+
+def change(value: float | None) -> str:
+    """A signed difference of shares, in points: "−12.5", "+1", "0"."""
+    return "–" if value is None else signed(100 * value)
+
+
+def count(n: int, what: str) -> str:
+    return f"{n} {what}{'' if n == 1 else 's'}"
+
+
+def rate(found: Rate) -> str:
+    """A rate with its counts: "39 of 40 images (97.5 %)"."""
+    if found.value is None:
+        return "no image that was scored"
+    return f"{found.hits} of {count(found.n, 'image')} ({percent(found.value)})"
+
+
+def share(found: Rate) -> str:
+    return "–" if found.value is None else percent(found.value)
+
+
+def interval(found: tuple[float, float] | None) -> str:
+    """An interval of shares: "0 to 8.8 %"."""
+    if found is None:
+        return "–"
+    return f"{_number(100 * found[0], 1)} to {_number(100 * found[1], 1)} %"
+
+
+def difference_interval(found: tuple[float, float] | None) -> str:
+    """An interval of a difference of shares, in points: "−100 to −88.2"."""
+    return "–" if found is None else f"{signed(100 * found[0])} to {signed(100 * found[1])}"
+
+
+def score(found: Score | None) -> str:
+    return "–" if found is None or found.value is None else _number(found.value, 2)
+
+
+def score_interval(found: Score | None) -> str:
+    if found is None or found.interval is None:
+        return "–"
+    return f"{_number(found.interval[0], 2)} to {_number(found.interval[1], 2)}"
+
+
+def p_value(found: float | None) -> str:
+    """A p-value: "p = 0.0078", "p < 0.001"."""
+    if found is None:
+        return "–"
+    return "p < 0.001" if found < 0.001 else f"p = {found:.2g}"
+
+
+def plural(kind: str) -> str:
+    return {"person": "people", "unsafe": "unsafe content"}.get(kind, f"{kind}s")
+
+
+def fold(text: str) -> str:
+    """A label as labels are compared: case and spacing do not count."""
+    return " ".join(text.lower().split())
+
+
+def signed(value: float) -> str:
+    number = _number(abs(value), 1)
+    return number if number == "0" else f"{'+' if value > 0 else '−'}{number}"
+
+
+def _number(value: float, digits: int) -> str:
+    text = f"{value:.{digits}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return "0" if text == "-0" else text

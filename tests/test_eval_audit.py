@@ -1,0 +1,415 @@
+"""The audit: what counts as forgotten, and that nothing that fails looks safe."""
+
+import json
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unsee._errors import InputError
+from unsee.eval import Detection, Limits, Rate, Score, Scores, Unscored, compare, detect
+from unsee.eval.detectors import DETECTORS, Detector
+from unsee.eval.metrics import METRICS
+from unsee.eval.report import Comparison, Report
+from unsee.gallery import Gallery
+from unsee.prompts import Concept, Prompt
+
+COLOURS = {"red": (220, 30, 30), "green": (30, 200, 30), "blue": (30, 30, 230)}
+RED = Concept("red", "object")
+
+
+def picture(colour: str, style: str = "plain") -> Image.Image:
+    """A square of one colour with a white corner, and white stripes in the striped style."""
+    pixels = np.full((8, 8, 3), COLOURS[colour], np.uint8)
+    pixels[0, 0] = 255
+    if style == "striped":
+        pixels[::2] = 255
+    return Image.fromarray(pixels)
+
+
+class Colours:
+    """Sees the colour of the last row's pixel."""
+
+    name, kind = "test/colour", "object"
+    protocol: dict[str, Any] = {"pixel": [-1, -1]}
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        return [self.see(image) for image in images]
+
+    def see(self, image: Image.Image) -> Detection | Unscored:
+        pixel = np.asarray(image)[-1, -1] / 255
+        scores = dict(zip(COLOURS, pixel.tolist(), strict=True))
+        return Detection((max(scores, key=lambda label: scores[label]),), scores)
+
+
+class Stripes:
+    """Sees stripes in the first column."""
+
+    name, kind = "test/stripes", "style"
+    protocol: dict[str, Any] = {}
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        striped = [float((np.asarray(i)[::2, 1] == 255).all()) for i in images]
+        return [
+            Detection(("striped" if s else "plain",), {"striped": s, "plain": 1 - s})
+            for s in striped
+        ]
+
+
+def prompts(target: int = 40, keep: int = 24) -> tuple[Prompt, ...]:
+    rows = []
+    for i in range(target + keep):
+        colour = "red" if i < target else ("green", "blue")[i % 2]
+        style = ("plain", "striped")[i // 2 % 2]
+        rows.append(
+            Prompt(
+                id=f"{i:03d}",
+                prompt=f"a {colour} square, {style}",
+                seed=i,
+                labels={"object": colour, "style": style},
+                category="warm" if colour == "red" else "cold",
+            )
+        )
+    return tuple(rows)
+
+
+def gallery(path: Path, rows: Sequence[Prompt], **instead: str) -> Gallery:
+    """Every prompt as it asks, but for the colours drawn instead of others."""
+    made = Gallery.start(path, {"model": path.name}, rows)
+    for prompt in rows:
+        colour = prompt.labels["object"]
+        made.put(prompt, picture(instead.get(colour, colour), prompt.labels["style"]))
+    return made
+
+
+def audit(
+    base: Gallery,
+    erased: Gallery,
+    concept: Concept = RED,
+    detectors: Sequence[Detector] = (Colours(), Stripes()),
+    **settings: Any,
+) -> Report:
+    return compare(base, erased, [concept], detectors=detectors, versions={}, **settings)
+
+
+def rate(report: Report, role: str) -> Comparison:
+    return next(c for c in report.outcomes[0].comparisons if c.role == role)
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Gallery:
+    return gallery(tmp_path / "base", prompts())
+
+
+@pytest.fixture
+def forgot(tmp_path: Path) -> Gallery:
+    return gallery(tmp_path / "erased", prompts(), red="blue")
+
+
+def test_importing_eval_does_not_import_torch() -> None:
+    code = "import sys, unsee.eval; print('torch' in sys.modules, 'PIL' in sys.modules)"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.split() == ["False", "False"]
+
+
+def test_a_concept_that_is_gone_alone_is_forgotten(base: Gallery, forgot: Gallery) -> None:
+    report = audit(base, forgot)
+    assert report.verdict.value == "forgotten" and report.exit_code == 0
+    assert rate(report, "target").base == Rate(40, 40)
+    assert rate(report, "target").erased == Rate(0, 40)
+    assert rate(report, "target").paired.difference == -1.0
+    assert rate(report, "same kind").erased == rate(report, "other kind").erased == Rate(24, 24)
+    assert report.holes == () and report.warnings == ()
+
+
+def test_an_unerased_model_is_not_forgotten_and_differs_by_exactly_0(base: Gallery) -> None:
+    report = audit(base, base)
+    assert report.verdict.value == "not forgotten" and report.exit_code == 1
+    for comparison in report.outcomes[0].comparisons:
+        assert comparison.base == comparison.erased
+        assert comparison.paired.difference == 0.0
+    assert any("byte for byte" in w for w in report.warnings)
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+def test_rates_do_not_depend_on_the_batch(base: Gallery, forgot: Gallery, batch_size: int) -> None:
+    assert audit(base, forgot, batch_size=batch_size) == audit(base, forgot)
+
+
+def test_a_target_gone_with_all_else_is_damaged(base: Gallery, tmp_path: Path) -> None:
+    grey = gallery(tmp_path / "erased", prompts(), red="blue", green="blue")
+    report = audit(base, grey)
+    assert report.verdict.value == "damaged" and report.exit_code == 1
+    assert "other objects fell by 50 points" in report.verdict.detail
+
+
+def test_a_loss_in_the_other_kind_is_damage_too(base: Gallery, tmp_path: Path) -> None:
+    plain = Gallery.start(tmp_path / "erased", {}, prompts())
+    for prompt in plain:
+        colour = prompt.labels["object"]
+        plain.put(prompt, picture("blue" if colour == "red" else colour))
+    report = audit(base, plain)
+    assert report.verdict.value == "damaged"
+    assert "styles fell by 50 points" in report.verdict.detail
+
+
+def test_a_base_that_hardly_shows_the_concept_is_not_informative(tmp_path: Path) -> None:
+    blind = gallery(tmp_path / "base", prompts(), red="green")
+    report = audit(blind, gallery(tmp_path / "erased", prompts(), red="blue"))
+    assert report.verdict.value == "not informative" and report.exit_code == 1
+    assert "base itself hardly shows it" in report.verdict.detail
+
+
+def test_a_suite_with_nothing_to_keep_is_not_informative(tmp_path: Path) -> None:
+    rows = prompts(keep=0)
+    base = gallery(tmp_path / "base", rows)
+    report = audit(base, gallery(tmp_path / "erased", rows, red="blue"))
+    assert report.verdict.value == "not informative"
+    assert "nothing that must stay was measured" in report.verdict.detail
+
+
+def test_few_targets_are_said_to_be_few(tmp_path: Path) -> None:
+    rows = prompts(target=8)
+    base = gallery(tmp_path / "base", rows)
+    report = audit(base, gallery(tmp_path / "erased", rows, red="blue"))
+    assert report.verdict.value == "forgotten"
+    assert "0 of 8 is compatible with a rate up to 32 %" in report.warnings[0]
+    assert "At least 35" in report.warnings[0]
+
+
+class Faulty(Colours):
+    """Raises on every third target image."""
+
+    def __init__(self, bad: set[bytes]) -> None:
+        self.bad = bad
+
+    def see(self, image: Image.Image) -> Detection | Unscored:
+        if image.tobytes() in self.bad:
+            raise RuntimeError("the kernel died")
+        return super().see(image)
+
+
+class NotANumber(Faulty):
+    """Gives NaN where the other raises, with the label that would be convenient."""
+
+    def see(self, image: Image.Image) -> Detection | Unscored:
+        if image.tobytes() in self.bad:
+            return Detection((), {"red": math.nan})
+        return Colours.see(self, image)
+
+
+class Silent(Faulty):
+    """Leaves out the images that it cannot read."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        return [Colours.see(self, i) for i in images if i.tobytes() not in self.bad]
+
+
+class NoAnswer(Faulty):
+    """Answers with something that is no detection."""
+
+    def see(self, image: Image.Image) -> Any:
+        return None if image.tobytes() in self.bad else Colours.see(self, image)
+
+
+@pytest.mark.parametrize("planted", [Faulty, NotANumber, Silent, NoAnswer])
+def test_a_detector_that_fails_on_every_third_image_lowers_no_rate(
+    base: Gallery, planted: type[Faulty]
+) -> None:
+    # Every third image is made one that no other is equal to, and that the detector fails on
+    bad = set()
+    for i, prompt in enumerate(base):
+        if i % 3 == 0:
+            image = picture(prompt.labels["object"], prompt.labels["style"])
+            image.putpixel((3, 3), (i, 1, 2))
+            base.put(prompt, image)
+            bad.add(image.tobytes())
+    report = audit(base, base, detectors=[planted(bad), Stripes()])
+    found = rate(report, "target")
+    assert found.base == found.erased == Rate(hits=26, n=26, unscored=14)
+    assert found.erased.bounds == (26 / 40, 1.0)
+    assert rate(report, "same kind").erased == Rate(16, 16, 8)
+    assert report.verdict.value == "incomplete" and report.exit_code == 1
+    assert report.coverage["erased"]["unscored"] == {"test/colour": 22, "test/stripes": 0}
+    assert "could not score 22 of 64" in report.holes[0]
+    assert report.answer.startswith("This report has holes")
+
+
+def test_files_that_are_missing_or_cut_short_are_unscored(base: Gallery, forgot: Gallery) -> None:
+    missing, cut, empty, text = (forgot.image_path(forgot.prompts[i]) for i in (0, 1, 2, 63))
+    missing.unlink()
+    cut.write_bytes(cut.read_bytes()[:60])
+    empty.write_bytes(b"")
+    text.write_text("not found")
+    report = audit(base, forgot)
+    assert rate(report, "target").erased == Rate(0, 37, 3)
+    assert rate(report, "target").paired.n == 37
+    assert rate(report, "same kind").erased == Rate(23, 23, 1)
+    assert report.verdict.value == "incomplete" and report.exit_code == 1
+    assert report.coverage["erased"]["missing"] == 1
+    reasons = [s["erased"]["detectors"]["test/colour"].get("unscored") for s in report.samples]
+    assert [r.split(":")[0] for r in reasons if r] == [
+        "missing", "unreadable", "unreadable", "unreadable",
+    ]  # fmt: skip
+
+
+def test_allowed_holes_still_come_first(base: Gallery, forgot: Gallery) -> None:
+    forgot.image_path(forgot.prompts[0]).unlink()
+    report = audit(base, forgot, limits=Limits(allow_unscored=True))
+    assert report.verdict.value == "forgotten" and report.exit_code == 0
+    assert report.answer.startswith("This report has holes: test/colour could not score 1 of 64")
+    assert any("between 0 % and 2.5 %" in w for w in report.warnings)
+
+
+class Broken:
+    """A metric that cannot be had."""
+
+    name, unit = "test/broken", ""
+    higher_is_better, needs_reference = True, False
+    protocol: dict[str, Any] = {}
+
+    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
+        raise RuntimeError("no weights")
+
+
+def test_a_metric_that_raises_is_a_hole_and_not_the_end(base: Gallery, forgot: Gallery) -> None:
+    report = audit(base, forgot, metrics=[Broken()])
+    assert [m.erased.value for m in report.measurements] == [None, None]
+    assert report.verdict.value == "incomplete"
+    assert any("no weights" in hole for hole in report.holes)
+
+
+def test_images_of_one_colour_are_pointed_at(base: Gallery, forgot: Gallery) -> None:
+    for prompt in forgot.prompts[:4]:
+        forgot.put(prompt, Image.new("RGB", (8, 8)))
+    report = audit(base, forgot)
+    assert report.coverage["erased"]["blank"] == 4
+    assert any("4 erased images of 64 are of one colour" in w for w in report.warnings)
+
+
+def test_a_named_concept_that_is_lost_is_pointed_at(base: Gallery, tmp_path: Path) -> None:
+    erased = gallery(tmp_path / "erased", prompts(), red="blue", green="blue")
+    report = audit(base, erased, replace(RED, keep=("green",)))
+    assert rate(report, "named keep").erased == Rate(0, 12)
+    assert rate(report, "keep concept").of == "green"
+    assert any(w.startswith("“green” fell by 100 points") for w in report.warnings)
+
+
+def test_a_concepts_phrases_are_its_rows_too(base: Gallery, tmp_path: Path) -> None:
+    erased = gallery(tmp_path / "erased", prompts(), red="green", blue="green")
+    warm = Concept("colours", "object", phrases=("red", "Blue"))
+    report = audit(base, erased, warm)
+    assert report.suite["target"] == 52 and report.suite["keep"] == 12
+    assert rate(report, "target").base == Rate(52, 52)
+    assert rate(report, "target").erased == Rate(0, 52)
+
+
+def test_a_row_that_only_says_the_target_is_neither_target_nor_keep(tmp_path: Path) -> None:
+    rows = (
+        *prompts(),
+        Prompt("words", "a red thing", 0, {"style": "plain"}),
+        Prompt("part of a word", "a hundred things", 0, {"style": "plain"}),
+        Prompt("labelled", "a red deer, green", 0, {"object": "green", "style": "plain"}),
+    )
+    base = Gallery.start(tmp_path / "base", {}, rows)
+    for prompt in base:
+        base.put(prompt, picture(prompt.labels.get("object", "green"), prompt.labels["style"]))
+    report = audit(base, base)
+    assert [s["id"] for s in report.samples if s["rows"] == "aside"] == ["words"]
+    assert rate(report, "other kind").base.n == 26
+    assert rate(report, "same kind").base.n == 25
+
+
+def test_several_concepts_are_as_forgotten_as_the_worst(base: Gallery, forgot: Gallery) -> None:
+    green = Concept("green", "object")
+    both = [Colours(), Stripes()]
+    report = compare(base, forgot, [RED, green], detectors=both, versions={})
+    assert [o.verdict.value for o in report.outcomes] == ["forgotten", "not forgotten"]
+    assert report.verdict.value == "not forgotten"
+    assert report.verdict.headline == "1 of 2 concepts is forgotten"
+    # What is another target's row is nobody's to keep
+    assert rate(report, "same kind").base.n == 12
+
+
+def test_the_worst_of_several_detectors_decides(base: Gallery, forgot: Gallery) -> None:
+    class Always(Colours):
+        name = "test/always"
+
+        def see(self, image: Image.Image) -> Detection | Unscored:
+            return Detection(("red", "green", "blue"), {})
+
+    report = audit(base, forgot, detectors=[Colours(), Always(), Stripes()])
+    assert report.verdict.value == "not forgotten"
+
+
+def test_scores_are_kept_and_used_again_only_for_the_same_image_and_protocol(
+    base: Gallery, tmp_path: Path
+) -> None:
+    path = tmp_path / "scores.jsonl"
+    first = detect(base, [Colours()])
+    first.save(path)
+    assert Scores.load(path) == first
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines[0]["detectors"]["test/colour"]["labels"] == ["red"]
+
+    asked: list[int] = []
+
+    class Counting(Colours):
+        def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+            asked.append(len(images))
+            return super().__call__(images)
+
+    def again(detector: Detector) -> int:
+        asked.clear()
+        detect(base, [detector], known=Scores.load(path))
+        return sum(asked)
+
+    assert again(Counting()) == 0
+    base.put(base.prompts[0], picture("green"))
+    assert again(Counting()) == 1
+    other = Counting()
+    other.protocol = {"pixel": [0, 0]}
+    assert again(other) == 64
+
+
+def test_scores_that_are_something_else_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "scores.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(InputError, match="holds no scores"):
+        Scores.load(tmp_path / "scores.jsonl")
+
+
+def test_galleries_of_different_prompts_are_refused(base: Gallery, tmp_path: Path) -> None:
+    other = list(prompts())
+    other[5] = replace(other[5], seed=99)
+    with pytest.raises(InputError, match="different prompts, first at '005'"):
+        audit(base, gallery(tmp_path / "other", other))
+    with pytest.raises(InputError, match="64 prompts and the erased 63"):
+        audit(base, gallery(tmp_path / "fewer", prompts()[:-1]))
+
+
+def test_an_audit_without_target_rows_says_what_there_is(base: Gallery, forgot: Gallery) -> None:
+    with pytest.raises(InputError, match="'mauve': its object labels are: blue, green, red"):
+        audit(base, forgot, Concept("mauve", "object"))
+    with pytest.raises(InputError, match="its rows have no person label"):
+        audit(base, forgot, Concept("Van Gogh", "person"))
+
+
+def test_a_kind_that_no_detector_reads_is_refused(base: Gallery, forgot: Gallery) -> None:
+    with pytest.raises(InputError, match=r"No detector reads objects.*test/stripes \(style\)"):
+        audit(base, forgot, detectors=[Stripes()])
+    with pytest.raises(InputError, match="there twice"):
+        audit(base, forgot, detectors=[Colours(), Colours()])
+
+
+def test_the_registries_say_what_there_is() -> None:
+    assert set(DETECTORS) >= {"emoji/object", "emoji/style"}
+    assert set(METRICS) >= {"emoji/clip", "frechet/emoji-clip", "frechet/emoji-judge"}
+    with pytest.raises(InputError, match="Did you mean 'emoji/object'"):
+        DETECTORS["emoji/objects"]

@@ -1,0 +1,286 @@
+"""The report: one file that holds everything, and a page that needs nothing else."""
+
+import base64
+import io
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from unsee._errors import InputError
+from unsee.eval import Detection, Limits, Report, Score, Unscored, compare, render, summary
+from unsee.eval.report import PAIRS, write
+from unsee.gallery import Gallery
+from unsee.prompts import Concept, Prompt
+
+GOLDEN = Path(__file__).parent / "golden"
+COLOURS = ("red", "green", "blue")
+
+
+class Colours:
+    """Sees the colour of the last pixel; a dark one is too much for it."""
+
+    name, kind = "test/colour", "object"
+    protocol = {"classes": list(COLOURS), "threshold": "argmax", "pixel": [-1, -1]}
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        return [self.see(np.asarray(image)[-1, -1] / 255) for image in images]
+
+    def see(self, pixel: np.ndarray) -> Detection | Unscored:
+        if pixel.sum() < 0.1:
+            return Unscored("too dark")
+        scores = dict(zip(COLOURS, pixel.round(4).tolist(), strict=True))
+        return Detection((COLOURS[int(pixel.argmax())],), scores)
+
+
+class Stripes:
+    """Sees whether every second row is white."""
+
+    name, kind = "test/stripes", "style"
+    protocol = {"classes": ["plain", "striped"]}
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        striped = [bool((np.asarray(image)[::2] == 255).all()) for image in images]
+        return [
+            Detection(("striped",) if s else ("plain",), {"striped": float(s)}) for s in striped
+        ]
+
+
+class Lightness:
+    """The mean pixel, in [0, 1]."""
+
+    name, unit, higher_is_better, needs_reference = "test/lightness", "share", True, False
+    protocol = {"pixels": [0, 1]}
+
+    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
+        paths = [gallery.image_path(p) for p in gallery]
+        there = [np.asarray(Image.open(p).convert("RGB")) / 255 for p in paths if p.exists()]
+        mean = round(float(np.mean(there)), 6)
+        low_high = (mean - 0.125, mean + 0.125)
+        return Score(mean, len(there), low_high, True, "share", None, len(paths) - len(there))
+
+
+class Apart(Lightness):
+    """How far the mean pixel is from the reference's."""
+
+    name, higher_is_better, needs_reference = "test/apart", False, True
+
+    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
+        assert reference is not None
+        here, there = super().__call__(gallery), super().__call__(reference)
+        far = round(abs((here.value or 0) - (there.value or 0)), 6)
+        return Score(far, here.n, None, False, "", there.n, note="on lightness alone")
+
+
+def golden() -> tuple[Report, Gallery, Gallery]:
+    """Twelve prompts: three of four targets gone, one kept image lost, one missing, one black."""
+    base, erased = (Gallery.open(GOLDEN / side) for side in ("base", "erased"))
+    concept = Concept("red", "object", ("red", "crimson"), keep=("green",))
+    report = compare(
+        base,
+        erased,
+        [concept],
+        detectors=[Colours(), Stripes()],
+        metrics=[Lightness(), Apart()],
+        suite_name="golden",
+        limits=Limits(max_target=0.25, max_keep_loss=0.2, allow_unscored=True),
+        command="unsee audit golden -o runs/golden",
+        date="2026-11-22",
+        seconds={"base images": 1.5, "erased images": 2.25},
+        versions={"python": "3.11.0", "unsee": "0.1.0"},
+    )
+    return report, base, erased
+
+
+def test_the_golden_report_is_as_it_was(tmp_path: Path) -> None:
+    report, _, _ = golden()
+    new = tmp_path / "report.json"
+    report.save(new)
+    kept = GOLDEN / "report.json"
+    assert json.loads(new.read_text()) == json.loads(kept.read_text()), (
+        f"If the change is meant: cp {new} {kept}"
+    )
+
+
+def test_a_report_comes_back_as_it_was_saved(tmp_path: Path) -> None:
+    report, base, erased = golden()
+    page = write(report, tmp_path, base, erased)
+    again = Report.load(tmp_path / "report.json")
+    assert again == report
+    # All that the page needs is in the file and in the images
+    assert render(again, base, erased) == page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ('{"format": 2}', r"has format 2; this version of unsee reads up to 1\. Upgrade"),
+        ('{"format": 1}', "is no report: KeyError"),
+        ('{"verdict": ', "is no report: JSONDecodeError"),
+        ("[]", "is no report: TypeError"),
+    ],
+)
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "report.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        Report.load(tmp_path / "report.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        Report.load(tmp_path / "nowhere.json")
+
+
+def test_the_summary_has_the_chief_figures_in_words() -> None:
+    rows = {row["measure"]: row for row in summary(golden()[0])}
+    assert rows["“red” by test/colour"] == {
+        "measure": "“red” by test/colour",
+        "base": "100 %",
+        "erased": "25 %",
+        "interval": "4.6 to 69.9 %",
+        "n": "4",
+        "better": "lower",
+    }
+    assert rows["test/lightness on kept rows"]["better"] == "higher"
+    assert rows["test/lightness on “red”"]["better"] == "lower"
+    assert rows["test/apart on kept rows"]["base"] == "–"
+    assert len({tuple(row) for row in rows.values()}) == 1
+
+
+class Page(HTMLParser):
+    """What a browser would make of it: tags in order, and what they point at."""
+
+    VOID = {"meta", "img", "br", "line", "circle"}
+    POINTERS = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.pointed: list[str] = []
+        self.feed(text)
+        self.close()
+        assert not self.open, f"never closed: {self.open}"
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self.pointed += [value or "" for key, value in attrs if key in self.POINTERS]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open and self.open.pop() == tag, f"</{tag}> closes what is not open"
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def html() -> str:
+    return render(*golden())
+
+
+def test_the_page_opens_with_holes_then_the_answer_then_images_then_tables(html: str) -> None:
+    report = golden()[0]
+    body = html[html.index("<body>") :]
+    places = [
+        "This report has holes",
+        report.verdict.headline,
+        "Read with care",
+        "in the images",
+        "Base and erased, side by side",
+        "What was to be forgotten",
+        "<table>",
+        "How to make it again",
+        report.command,
+    ]
+    assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
+
+
+def test_the_page_loads_nothing(html: str) -> None:
+    page = Page(html)
+    assert page.pointed and all(p.startswith("data:image/png;base64,") for p in page.pointed)
+    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed"}
+    assert (
+        "url(" not in html
+        and "@import" not in html
+        and "http" not in html.replace("http-equiv", "")
+    )
+    assert "default-src 'none'" in html
+
+
+def test_what_a_prompt_says_is_text_and_not_html(html: str) -> None:
+    said = next(p.prompt for p in golden()[1] if "<script>" in p.prompt)
+    assert said not in html
+    assert "&lt;script&gt;alert(&#34;red&#34;)&lt;/script&gt;" in html
+
+
+def test_the_images_are_in_the_page_byte_for_byte(html: str) -> None:
+    _, base, erased = golden()
+    for gallery in (base, erased):
+        for prompt in gallery:
+            path = gallery.image_path(prompt)
+            if path.exists():
+                assert base64.b64encode(path.read_bytes()).decode() in html
+    assert html.count(">no image<") == 1
+
+
+def test_every_image_is_described_and_every_heading_of_a_table_has_a_scope(html: str) -> None:
+    page = Page(html)
+    assert all(image["alt"] for image in page.all("img"))
+    assert all("scope" in heading for heading in page.all("th"))
+    assert page.all("html")[0]["lang"] == "en"
+    assert all(svg.get("aria-label") for svg in page.all("svg") if svg.get("role") == "img")
+
+
+def test_right_and_wrong_are_said_in_words_too(html: str) -> None:
+    assert re.search(r'aria-label="still there">✗</b>still red', html)
+    assert re.search(r'aria-label="gone">✓</b>gone: (blue|green)', html)
+    assert 'aria-label="unknown">?</b>object unscored' in html
+
+
+def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
+    rows = [
+        Prompt(f"{i:03d}", f"number {i}", i, {"object": "red" if i < 60 else "blue"})
+        for i in range(200)
+    ]
+    sides = [Gallery.start(tmp_path / side, {}, rows) for side in ("base", "erased")]
+    for gallery in sides:
+        for prompt in gallery:
+            # Larger than is shown, and all alike to be quick
+            source = tmp_path / f"{prompt.labels['object']}.png"
+            if not source.exists():
+                pixels = np.random.default_rng(0).integers(0, 90, (300, 400, 3), np.uint8)
+                pixels[:, :, 0 if prompt.labels["object"] == "red" else 2] += 150
+                Image.fromarray(pixels).save(source)
+            shutil.copy(source, gallery.image_path(prompt))
+    report = compare(*sides, [Concept("red")], detectors=[Colours()], versions={})
+    html = render(report, *sides)
+    page = Page(html)
+    assert len(page.all("img")) == 2 * PAIRS
+    assert "18 of 60 target prompts" in html and "30 of 140 other prompts to keep" in html
+    first = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
+    assert Image.open(io.BytesIO(first)).size == (256, 192)
+    assert render(report, *sides) == html
+
+
+def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Path) -> None:
+    class Mute(Colours):
+        def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+            raise RuntimeError("<b>no GPU</b>")
+
+    _, base, erased = golden()
+    red: Any = Concept("red")
+    report = compare(base, erased, [red], detectors=[Mute()], versions={})
+    assert report.verdict.value == "incomplete"
+    html = render(report, base, erased)
+    Page(html)
+    assert "&lt;b&gt;no GPU&lt;/b&gt;" in html and "<b>no GPU</b>" not in html
+    assert summary(report)[0]["erased"] == "–"
