@@ -99,11 +99,17 @@ class UCE:
     expand: bool = True
     keep_empty: bool = True
     style_anchor: str = "art"
-    residual: float = 1e-6
+    residual: float = 0.01
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "2025": {"tokens": "last", "expand": False, "keep_empty": False},
-        "2023": {"tokens": "tail", "expand": False, "keep_scale": None, "style_anchor": ""},
+        "2025": {"tokens": "last", "expand": False, "keep_empty": False, "residual": 1e-6},
+        "2023": {
+            "tokens": "tail",
+            "expand": False,
+            "keep_scale": None,
+            "style_anchor": "",
+            "residual": 1e-6,
+        },
     }
 
     def __post_init__(self) -> None:
