@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
-    """The error for a name that is not there: the nearest name, and all that there are.
+    """The error for a name that is not there: the nearest name, and those that there are.
 
     >>> print(unknown("eraser", "ucee", ["uce", "esd"]))
     No eraser is named 'ucee'. Did you mean 'uce'? There are: esd, uce.
@@ -20,7 +20,10 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
-    return InputError(f"No {kind} is named {name!r}.{hint} There are: {', '.join(names)}.")
+    more = f" and {len(names) - 20} more" if len(names) > 20 else ""
+    return InputError(
+        f"No {kind} is named {name!r}.{hint} There are: {', '.join(names[:20])}{more}."
+    )
 
 
 class Registry(Mapping[str, T], Generic[T]):

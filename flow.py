@@ -97,7 +97,7 @@ def erase(
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress)
     record = dict(erasure.record) | {"seconds": round(time.perf_counter() - start, 3)}
-    if check:
+    if check and record["kind"] != "guidance":  # which leaves the denoiser as it is
         record["effect"] = effect(parts, erasure, wanted, seed=seed)
         for concept, seen in record["effect"].items():
             if seen["moved"] < HARDLY:
@@ -149,7 +149,7 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval import DETECTORS, METRICS
-    from .eval.audit import compare
+    from .eval.audit import compare, target_rows
     from .eval.report import Limits, write
     from .pipelines import Erasure, load_pipeline
 
@@ -168,19 +168,25 @@ def audit(
     eyes = [DETECTORS[d]() for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [METRICS[m]() for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
+    target_rows(concepts, suite.prompts, eyes)
     pipe = load_pipeline(base, **_unchecked(name))
     for erasure in loaded:
         erasure.check_base(pipe)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
-    galleries, seconds = [], {}
-    for what, stacked in (("base", []), ("erased", loaded)):
+    seconds = {}
+
+    def made(what: str, stacked: "Sequence[Erasure]") -> Gallery:
         start = time.perf_counter()
-        galleries.append(
-            _gallery(pipe, name, stacked, suite, out / what, settings, f"{what} model", progress)
+        gallery = _gallery(
+            pipe, name, stacked, suite, out / what, settings, f"{what} model", progress
         )
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
+        return gallery
+
+    base_gallery, erased_gallery = made("base", ()), made("erased", loaded)
     report = compare(
-        *galleries,
+        base_gallery,
+        erased_gallery,
         concepts,
         detectors=eyes,
         metrics=rulers,
@@ -191,7 +197,7 @@ def audit(
         seconds=seconds,
         progress=progress,
     )
-    write(report, out, *galleries)
+    write(report, out, base_gallery, erased_gallery)
     return report
 
 
@@ -274,16 +280,20 @@ def _concepts(
     ]
     if not found:
         raise InputError("There is no concept to erase: name at least one.")
+    if model == "emoji":
+        known = {*world().objects, *world().styles}
+        for phrase in keep:
+            if phrase not in known:
+                raise unknown("object or style of the emoji model", phrase, known)
     going = {phrase for concept in found for phrase in concept.phrases}
     if both := going & set(keep):
         raise InputError(f"{min(both)!r} cannot both go and stay: take it from what is kept.")
-    changes = {} if anchor is None else {"anchor": anchor}
     # What one concept keeps by itself, another may be taking away.
     return [
         dataclasses.replace(
             concept,
             keep=tuple(k for k in dict.fromkeys((*concept.keep, *keep)) if k not in going),
-            **changes,
+            anchor=concept.anchor if anchor is None else anchor,
         )
         for concept in found
     ]

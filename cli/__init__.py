@@ -22,7 +22,7 @@ def main() -> None:
         Console(stderr=True).print(f"[bold red]unsee:[/] {_plain(error)}", soft_wrap=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        Console(stderr=True).print("\nInterrupted. The same command again goes on from here.")
+        Console(stderr=True).print("\nInterrupted. Run the same command again to go on.")
         sys.exit(130)
 
 

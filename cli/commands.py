@@ -78,8 +78,7 @@ def erase(
             f"{path} is a folder: name the file to write, such as {path}/it.safetensors."
         )
     _hush()
-    with warnings.catch_warnings(record=True) as caught, _progress() as show:
-        warnings.simplefilter("always", UserWarning)
+    with _warnings_in_words(), _progress() as show:
         erasure = erase(
             model,
             concept,
@@ -93,14 +92,15 @@ def erase(
             **settings,
         )
     erasure.save(path)
-    ranks = {t.shape[0] for name, t in erasure.tensors.items() if "lora_A" in name}
+    ranks = [t.shape[0] for name, t in erasure.tensors.items() if "lora_A" in name]
+    rank = f", rank {max(ranks)}" if ranks else ""
     console.print(
         f"Erased [bold]{escape(erasure.name)}[/] from {escape(model)} with {method} in "
         f"{erasure.record['seconds']:.1f} s: [bold]{escape(str(path))}[/] "
-        f"({path.stat().st_size / 1e6:.2f} MB, rank {max(ranks)})",
+        f"({path.stat().st_size / 1e6:.2f} MB{rank})",
         soft_wrap=True,
     )
-    for name, seen in erasure.record["effect"].items():
+    for name, seen in erasure.record.get("effect", {}).items():
         kept = seen["kept_moved"]
         rest = "" if kept is None else f"; what is kept moved by {kept:.0%}"
         console.print(
@@ -108,11 +108,6 @@ def erase(
             f"anchor's{rest}.",
             soft_wrap=True,
         )
-    for warning in caught:
-        if issubclass(warning.category, UserWarning):
-            console.print(
-                f"[bold yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True
-            )
     _next(
         f"unsee audit {shlex.quote(model)} --erasure {shlex.quote(str(path))} -o runs/{path.stem}"
     )
@@ -231,7 +226,7 @@ def demo(
     for name in ("kitchen knife", "contrast"):
         stem = name.replace(" ", "-")
         path = out / f"{stem}.safetensors"
-        with _progress() as show:
+        with _warnings_in_words(), _progress() as show:
             label = f"erasing {name}"
             erasure = erase(
                 "emoji",
@@ -263,6 +258,7 @@ def show(
         from ..eval.report import Report
 
         _print_report(Report.load(file))
+        _next(f"open {shlex.quote(str(file.with_name('report.html')))}")
     else:
         _show_erasure(file)
 
@@ -350,6 +346,7 @@ def _show_gallery(path: Path) -> None:
     missing = gallery.missing()
     console.print(f"{len(gallery)} prompts, {len(missing)} of their images still to be made")
     console.print_json(json.dumps(gallery.made_by))
+    _next("the command that made it, to go on" if missing else f"open {path / 'images'}")
 
 
 def _print_report(report: Any) -> None:
@@ -440,6 +437,19 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
     finally:
         if tasks:
             bars.stop()
+
+
+@contextmanager
+def _warnings_in_words() -> Iterator[None]:
+    """What our functions warn of, as a line of the output, after the work."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if warning.category is UserWarning:
+            console.print(
+                f"[bold yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True
+            )
 
 
 def _hush() -> None:

@@ -40,7 +40,15 @@ class Eraser(Protocol):
 
 
 ERASERS: Registry[type[Eraser]] = Registry(
-    "eraser", "unsee.erasers", {"uce": "unsee.erasers.uce:UCE"}
+    "eraser",
+    "unsee.erasers",
+    {
+        "esd": "unsee.erasers.esd:ESD",
+        "negative": "unsee.erasers.negative:Negative",
+        "rece": "unsee.erasers.rece:RECE",
+        "sld": "unsee.erasers.sld:SLD",
+        "uce": "unsee.erasers.uce:UCE",
+    },
 )
 
 __all__ = ["ERASERS", "Eraser"]

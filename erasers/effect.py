@@ -41,11 +41,12 @@ def _of_concept(
     phrase = template.replace("{}", concept.phrases[0])
     kept = [template.replace("{}", k) for k in _spread(concept.keep, samples)]
     texts = parts.encode([phrase, template.replace("{}", concept.anchor or ""), "", *kept])
-    points = _trajectory(parts, texts[:1], seed, samples)
+    sampler = parts.sampler(5)
+    points = _trajectory(parts, sampler, texts[:1], seed, samples)
 
     def predict(text: Tensor) -> Tensor:
         rows = text.expand(samples, -1, -1)
-        return torch.stack([parts.predict(x, t, rows) for x, t in points]).double()
+        return torch.stack([parts.predict(x, t, rows, sampler) for x, t in points]).double()
 
     before = [predict(text[None]) for text in texts]
     with erasure.applied(parts.pipe):
@@ -65,20 +66,15 @@ def _spread(phrases: Sequence[str], count: int) -> Sequence[str]:
 
 
 def _trajectory(
-    parts: Parts, text: Tensor, seed: int, samples: int
+    parts: Parts, sampler: Any, text: Tensor, seed: int, samples: int
 ) -> list[tuple[Tensor, Tensor]]:
     """Three latents (samples, *latent_shape) on the way from noise, with their timesteps."""
-    from diffusers import DDIMScheduler
-
-    # A sampler of its own: the pipeline's may keep state from step to step.
-    scheduler = DDIMScheduler.from_config(parts.scheduler.config)
-    scheduler.set_timesteps(5)
     noise = torch.randn(
         (samples, *parts.latent_shape()), generator=torch.Generator("cpu").manual_seed(seed)
     )
-    x = noise.to(text) * scheduler.init_noise_sigma
+    x = noise.to(text) * sampler.init_noise_sigma
     rows, points = text.expand(samples, -1, -1), []
-    for t in scheduler.timesteps[:3]:
+    for t in sampler.timesteps[:3]:
         points.append((x, t))
-        x = scheduler.step(parts.predict(x, t, rows), t, x).prev_sample
+        x = sampler.step(parts.predict(x, t, rows, sampler), t, x).prev_sample
     return points

@@ -1,16 +1,20 @@
 """From a method's result to an erasure with its whole record."""
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 from ..pipelines.erasure import FORMAT, Erasure, fingerprint
 from ..pipelines.parts import Parts, weights_of
 from ..prompts import Concept
 
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
 _RECORDED = ("unsee", "torch", "diffusers", "transformers")
 
 
@@ -21,6 +25,7 @@ def lowrank(
     concepts: Sequence[Concept],
     seed: int,
     updates: Mapping[str, tuple[Tensor, Tensor]],
+    more: Mapping[str, Any] = _NOTHING,
 ) -> Erasure:
     """The erasure that adds B A to each named layer of the denoiser.
 
@@ -31,15 +36,93 @@ def lowrank(
         concepts: What goes.
         seed: As ``fit`` was given it.
         updates: A (rank, in) and B (out, rank) by layer.
+        more: What else goes into the record.
     """
     tensors = {}
     for name, (a, b) in updates.items():
-        tensors[f"{parts.prefix}.{name}.lora_A.weight"] = a
-        tensors[f"{parts.prefix}.{name}.lora_B.weight"] = b
-    weights = {n: w for n, w in weights_of(parts.denoiser, updates).items() if w is not None}
-    record = {
+        tensors[f"{parts.prefix}.{name}.lora_A.weight"] = a.cpu()
+        tensors[f"{parts.prefix}.{name}.lora_B.weight"] = b.cpu()
+    record = _record(parts, "lowrank", method, settings, concepts, seed, updates)
+    return Erasure(tensors, record | dict(more))
+
+
+def dense(
+    parts: Parts,
+    method: str,
+    settings: Any,
+    concepts: Sequence[Concept],
+    seed: int,
+    updates: Mapping[str, Tensor],
+    more: Mapping[str, Any] = _NOTHING,
+) -> Erasure:
+    """The erasure that adds to parameters of the denoiser what is given; else as ``lowrank``.
+
+    Args:
+        updates: By parameter, ``<layer>.weight`` or ``<layer>.bias``; every layer's weight is
+            among them.
+    """
+    tensors = {f"{parts.prefix}.{name}_delta": delta.cpu() for name, delta in updates.items()}
+    layers = list(dict.fromkeys(name.rpartition(".")[0] for name in updates))
+    record = _record(parts, "dense", method, settings, concepts, seed, layers)
+    return Erasure(tensors, record | dict(more))
+
+
+def guidance(
+    parts: Parts, method: str, settings: Any, concepts: Sequence[Concept], seed: int
+) -> Erasure:
+    """The erasure that steers guidance and leaves the weights alone; it is bound to no base."""
+    return Erasure({}, _record(parts, "guidance", method, settings, concepts, seed, ()))
+
+
+def factors(
+    updates: Mapping[str, Tensor], residual: float
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """The LoRA of the least rank that keeps dense updates to a relative residual.
+
+    All layers get one rank, in the smaller ones filled up with zeros: tools differ in how they
+    scale a LoRA of several ranks. Beyond the rank, each layer's singular values are dropped.
+
+    Args:
+        updates: What is added to each layer's weight, shape (out, …).
+        residual: How much of all updates together, relative in Frobenius' norm, may be left out.
+
+    Returns:
+        A and B by layer, and the residual that was reached.
+    """
+    parts = {
+        name: torch.linalg.svd(delta.flatten(1), full_matrices=False)
+        for name, delta in updates.items()
+    }
+    most = max(len(s) for _, s, _ in parts.values())
+    # power[r]: what is left out at rank r, for r = 0 … most
+    power = torch.zeros(most + 1, dtype=torch.float64)
+    for _, s, _ in parts.values():
+        power[: len(s)] += s.double().square().flip(0).cumsum(0).flip(0).cpu()
+    left_out = (power / power[0].clamp_min(torch.finfo(torch.float64).tiny)).sqrt()
+    rank = max(1, int((left_out > residual).sum()))
+    found = {}
+    for name, (u, s, vh) in parts.items():
+        shape = updates[name].shape
+        more = max(0, rank - len(s))
+        a = functional.pad(vh[:rank], (0, 0, 0, more))
+        b = functional.pad(u[:, :rank] * s[:rank], (0, more))
+        found[name] = (a.reshape(rank, *shape[1:]), b.reshape(*b.shape, *(1 for _ in shape[2:])))
+    return found, float(left_out[rank])
+
+
+def _record(
+    parts: Parts,
+    kind: str,
+    method: str,
+    settings: Any,
+    concepts: Sequence[Concept],
+    seed: int,
+    layers: Iterable[str],
+) -> dict[str, Any]:
+    weights = {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
+    return {
         "format": FORMAT,
-        "kind": "lowrank",
+        "kind": kind,
         "method": method,
         "settings": dataclasses.asdict(settings),
         "concepts": [concept.to_json() for concept in concepts],
@@ -53,4 +136,3 @@ def lowrank(
         },
         "versions": {name: version(name) for name in _RECORDED},
     }
-    return Erasure(tensors, record)

@@ -81,11 +81,7 @@ def compare(
     """
     limits = limits or Limits()
     _same_prompts(base, erased)
-    if not concepts:
-        raise InputError("An audit needs a concept: name what was to go.")
-    targets = {c: _target_rows(c, base.prompts) for c in concepts}
-    for concept, rows in targets.items():
-        _auditable(concept, rows, base, detectors)
+    targets = target_rows(concepts, base.prompts, detectors)
     if len({m.name for m in metrics}) < len(metrics):
         raise InputError(f"A metric is there twice: {', '.join(m.name for m in metrics)}.")
     aside = _mentions(concepts, base.prompts)
@@ -260,11 +256,6 @@ def _names(concept: Concept) -> set[str]:
     return {fold(name) for name in (concept.name, *concept.phrases)}
 
 
-def _target_rows(concept: Concept, prompts: Sequence[Prompt]) -> list[Prompt]:
-    names = _names(concept)
-    return [p for p in prompts if fold(p.labels.get(concept.kind, "")) in names]
-
-
 def _mentions(concepts: Sequence[Concept], prompts: Sequence[Prompt]) -> set[str]:
     """Ids of the rows that say a target's words and have no label to tell what they show."""
     found = set()
@@ -276,11 +267,32 @@ def _mentions(concepts: Sequence[Concept], prompts: Sequence[Prompt]) -> set[str
     return found
 
 
+def target_rows(
+    concepts: Sequence[Concept], prompts: Sequence[Prompt], detectors: Sequence[Detector]
+) -> dict[Concept, list[Prompt]]:
+    """The rows of each concept: those whose label of its kind is its name or one of its phrases.
+
+    Raises:
+        InputError: There is no concept, or one has no row, or no detector that reads its kind.
+    """
+    if not concepts:
+        raise InputError("An audit needs a concept: name what was to go.")
+    found = {}
+    for concept in concepts:
+        names = _names(concept)
+        found[concept] = [p for p in prompts if fold(p.labels.get(concept.kind, "")) in names]
+        _auditable(concept, found[concept], prompts, detectors)
+    return found
+
+
 def _auditable(
-    concept: Concept, rows: Sequence[Prompt], base: Gallery, detectors: Sequence[Detector]
+    concept: Concept,
+    rows: Sequence[Prompt],
+    prompts: Sequence[Prompt],
+    detectors: Sequence[Detector],
 ) -> None:
     if not rows:
-        there = sorted({p.labels[concept.kind] for p in base if p.labels.get(concept.kind)})
+        there = sorted({p.labels[concept.kind] for p in prompts if p.labels.get(concept.kind)})
         names = ", ".join(there[:20]) + (f" and {len(there) - 20} more" if there[20:] else "")
         has = f"its {concept.kind} labels are: {names}" if there else (
             f"its rows have no {concept.kind} label"

@@ -3,24 +3,29 @@
 For each edited layer it holds ``unet.<module>.lora_A.weight`` (rank × in) and ``.lora_B.weight``
 (out × rank), to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads. The
 header has one entry, ``unsee``: JSON of the ``record`` and the ``sha256`` of it and the tensors.
+
+That is the kind ``lowrank``. The kind ``dense``, which only unsee reads, holds what is to be added
+itself: ``unet.<module>.weight_delta`` for each edited layer, of its weight's shape, and, where the
+bias is edited too, ``.bias_delta``. The kind ``guidance`` has no tensors: its record is all.
 """
 
 import hashlib
 import json
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from .._errors import InputError
 from ..gallery import write_atomically
+from .guidance import add_guide
 from .parts import weights_of
 
 FORMAT = 1
@@ -31,9 +36,11 @@ class Erasure:
     """What takes concepts away from one base model.
 
     Attributes:
-        tensors: ``<prefix>.<module>.lora_A.weight`` (rank, in) and ``.lora_B.weight`` (out, rank).
-        record: ``method``, ``settings``, ``concepts``, ``seed``, ``base`` (name, class, prefix,
-            fingerprint, layers with their shapes), ``effect``, ``seconds``, ``versions``.
+        tensors: ``<prefix>.<module>.lora_A.weight`` (rank, in) and ``.lora_B.weight`` (out, rank),
+            of a convolution (rank, in, height, width) and (out, rank, 1, 1); or, if dense,
+            ``.weight_delta`` and ``.bias_delta``.
+        record: ``kind``, ``method``, ``settings``, ``concepts``, ``seed``, ``base`` (name, class,
+            prefix, fingerprint, layers with their shapes), ``effect``, ``seconds``, ``versions``.
     """
 
     tensors: Mapping[str, Tensor]
@@ -106,7 +113,10 @@ class Erasure:
         if denoiser is None:
             raise InputError(f"{made_for}, a {base['class']}; {type(pipe).__name__} was given.")
         weights = {}
+        dense = getattr(denoiser, "dense_erasures", _DenseErasures())
         for name, weight in weights_of(denoiser, base["layers"]).items():
+            # What was there before any dense erasure is the base.
+            weight = dense.originals.get(f"{name}.weight", weight)
             found = "no such layer" if weight is None else str(tuple(weight.shape))
             wanted = tuple(base["layers"][name])
             if weight is None or tuple(weight.shape) != wanted:
@@ -120,6 +130,14 @@ class Erasure:
                 f"{made_for}, and the model given has other weights in the edited layers: wanted "
                 f"fingerprint {base['fingerprint'][0][:12]}…, found {found_prints[0][:12]}…."
             )
+        if self.record["kind"] == "dense":
+            for name, delta in _deltas(self).items():
+                parameter = _parameters(denoiser).get(name)
+                if parameter is None or parameter.shape != delta.shape:
+                    found = "none" if parameter is None else str(tuple(parameter.shape))
+                    raise InputError(
+                        f"{made_for}: it has {name} {tuple(delta.shape)}, the model given {found}."
+                    )
 
     def add_to(self, pipe: Any) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
@@ -128,7 +146,10 @@ class Erasure:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        return _add_lora(getattr(pipe, self.record["base"]["prefix"]), self)
+        if self.record["kind"] == "guidance":
+            return add_guide(pipe, self.record)
+        add = {"lowrank": _add_lora, "dense": _add_dense}[self.record["kind"]]
+        return add(getattr(pipe, self.record["base"]["prefix"]), self)
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
@@ -166,6 +187,66 @@ def _add_lora(denoiser: Any, erasure: Erasure) -> Callable[[], None]:
     return remove
 
 
+@dataclass
+class _DenseErasures:
+    """The dense erasures in a denoiser, and the parameters that it had without them, by name.
+
+    Kept as the denoiser's attribute ``dense_erasures`` while there are any.
+    """
+
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    added: list[dict[str, Tensor]] = field(default_factory=list)
+
+
+def _deltas(erasure: Erasure) -> dict[str, Tensor]:
+    prefix = erasure.record["base"]["prefix"]
+    return {
+        key.removeprefix(f"{prefix}.").removesuffix("_delta"): delta
+        for key, delta in erasure.tensors.items()
+    }
+
+
+def _parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
+    """By the names that they have when no LoRA is around their layers."""
+    return {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
+
+
+@torch.no_grad()
+def _add_dense(denoiser: Any, erasure: Erasure) -> Callable[[], None]:
+    if not hasattr(denoiser, "dense_erasures"):
+        denoiser.dense_erasures = _DenseErasures()
+    dense: _DenseErasures = denoiser.dense_erasures
+    deltas, parameters = _deltas(erasure), _parameters(denoiser)
+    for name in deltas:
+        dense.originals.setdefault(name, parameters[name].detach().clone())
+    dense.added.append(deltas)
+    _settle(dense, parameters, deltas)
+
+    def remove() -> None:
+        dense.added = [others for others in dense.added if others is not deltas]
+        _settle(dense, _parameters(denoiser), deltas)
+        for name in deltas:
+            if not any(name in others for others in dense.added):
+                del dense.originals[name]
+        if not dense.added:
+            del denoiser.dense_erasures
+
+    return remove
+
+
+@torch.no_grad()
+def _settle(
+    dense: _DenseErasures, parameters: Mapping[str, nn.Parameter], names: Iterable[str]
+) -> None:
+    # Always from the original: taking a delta off again would leave a rounding behind.
+    for name in names:
+        parameter, value = parameters[name], dense.originals[name]
+        deltas = [d[name] for d in dense.added if name in d]
+        if deltas:
+            value = value.float() + sum(delta.to(value.device) for delta in deltas)
+        parameter.copy_(value)
+
+
 def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
     """Hashes by which a base model's weights (out, in) are known again in another precision.
 
@@ -194,24 +275,44 @@ def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
     try:
-        prefix, layers = record["base"]["prefix"], record["base"]["layers"]
-        wanted = {
-            f"{prefix}.{name}.lora_{side}.weight": (side, int(shape[0]), int(shape[1]))
-            for name, shape in layers.items()
-            for side in "AB"
+        kind, prefix = record["kind"], record["base"]["prefix"]
+        layers = {
+            f"{prefix}.{name}": (int(shape[0]), *(int(n) for n in shape[1:]))
+            for name, shape in record["base"]["layers"].items()
         }
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(f"{path} has a record without its layers: {error!r}.") from error
+    if kind not in ("lowrank", "dense", "guidance"):
+        raise InputError(
+            f"{path} is of the kind {kind!r}, which this version does not know: upgrade unsee."
+        )
+    wanted = (_wanted_dense if kind == "dense" else _wanted_lowrank)(layers, tensors)
     if missing := sorted(set(wanted) - set(tensors)):
         raise InputError(f"{path} lacks {missing[0]} ({len(missing)} missing).")
     if extra := sorted(set(tensors) - set(wanted)):
         raise InputError(f"{path} has {extra[0]}, which its record does not ({len(extra)} such).")
-    for key, (side, rows, columns) in wanted.items():
+    for key, shape in wanted.items():
         tensor = tensors[key]
-        pair = tensors[key.replace("lora_A", "lora_B") if side == "A" else key]
-        rank = pair.shape[-1] if pair.ndim == 2 else 0
-        shape = (rank, columns) if side == "A" else (rows, rank)
-        if tuple(tensor.shape) != shape or rank < 1:
+        if tuple(tensor.shape) != shape or 0 in shape:
             raise InputError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}.")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {key} has values that are not finite.")
+
+
+_Shapes = dict[str, tuple[int, ...]]
+
+
+def _wanted_lowrank(layers: _Shapes, tensors: Mapping[str, Tensor]) -> _Shapes:
+    wanted: _Shapes = {}
+    for name, (out, *rest) in layers.items():
+        b = tensors.get(f"{name}.lora_B.weight")
+        rank = b.shape[1] if b is not None and b.ndim == 1 + len(rest) else 0
+        wanted[f"{name}.lora_A.weight"] = (rank, *rest)
+        wanted[f"{name}.lora_B.weight"] = (out, rank, *(1 for _ in rest[1:]))
+    return wanted
+
+
+def _wanted_dense(layers: _Shapes, tensors: Mapping[str, Tensor]) -> _Shapes:
+    wanted = {f"{name}.weight_delta": shape for name, shape in layers.items()}
+    biases = {f"{name}.bias_delta": shape[:1] for name, shape in layers.items()}
+    return wanted | {key: shape for key, shape in biases.items() if key in tensors}

@@ -1,6 +1,6 @@
 """What a method needs to know of a pipeline: the one place that knows architectures."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import Any, Protocol, cast
 
@@ -60,19 +60,32 @@ class Parts(Protocol):
         """
         ...
 
-    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
+    def predict(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, scheduler: Any = None
+    ) -> Tensor:
         """The denoiser's prediction for latents (n, *latent_shape) and text (n, tokens, dim).
 
-        The latents are as the scheduler passes them on, before ``scale_model_input``.
+        Args:
+            timestep: One for all, or shape (n,).
+            scheduler: Whose latents they are, before ``scale_model_input``; None is the
+                pipeline's own.
+        """
+        ...
+
+    def sampler(self, steps: int) -> Any:
+        """A deterministic sampler of its own, on the model's noise schedule, of that many steps.
+
+        Its ``scale_model_input`` changes nothing, so ``predict`` takes its latents at several
+        timesteps at once.
         """
         ...
 
 
-def parts_of(pipe: Any) -> Parts:
-    """Takes a diffusers pipeline apart.
+def described(pipe: Any) -> Parts:
+    """Takes a diffusers pipeline apart, whatever is in it.
 
     Raises:
-        InputError: Its architecture is not described here, or it carries LoRA weights already.
+        InputError: Its architecture is not described here.
     """
     name = type(pipe).__name__
     if name not in _ARCHITECTURES:
@@ -80,27 +93,41 @@ def parts_of(pipe: Any) -> Parts:
             f"Cannot take a {name} apart. Described so far: {', '.join(_ARCHITECTURES)}."
         )
     module, _, attribute = _ARCHITECTURES[name].partition(":")
-    parts = cast(Parts, getattr(import_module(module, __package__), attribute)(pipe))
+    return cast(Parts, getattr(import_module(module, __package__), attribute)(pipe))
+
+
+def parts_of(pipe: Any) -> Parts:
+    """Takes a diffusers pipeline with the base model's own weights apart.
+
+    Raises:
+        InputError: Its architecture is not described here, or it carries a LoRA or an erasure.
+    """
+    parts = described(pipe)
     if adapters := getattr(parts.denoiser, "peft_config", None):
         raise InputError(
             f"The pipeline carries the LoRA {', '.join(adapters)}: erasing starts from the base "
             "model, so call unload_lora_weights() first."
         )
+    if hasattr(parts.denoiser, "dense_erasures"):
+        raise InputError(
+            "The pipeline carries a dense erasure: erasing starts from the base model, so take it "
+            "off, or load the model without it."
+        )
     return parts
 
 
-def base_layer(module: nn.Module) -> nn.Linear:
-    """The linear layer itself, also where a LoRA has been put around it."""
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer itself, also where a LoRA has been put around it."""
     found = getattr(module, "base_layer", module)
-    if not isinstance(found, nn.Linear):
-        raise TypeError(f"a linear layer was wanted, this is {type(found).__name__}")
-    return found
+    if not isinstance(getattr(found, "weight", None), Tensor):
+        raise TypeError(f"a layer with a weight was wanted, this is {type(found).__name__}")
+    return cast(nn.Module, found)
 
 
-def weights_of(denoiser: nn.Module, names: Mapping[str, Any]) -> dict[str, Tensor | None]:
-    """The weights (out, in) of the named linear layers; None where there is no such layer."""
+def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
+    """The weights (out, …) of the named layers; None where there is no such layer."""
     modules = dict(denoiser.named_modules())
     return {
-        name: base_layer(modules[name]).weight.detach() if name in modules else None
+        name: cast(Tensor, base_layer(modules[name]).weight).detach() if name in modules else None
         for name in names
     }

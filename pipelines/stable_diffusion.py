@@ -56,6 +56,15 @@ class StableDiffusionParts:
         columns = size if width is None else width // factor
         return (self.pipe.unet.config.in_channels, rows, columns)
 
-    def predict(self, latents: Tensor, timestep: Tensor, text: Tensor) -> Tensor:
-        scaled = self.pipe.scheduler.scale_model_input(latents, timestep)
+    def predict(
+        self, latents: Tensor, timestep: Tensor, text: Tensor, scheduler: Any = None
+    ) -> Tensor:
+        scaled = (scheduler or self.pipe.scheduler).scale_model_input(latents, timestep)
         return cast(Tensor, self.pipe.unet(scaled, timestep, encoder_hidden_states=text).sample)
+
+    def sampler(self, steps: int) -> Any:
+        from diffusers import DDIMScheduler
+
+        sampler = DDIMScheduler.from_config(self.pipe.scheduler.config)
+        sampler.set_timesteps(steps)
+        return sampler

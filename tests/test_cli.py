@@ -97,6 +97,7 @@ MISTAKES = {
     ("erase", "TINY", "bomb", "-o", "."): "is a folder",
     ("erase", "emoij", "bomb"): "No model could be loaded as 'emoij'",
     ("erase", "emoji", "kitchen nife"): "Did you mean 'kitchen knife'?",
+    ("erase", "emoji", "bomb", "--keep", "hamer"): "Did you mean 'hammer'?",
     ("erase", "TINY", "none.yaml"): "none.yaml cannot be read",
     ("generate", "TINY", "-o", "x"): "either --prompt TEXT or --suite FILE",
     ("generate", "TINY", "-o", "x", "-p", "a", "-e", "no"): "no is not there",

@@ -112,7 +112,7 @@ def test_thin_leaves_out_no_more_than_is_said() -> None:
 
 def rows(pipe: object, preset: str, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
     settings = UCE(**UCE.presets[preset])
-    return settings._rows(parts_of(pipe), [concept])
+    return settings.rows(parts_of(pipe), [concept])
 
 
 def test_the_2025_settings_take_the_last_subject_token(pipe: object) -> None:
@@ -147,7 +147,7 @@ def test_the_file_holds_the_dense_edit_of_every_layer(pipe: object, preset: str)
         Concept("bomb", keep=("hammer", "cat")),
     ]
     parts = parts_of(pipe)
-    goes, becomes, stays = settings._rows(parts, concepts)
+    goes, becomes, stays = settings.rows(parts, concepts)
     keep_scale = 1.0 if settings.keep_scale is None else settings.keep_scale
     keep_scale = 0.25 if preset == "2023" else keep_scale
     scales = torch.tensor([1.0] * len(goes) + [keep_scale] * len(stays), dtype=torch.float64)

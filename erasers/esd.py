@@ -1,0 +1,512 @@
+"""ESD: erased stable diffusion, trained against the model's own guidance.
+
+Gandikota et al., "Erasing Concepts from Diffusion Models", ICCV 2023
+(https://arxiv.org/abs/2303.07345). With ε* the frozen model, c the concept, ∅ the empty prompt
+and a the anchor (∅ where a concept names none), the student ε_θ learns
+
+    ‖ε_θ(x_t, c) − [ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, ∅))]‖²
+
+at points x_t of trajectories that the frozen model itself takes under the concept, with
+classifier-free guidance, from noise to a step drawn uniformly. At η = 0 the concept becomes its
+anchor; above, it is pushed beyond.
+
+Everything but ε_θ comes from the frozen model, so it is made first, many trajectories at a time,
+and of each all points are used: its own two halves of guidance are ε*(x_t, c) and ε*(x_t, ∅), and
+a third row is needed only where the anchor is another prompt than ∅. That is 2 or 3 rows of the
+denoiser a sample and one for the student, where a trajectory for each sample takes about 50.
+
+A term of our own holds the student at the same points to the teacher on prompts k that are kept,
+‖ε_θ(x_t, k) − ε*(x_t, k)‖², for one row more on either side.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .._errors import InputError
+from ..pipelines.erasure import Erasure, fingerprint
+from ..pipelines.parts import Parts, weights_of
+from ..prompts import Concept
+from .record import dense, factors, lowrank
+from .training import autocast, frozen, lora, masters, precision, train
+
+VARIANTS = ("x", "x-strict", "u", "all")
+
+
+def target(concept: Tensor, empty: Tensor, anchor: Tensor, eta: float) -> Tensor:
+    """ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, ∅)), which the student is to predict under c."""
+    return anchor - eta * (concept - empty)
+
+
+def select(
+    parts: Parts, variant: str, pattern: str = "*", *, everything: bool = False
+) -> list[str]:
+    """The layers of the denoiser that a variant trains, by name.
+
+    Args:
+        parts: The base model.
+        variant: ``x``, cross attention (to_q, to_k, to_v, to_out); ``x-strict``, of it what reads
+            the text (to_k, to_v); ``u``, all but cross attention; ``all``.
+        pattern: Of these, the names that match, as file names do: ``mid_block.*``.
+        everything: Whether norms are layers too, which a LoRA cannot change.
+
+    Raises:
+        InputError: There is no such layer.
+    """
+    readers = parts.text_layers()
+    modules = dict(parts.denoiser.named_modules())
+    attentions = tuple(
+        f"{parent}."
+        for parent in dict.fromkeys(name.rpartition(".")[0] for name in readers)
+        if hasattr(modules[parent], "to_q")
+    )
+    wanted: dict[str, Callable[[str], bool]] = {
+        "x": lambda name: name.startswith(attentions),
+        "x-strict": lambda name: name.startswith(attentions) and name in readers,
+        "u": lambda name: not name.startswith(attentions),
+        "all": lambda name: True,
+    }
+    found = [
+        name
+        for name, module in modules.items()
+        if (_has_weight(module) if everything else _takes_lora(module))
+        and wanted[variant](name)
+        and fnmatchcase(name, pattern)
+    ]
+    if not found:
+        raise InputError(
+            f"No layer of the {type(parts.denoiser).__name__} is selected by variant {variant!r} "
+            f"with layers {pattern!r}: nothing would be trained."
+        )
+    return found
+
+
+def _has_weight(module: nn.Module) -> bool:
+    return isinstance(module._parameters.get("weight"), nn.Parameter)
+
+
+def _takes_lora(module: nn.Module) -> bool:
+    return isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.groups == 1
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What the student is shown, one a row, on the CPU.
+
+    Attributes:
+        texts: Every prompt's embedding, shape (prompts, tokens, dim), on the model's device.
+        latents: x_t, shape (n, *latent_shape).
+        timesteps: t, shape (n,).
+        concepts: Which of the texts c is, shape (n,).
+        targets: Shape (n, *latent_shape).
+        keeps: Which of the texts k is, shape (n,); empty where nothing is kept.
+        keep_targets: ε*(x_t, k), shape (n, *latent_shape); empty where nothing is kept.
+    """
+
+    texts: Tensor
+    latents: Tensor
+    timesteps: Tensor
+    concepts: Tensor
+    targets: Tensor
+    keeps: Tensor
+    keep_targets: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is drawn: of each trajectory its prompts and noise, and which points are used.
+
+    Attributes:
+        prompts: The texts, the empty one first.
+        concepts, anchors: Which of them, shape (trajectories,).
+        noise: Shape (trajectories, *latent_shape).
+        points: Trajectory and step of each sample, shape (samples, 2).
+        keeps: Which of the prompts is held at each sample, shape (samples,); or empty.
+    """
+
+    prompts: list[str]
+    concepts: Tensor
+    anchors: Tensor
+    noise: Tensor
+    points: Tensor
+    keeps: Tensor
+
+
+@dataclass(frozen=True)
+class ESD:
+    """Erased stable diffusion.
+
+    What is trained are the weights of the selected linear layers and convolutions. Norms and
+    biases, which a LoRA cannot hold, are trained too if ``store`` is "dense", and else are not.
+
+    ``presets``: "2025" is the authors' code of that year for Stable Diffusion, whose own η of 2
+    counts from the concept's prediction and is the paper's η + 1. "2023" is the first code's
+    rate and length; that code drew x_t from the model being edited and t from around the step,
+    which is not offered here.
+
+    Attributes:
+        variant: What is trained: ``x``, cross attention; ``x-strict``, its keys and values;
+            ``u``, everything else; ``all``.
+        layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
+        eta: The paper's η.
+        iterations: Steps of Adam.
+        lr: Adam's learning rate.
+        batch_size: Samples a step.
+        sampling: ``batched``, all points of whole trajectories, shuffled; or ``reference``, the
+            authors' way: for each sample a trajectory of its own as far as a step drawn, and the
+            targets by three more predictions there.
+        sampling_steps: Steps of a whole trajectory.
+        guidance: Scale of classifier-free guidance of the trajectories.
+        sampling_batch: Trajectories at a time.
+        keep_weight: Of the term that holds what is kept; 0 is the paper's loss.
+        expand: Whether phrases, anchors and what is kept stand in their concept's templates, or
+            by themselves. A concept that names no anchor becomes ∅ either way.
+        rank: None trains the weights themselves; a number, a LoRA of that rank.
+        store: ``lora``, or ``dense`` for the weights' whole change, which only unsee reads.
+        residual: How much of the change, relative in Frobenius' norm, the stored rank may leave
+            out where the weights themselves were trained. What it left out is in the record.
+        precision: ``float32`` or ``bfloat16`` by autocast; ``auto`` is the model's, bfloat16 for
+            any half. What learns is float32 in any case.
+        gradient_checkpointing: Less memory, and about a third more time a step.
+    """
+
+    variant: Literal["x", "x-strict", "u", "all"] = "x"
+    layers: str = "*"
+    eta: float = 1.0
+    iterations: int = 200
+    lr: float = 5e-5
+    batch_size: int = 1
+    sampling: Literal["batched", "reference"] = "batched"
+    sampling_steps: int = 20
+    guidance: float = 3.0
+    sampling_batch: int = 4
+    keep_weight: float = 1.0
+    expand: bool = True
+    rank: int | None = None
+    store: Literal["lora", "dense"] = "lora"
+    residual: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "2025": {
+            "sampling": "reference",
+            "sampling_steps": 50,
+            "keep_weight": 0.0,
+            "expand": False,
+        },
+        "2023": {
+            "iterations": 1000,
+            "lr": 1e-5,
+            "sampling": "reference",
+            "sampling_steps": 50,
+            "keep_weight": 0.0,
+            "expand": False,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "variant": VARIANTS,
+            "sampling": ("batched", "reference"),
+            "store": ("lora", "dense"),
+            "precision": ("auto", "float32", "bfloat16"),
+        }.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
+        for name in ("iterations", "batch_size", "sampling_steps", "sampling_batch", "rank"):
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise InputError(f"{name} is {number}; it must be at least 1.")
+        if not self.lr > 0:
+            raise InputError(f"lr is {self.lr}; at 0 or less nothing is erased.")
+        if not self.keep_weight >= 0:
+            raise InputError(f"keep_weight is {self.keep_weight}; it cannot be below 0.")
+        if not 0 <= self.residual < 1:
+            raise InputError(f"residual is {self.residual}; it must be at least 0 and below 1.")
+        if self.rank is not None and self.store == "dense":
+            raise InputError(
+                f"rank is {self.rank} and store is 'dense': a LoRA is stored as it is."
+            )
+
+    def fit(
+        self,
+        parts: Parts,
+        concepts: Sequence[Concept],
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] = lambda done: None,
+        checkpoint: Path | None = None,
+    ) -> Erasure:
+        """As ``Eraser.fit``.
+
+        Args:
+            checkpoint: A file by which a run that was interrupted goes on, to the same weights;
+                see ``train``. The trajectories are made again.
+
+        Raises:
+            InputError: No layer is selected, the loss is not finite, or the checkpoint is of
+                another run.
+        """
+        everything = self.store == "dense"
+        layers = select(parts, self.variant, self.layers, everything=everything)
+        denoiser: Any = parts.denoiser
+        compute = precision(self.precision, denoiser.dtype)
+        run = self._run(parts, layers, concepts, seed) if checkpoint else {}
+        # A step goes forward and back: three times a prediction's arithmetic.
+        share = self._teacher_rows(concepts)
+        share /= share + 3 * (1 + self._keeps(concepts))
+        sampler = parts.sampler(self.sampling_steps)
+        with frozen(denoiser, self.gradient_checkpointing):
+            samples = self._samples(
+                parts, concepts, seed, compute, lambda done: progress(share * done)
+            )
+            if self.rank is not None:
+                student = lora(denoiser, layers, self.rank, seed)
+            else:
+                student = masters(denoiser, list(_parameters(parts, layers, everything)))
+            with student as parameters:
+                losses = train(
+                    parameters,
+                    lambda step: self._loss(parts, sampler, samples, step, compute),
+                    steps=self.iterations,
+                    lr=self.lr,
+                    run=run,
+                    checkpoint=checkpoint,
+                    progress=lambda done: progress(share + (1 - share) * done),
+                )
+        return self._erasure(parts, concepts, seed, layers, parameters, losses)
+
+    def _loss(
+        self,
+        parts: Parts,
+        sampler: Any,
+        samples: Samples,
+        step: int,
+        compute: torch.dtype | None,
+    ) -> Tensor:
+        at = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        device = samples.texts.device
+        x, t = samples.latents[at].to(device), samples.timesteps[at].to(device)
+        texts = samples.texts[samples.concepts[at]]
+        keeps = samples.texts[samples.keeps[at]]
+        if len(keeps):
+            x, t, texts = torch.cat([x, x]), torch.cat([t, t]), torch.cat([texts, keeps])
+        with autocast(device, compute):
+            eps = parts.predict(x, t, texts, sampler).float()
+        goal = samples.targets[at].to(device)
+        loss = functional.mse_loss(eps[: len(goal)], goal)
+        if len(keeps):
+            held = samples.keep_targets[at].to(device)
+            loss = loss + self.keep_weight * functional.mse_loss(eps[len(goal) :], held)
+        return loss
+
+    # What the student is shown
+
+    def _samples(
+        self,
+        parts: Parts,
+        concepts: Sequence[Concept],
+        seed: int,
+        compute: torch.dtype | None,
+        progress: Callable[[float], None],
+    ) -> Samples:
+        plan = self._plan(parts, concepts, seed)
+        texts = torch.cat(
+            [parts.encode(plan.prompts[i : i + 64]) for i in range(0, len(plan.prompts), 64)]
+        )
+        make = self._batched if self.sampling == "batched" else self._reference
+        count = len(plan.points)
+        shape = plan.noise.shape[1:]
+        times = torch.empty(count, dtype=parts.sampler(self.sampling_steps).timesteps.dtype)
+        latents, targets, held = (torch.empty(count, *shape) for _ in range(3))
+        with torch.no_grad(), autocast(texts.device, compute):
+            for done, (sample, t, x, goal, keep) in enumerate(make(parts, plan, texts)):
+                times[sample], latents[sample], targets[sample] = t, x, goal
+                if keep is not None:
+                    held[sample] = keep
+                progress((done + 1) / count)
+        return Samples(
+            texts=texts,
+            latents=latents,
+            timesteps=times,
+            concepts=plan.concepts[plan.points[:, 0]],
+            targets=targets,
+            keeps=plan.keeps,
+            keep_targets=held[: len(plan.keeps)],
+        )
+
+    def _plan(self, parts: Parts, concepts: Sequence[Concept], seed: int) -> _Plan:
+        samples, steps = self.iterations * self.batch_size, self.sampling_steps
+        # Noise and points first: they do not change with what is erased.
+        draw = torch.Generator().manual_seed(seed)
+        trajectories = samples
+        if self.sampling == "batched":
+            # A phrase without a trajectory would not be erased.
+            phrases = sum(len(concept.phrases) for concept in concepts)
+            trajectories = max(math.ceil(samples / steps), phrases)
+        noise = torch.randn((trajectories, *parts.latent_shape()), generator=draw)
+        if self.sampling == "batched":
+            order = torch.randperm(trajectories * steps, generator=draw)[:samples]
+            points = torch.stack([order // steps, order % steps], 1)
+        else:
+            drawn = torch.randint(steps, (samples,), generator=draw)
+            points = torch.stack([torch.arange(samples), drawn], 1)
+
+        prompts = {"": 0}
+
+        def index(text: str) -> int:
+            return prompts.setdefault(text, len(prompts))
+
+        turns = [
+            (phrase, concept.anchor, self._templates(concept, draw))
+            for concept in concepts
+            for phrase in concept.phrases
+        ]
+        pairs = []
+        for i in range(trajectories):
+            phrase, anchor, templates = turns[i % len(turns)]
+            template = templates[i // len(turns) % len(templates)]
+            becomes = "" if anchor is None else template.replace("{}", anchor)
+            pairs.append((index(template.replace("{}", phrase)), index(becomes)))
+        kept = [
+            template.replace("{}", phrase)
+            for concept in concepts
+            for template in (concept.templates if self.expand else ("{}",))
+            for phrase in concept.keep
+        ]
+        keeps = []
+        if self._keeps(concepts):
+            for i in torch.randint(len(kept), (samples,), generator=draw).tolist():
+                keeps.append(index(kept[i]))
+        goes, comes = torch.tensor(pairs).T
+        return _Plan(list(prompts), goes, comes, noise, points, torch.tensor(keeps).long())
+
+    def _templates(self, concept: Concept, draw: torch.Generator) -> list[str]:
+        if not self.expand:
+            return ["{}"]
+        order = torch.randperm(len(concept.templates), generator=draw).tolist()
+        return [concept.templates[i] for i in order]
+
+    def _batched(self, parts: Parts, plan: _Plan, texts: Tensor) -> "Iterator[_Sample]":
+        """The samples, trajectory by trajectory, several at a time."""
+        used = {(i, k): n for n, (i, k) in enumerate(plan.points.tolist())}
+        for start in range(0, len(plan.noise), self.sampling_batch):
+            batch = torch.arange(start, min(start + self.sampling_batch, len(plan.noise)))
+            sampler = parts.sampler(self.sampling_steps)
+            x = plan.noise[batch].to(texts.device) * sampler.init_noise_sigma
+            goes, comes = plan.concepts[batch], plan.anchors[batch]
+            for k, t in enumerate(sampler.timesteps):
+                rows = [torch.zeros_like(goes), goes]
+                if comes.any():
+                    rows.append(comes)
+                samples = [used.get((i, k)) for i in batch.tolist()]
+                if len(plan.keeps):
+                    rows.append(torch.tensor([0 if n is None else plan.keeps[n] for n in samples]))
+                repeated = x.repeat(len(rows), *(1 for _ in x.shape[1:]))
+                eps = parts.predict(repeated, t, texts[torch.cat(rows)], sampler).float()
+                empty, concept, *others = eps.chunk(len(rows))
+                goal = target(concept, empty, others[0] if comes.any() else empty, self.eta)
+                for row, n in enumerate(samples):
+                    if n is not None:
+                        keep = others[-1][row] if len(plan.keeps) else None
+                        yield n, t, x[row], goal[row], keep
+                guided = empty + self.guidance * (concept - empty)
+                x = sampler.step(guided, t, x).prev_sample
+
+    def _reference(self, parts: Parts, plan: _Plan, texts: Tensor) -> "Iterator[_Sample]":
+        """The samples one by one, each at the end of a trajectory of its own."""
+        for n, (i, k) in enumerate(plan.points.tolist()):
+            sampler = parts.sampler(self.sampling_steps)
+            goes, comes = texts[plan.concepts[i, None]], texts[plan.anchors[i, None]]
+            nothing = texts[:1]
+            x = plan.noise[i : i + 1].to(texts.device) * sampler.init_noise_sigma
+            for t in sampler.timesteps[:k]:
+                both = torch.cat([nothing, goes])
+                empty, concept = (
+                    parts.predict(torch.cat([x, x]), t, both, sampler).float().chunk(2)
+                )
+                guided = empty + self.guidance * (concept - empty)
+                x = sampler.step(guided, t, x).prev_sample
+            t = sampler.timesteps[k]
+            concept, empty, anchor = (
+                parts.predict(x, t, text, sampler).float() for text in (goes, nothing, comes)
+            )
+            keep = None
+            if len(plan.keeps):
+                keep = parts.predict(x, t, texts[plan.keeps[n, None]], sampler).float()[0]
+            yield n, t, x[0], target(concept, empty, anchor, self.eta)[0], keep
+
+    def _keeps(self, concepts: Sequence[Concept]) -> bool:
+        return self.keep_weight > 0 and any(concept.keep for concept in concepts)
+
+    def _teacher_rows(self, concepts: Sequence[Concept]) -> float:
+        """Rows of the frozen denoiser a sample, about."""
+        if self.sampling == "reference":
+            return 2 * (self.sampling_steps - 1) / 2 + 3 + self._keeps(concepts)
+        return 2 + any(concept.anchor is not None for concept in concepts) + self._keeps(concepts)
+
+    # What is stored
+
+    def _erasure(
+        self,
+        parts: Parts,
+        concepts: Sequence[Concept],
+        seed: int,
+        layers: Sequence[str],
+        parameters: dict[str, nn.Parameter],
+        losses: Sequence[float],
+    ) -> Erasure:
+        tenth = max(1, len(losses) // 10)
+        loss: dict[str, Any] = {
+            "loss": {
+                "first": sum(losses[:tenth]) / tenth,
+                "last": sum(losses[-tenth:]) / tenth,
+            }
+        }
+        found = {name: parameter.detach() for name, parameter in parameters.items()}
+        to_file = (parts, "esd", self, concepts, seed)
+        if self.rank is not None:
+            trained = {
+                layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
+                for layer in layers
+            }
+            return lowrank(*to_file, trained, loss)
+        originals = _parameters(parts, layers, self.store == "dense")
+        updates = {name: found[name] - p.detach().float() for name, p in originals.items()}
+        if self.store == "dense":
+            return dense(*to_file, updates, loss)
+        weights = {name.removesuffix(".weight"): delta for name, delta in updates.items()}
+        pairs, residual = factors(weights, self.residual)
+        return lowrank(*to_file, pairs, loss | {"residual": residual})
+
+    def _run(
+        self, parts: Parts, layers: Sequence[str], concepts: Sequence[Concept], seed: int
+    ) -> dict[str, Any]:
+        weights = {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
+        return {
+            "method": "esd",
+            "settings": dataclasses.asdict(self),
+            "concepts": [concept.to_json() for concept in concepts],
+            "seed": seed,
+            "base": fingerprint(weights),
+        }
+
+
+# A sample's place, its t, x_t, target, and ε*(x_t, k) where something is kept.
+_Sample = tuple[int, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def _parameters(parts: Parts, layers: Sequence[str], everything: bool) -> dict[str, nn.Parameter]:
+    """The weights of the layers, and if everything is trained their biases, by name."""
+    kinds = ("weight", "bias") if everything else ("weight",)
+    found = dict(parts.denoiser.named_parameters())
+    names = (f"{layer}.{kind}" for layer in layers for kind in kinds)
+    return {name: found[name] for name in names if name in found}

@@ -1,0 +1,58 @@
+"""The negative prompt: the baseline that every method should beat.
+
+The concept's text takes the place of the empty prompt in classifier-free guidance (Ho & Salimans,
+https://arxiv.org/abs/2207.12598), so that each step goes away from the concept as well as towards
+the prompt: ε = ε_S + w (ε_c − ε_S). It is what ``negative_prompt`` of diffusers' pipelines does,
+at no cost, and it takes the place of a negative prompt that is given.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from ..pipelines.erasure import Erasure
+from ..pipelines.guidance import Guide
+from ..pipelines.parts import Parts
+from ..prompts import Concept
+from .record import guidance
+from .sld import text_of
+
+
+@dataclass(frozen=True)
+class Negative:
+    """The negative prompt, which has no settings."""
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
+
+    def fit(
+        self,
+        parts: Parts,
+        concepts: Sequence[Concept],
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> Erasure:
+        parts.encode([text_of([concept.to_json() for concept in concepts])])
+        progress(1.0)
+        return guidance(parts, "negative", self, concepts, seed)
+
+
+def guide(record: Mapping[str, Any], parts: Parts) -> Callable[[int], Guide]:
+    """What makes the guide of a record, for a trajectory of so many steps."""
+    concept = parts.encode([text_of(record["concepts"])])
+    return lambda steps: _Guide(concept)
+
+
+@dataclass(frozen=True)
+class _Guide:
+    concept: Tensor
+
+    def before(self, empty: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        return self.concept.to(empty).expand_as(empty), prompt, ()
+
+    def after(
+        self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return empty, prompt

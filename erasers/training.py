@@ -1,0 +1,229 @@
+"""The one training loop, and what it trains: float32 masters in the place of weights, or a LoRA.
+
+Nothing is left behind: the denoiser has its own parameters, flags and modes again afterwards.
+"""
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from .._errors import InputError
+from ..gallery import write_atomically
+
+# Seconds between two checkpoints.
+EVERY = 60.0
+
+
+@contextmanager
+def frozen(denoiser: Any, gradient_checkpointing: bool = False) -> Iterator[None]:
+    """The denoiser in evaluation, no parameter of it learning; afterwards it is as it was."""
+    flags = [(p, p.requires_grad) for p in denoiser.parameters()]
+    modes = [(m, m.training) for m in denoiser.modules()]
+    checkpointing = denoiser.is_gradient_checkpointing
+    try:
+        denoiser.eval().requires_grad_(False)
+        if gradient_checkpointing and not checkpointing:
+            denoiser.enable_gradient_checkpointing()
+        yield
+    finally:
+        if gradient_checkpointing and not checkpointing:
+            denoiser.disable_gradient_checkpointing()
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)
+        for module, mode in modes:
+            module.training = mode
+
+
+@contextmanager
+def masters(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.Parameter]]:
+    """Float32 copies that learn, in the place of the named parameters."""
+    originals = {name: denoiser.get_parameter(name) for name in names}
+    copies = {
+        name: nn.Parameter(p.detach().to(torch.float32, copy=True))
+        for name, p in originals.items()
+    }
+
+    def put(parameters: Mapping[str, nn.Parameter]) -> None:
+        for name, parameter in parameters.items():
+            module, _, attribute = name.rpartition(".")
+            setattr(denoiser.get_submodule(module), attribute, parameter)
+
+    try:
+        put(copies)
+        yield copies
+    finally:
+        put(originals)
+
+
+@contextmanager
+def lora(
+    denoiser: Any, layers: Sequence[str], rank: int, seed: int
+) -> Iterator[dict[str, nn.Parameter]]:
+    """A LoRA of peft's around the named layers, in float32 and with scale 1.
+
+    Its parameters are named ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``. Use it inside
+    ``frozen``: peft sets flags of its own.
+    """
+    import re
+
+    from peft import LoraConfig
+
+    config = LoraConfig(
+        r=rank, lora_alpha=rank, target_modules="|".join(re.escape(layer) for layer in layers)
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        denoiser.add_adapter(config, "student")
+    try:
+        parameters = {}
+        for layer in layers:
+            for side in "AB":
+                module = getattr(denoiser.get_submodule(layer), f"lora_{side}")["student"].float()
+                parameters[f"{layer}.lora_{side}.weight"] = module.weight.requires_grad_()
+        yield parameters
+    finally:
+        denoiser.unload_lora()
+
+
+def precision(setting: str, dtype: torch.dtype) -> torch.dtype | None:
+    """What to compute in, for ``autocast``: None is float32 throughout.
+
+    Args:
+        setting: "auto", "float32" or "bfloat16".
+        dtype: The denoiser's.
+
+    Raises:
+        InputError: Float32 was asked for and the denoiser is not.
+    """
+    if setting == "float32" and dtype != torch.float32:
+        raise InputError(
+            f"precision is float32 and the model was loaded as {dtype}: load it as torch.float32, "
+            "or leave precision at 'auto'."
+        )
+    half = setting == "bfloat16" or dtype != torch.float32
+    return torch.bfloat16 if half else None
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager[Any]:
+    """Torch's autocast to that type, or nothing at all."""
+    return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def train(
+    parameters: Mapping[str, nn.Parameter],
+    loss: Callable[[int], Tensor],
+    *,
+    steps: int,
+    lr: float,
+    run: Mapping[str, Any],
+    checkpoint: Path | None = None,
+    progress: Callable[[float], None] = lambda done: None,
+) -> list[float]:
+    """Steps of Adam.
+
+    Args:
+        parameters: What learns, by name.
+        loss: The loss at a step. It makes no draws of its own, so that a run that was interrupted
+            comes to the same weights.
+        steps: How many.
+        lr: The learning rate.
+        run: What this run is, as JSON: a checkpoint of another one is refused.
+        checkpoint: A file that an interrupted run leaves and goes on from. It is written every
+            minute and when something stops the run, and removed at the end.
+        progress: Called with the share that is done.
+
+    Returns:
+        The loss of every step.
+
+    Raises:
+        InputError: The loss or its gradient is not finite (the checkpoint then holds the state
+            before that step), or the checkpoint is not this run's.
+    """
+    optimizer = torch.optim.Adam(parameters.values(), lr=lr)
+    run = json.loads(json.dumps(run))
+    losses: list[float] = []
+    if checkpoint is not None and checkpoint.exists():
+        losses = _resume(checkpoint, run, parameters, optimizer)
+    saved, whole = time.monotonic(), True
+    try:
+        for step in range(len(losses), steps):
+            value = loss(step)
+            value.backward()  # type: ignore[no-untyped-call]
+            gradients = [p.grad for p in parameters.values() if p.grad is not None]
+            norm = nn.utils.get_total_norm(gradients)
+            if not (torch.isfinite(value) and torch.isfinite(norm)):
+                state = f" The state before it is in {checkpoint}." if checkpoint else ""
+                raise InputError(
+                    f"The loss or its gradient is not finite at step {step + 1} of {steps} "
+                    f"(loss {value.item()}): lower lr, which is {lr}.{state}"
+                )
+            whole = False
+            optimizer.step()
+            losses.append(value.item())
+            whole = True
+            optimizer.zero_grad(set_to_none=True)
+            progress((step + 1) / steps)
+            if checkpoint is not None and time.monotonic() - saved > EVERY:
+                _save(checkpoint, run, parameters, optimizer, losses)
+                saved = time.monotonic()
+    except BaseException:
+        # A step that was cut short has changed some parameters and not others.
+        if checkpoint is not None and whole:
+            _save(checkpoint, run, parameters, optimizer, losses)
+        raise
+    if checkpoint is not None:
+        checkpoint.unlink(missing_ok=True)
+    return losses
+
+
+def _save(
+    path: Path,
+    run: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    losses: Sequence[float],
+) -> None:
+    tensors = {"losses": torch.tensor(losses, dtype=torch.float64)}
+    for name, parameter in parameters.items():
+        tensors[f"parameter:{name}"] = parameter.detach()
+        for key, value in optimizer.state[parameter].items():
+            tensors[f"{key}:{name}"] = value
+    whole = {name: t.cpu().contiguous().clone() for name, t in tensors.items()}
+    write_atomically(path, save(whole, {"unsee-training": json.dumps(run, sort_keys=True)}))
+
+
+@torch.no_grad()
+def _resume(
+    path: Path,
+    run: Mapping[str, Any],
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+) -> list[float]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            of = json.loads((file.metadata() or {})["unsee-training"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no checkpoint of a training: {error!r}.") from error
+    if differing := sorted(k for k in set(of) | set(run) if of.get(k) != run.get(k)):
+        raise InputError(
+            f"{path} is the checkpoint of another run, with other {', '.join(differing)}: remove "
+            "it, or name another file."
+        )
+    state: dict[int, dict[str, Tensor]] = {}
+    for index, (name, parameter) in enumerate(parameters.items()):
+        parameter.copy_(tensors[f"parameter:{name}"])
+        found = {k.partition(":")[0]: t for k, t in tensors.items() if k.endswith(f":{name}")}
+        del found["parameter"]
+        if found:
+            state[index] = found
+    optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
+    return [float(value) for value in tensors["losses"]]

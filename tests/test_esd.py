@@ -1,0 +1,634 @@
+"""ESD: its target, its trajectories, what it trains and how that is stored."""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from torch import Tensor
+
+from unsee._errors import InputError
+from unsee.erasers.effect import effect
+from unsee.erasers.esd import ESD, select, target
+from unsee.erasers.record import factors
+from unsee.erasers.training import lora, masters
+from unsee.pipelines import Erasure, load_pipeline, parts_of
+from unsee.prompts import Concept
+
+VAN_GOGH = Concept("van gogh", "style", anchor="art", keep=("monet",))
+BOMB = Concept("bomb", keep=("hammer", "dog"))
+
+# Few and large steps: a tiny model learns in them what a test can see.
+FAST: dict[str, Any] = {"iterations": 4, "sampling_steps": 4, "lr": 1e-3}
+
+
+def images(pipe: Any) -> Tensor:
+    """Two images, shape (2, 3, 16, 16)."""
+    made: Tensor = pipe(
+        ["a photo of a bomb", "a painting by van gogh"],
+        generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+        num_inference_steps=3,
+        output_type="pt",
+    ).images
+    return made
+
+
+def state(pipe: Any) -> dict[str, Tensor]:
+    return {name: value.clone() for name, value in pipe.unet.state_dict().items()}
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two mappings hold the same tensors, bit for bit."""
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
+
+
+def products(erasure: Erasure) -> dict[str, Tensor]:
+    """B A of every layer, shape (out, …)."""
+    return {
+        name: (
+            erasure.tensors[f"unet.{name}.lora_B.weight"].flatten(1)
+            @ erasure.tensors[f"unet.{name}.lora_A.weight"].flatten(1)
+        ).reshape(shape)
+        for name, shape in erasure.record["base"]["layers"].items()
+    }
+
+
+# The target
+
+
+def test_the_target_at_eta_0_is_the_anchors_own_prediction() -> None:
+    concept, empty, anchor = torch.randn(3, 2, 4, 8, 8, generator=torch.Generator())
+    assert torch.equal(target(concept, empty, anchor, 0.0), anchor)
+
+
+def test_the_target_is_the_papers() -> None:
+    concept, empty, anchor = torch.tensor([[5.0], [2.0], [1.0]])
+    # 1 − 2 (5 − 2)
+    assert target(concept, empty, anchor, 2.0).item() == -5.0
+
+
+def test_the_2025_eta_counts_from_the_concept() -> None:
+    concept, empty = torch.randn(2, 9, generator=torch.Generator())
+    authors = concept - 2.0 * (concept - empty)
+    torch.testing.assert_close(target(concept, empty, empty, 1.0), authors)
+
+
+# The trajectories
+
+
+def plainly(pipe: Any, text: Tensor, x: Tensor, steps: int, guidance: float) -> list[Any]:
+    """Every (t, x, ε_c, ε_∅) of one DDIM trajectory with classifier-free guidance."""
+    scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+    scheduler.set_timesteps(steps)
+    points = []
+    with torch.no_grad():
+        for t in scheduler.timesteps:
+            rows = pipe.unet(torch.cat([x, x]), t, encoder_hidden_states=text).sample
+            empty, concept = rows.chunk(2)
+            points.append((t, x, concept, empty))
+            x = scheduler.step(empty + guidance * (concept - empty), t, x).prev_sample
+    return points
+
+
+def test_reference_is_the_published_loop_bit_for_bit(pipe: Any) -> None:
+    settings = ESD(
+        sampling="reference",
+        sampling_steps=5,
+        iterations=6,
+        lr=1e-3,
+        eta=1.5,
+        keep_weight=0,
+        store="dense",
+    )
+    got = settings.fit(parts_of(pipe), [VAN_GOGH], seed=7)
+
+    student = copy.deepcopy(pipe.unet).requires_grad_(False)
+    trained = {n: p for n, p in student.named_parameters() if ".attn2." in n}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(trained.values(), lr=1e-3)
+    empty, concept, anchor = parts_of(pipe).encode(["", "van gogh", "art"]).split(1)
+    draw = torch.Generator().manual_seed(7)
+    noise = torch.randn(6, 4, 8, 8, generator=draw)
+    steps = torch.randint(5, (6,), generator=draw)
+    assert len(set(steps.tolist())) > 2
+    for x, k in zip(noise.split(1), steps.tolist(), strict=True):
+        t, x, *_ = plainly(pipe, torch.cat([empty, concept]), x, 5, 3.0)[k]
+        with torch.no_grad():
+            e_c, e_0, e_a = (
+                pipe.unet(x, t, encoder_hidden_states=text).sample
+                for text in (concept, empty, anchor)
+            )
+        eps = student(x, t, encoder_hidden_states=concept).sample
+        loss = torch.nn.functional.mse_loss(eps, e_a - 1.5 * (e_c - e_0))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    before = dict(pipe.unet.named_parameters())
+    want = {f"unet.{n}_delta": (p - before[n]).detach() for n, p in trained.items()}
+    assert same(want, got.tensors)
+
+
+@pytest.mark.parametrize("keep_weight", [0.0, 1.0])
+def test_batched_samples_lie_on_the_plain_loops_trajectories(
+    pipe: Any, keep_weight: float
+) -> None:
+    concepts, parts = [VAN_GOGH, BOMB], parts_of(pipe)
+    settings = ESD(
+        iterations=5, batch_size=4, sampling_steps=4, sampling_batch=3, keep_weight=keep_weight
+    )
+    plan = settings._plan(parts, concepts, 0)
+    samples = settings._samples(parts, concepts, 0, None, lambda done: None)
+    assert len(plan.noise) == 5
+    assert sorted(map(tuple, plan.points.tolist())) == [(i, k) for i in range(5) for k in range(4)]
+    assert plan.points[:, 0].tolist() != sorted(plan.points[:, 0].tolist())
+    for n, (i, k) in enumerate(plan.points.tolist()):
+        goes = plan.prompts[plan.concepts[i]]
+        comes = {"van gogh": "art", "bomb": ""}[goes]
+        text = parts.encode(["", goes])
+        t, x, concept, empty = plainly(pipe, text, plan.noise[i : i + 1], 4, 3.0)[k]
+        with torch.no_grad():
+            anchor = pipe.unet(x, t, encoder_hidden_states=parts.encode([comes])).sample
+        torch.testing.assert_close(samples.latents[n], x[0], rtol=0, atol=1e-3)
+        torch.testing.assert_close(
+            samples.targets[n], target(concept, empty, anchor, 1.0)[0], rtol=0, atol=1e-3
+        )
+        assert samples.timesteps[n] == t
+        assert torch.equal(samples.texts[samples.concepts[n]], text[1])
+        if keep_weight:
+            kept = plan.prompts[samples.keeps[n]]
+            assert kept in ("monet", "hammer", "dog")
+            with torch.no_grad():
+                want = pipe.unet(x, t, encoder_hidden_states=parts.encode([kept])).sample
+            torch.testing.assert_close(samples.keep_targets[n], want[0], rtol=0, atol=1e-3)
+
+
+def test_the_sampler_of_the_pipeline_does_not_matter(pipe: Any) -> None:
+    settings = ESD(**FAST)
+    one = settings.fit(parts_of(pipe), [BOMB])
+    # Its latents are scaled before the denoiser sees them.
+    pipe.scheduler = EulerDiscreteScheduler.from_config(pipe.scheduler.config)
+    before = dict(vars(pipe.scheduler))
+    assert same(one.tensors, settings.fit(parts_of(pipe), [BOMB]).tensors)
+    assert vars(pipe.scheduler) == before
+
+
+@pytest.mark.parametrize(
+    "concept, keep_weight, most",
+    [(BOMB, 0.0, 3), (BOMB, 1.0, 5), (VAN_GOGH, 0.0, 4), (VAN_GOGH, 1.0, 6)],
+)
+def test_a_sample_takes_few_rows_of_the_denoiser(
+    pipe: Any, concept: Concept, keep_weight: float, most: int
+) -> None:
+    rows = []
+    hook = pipe.unet.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    ESD(iterations=8, batch_size=2, sampling_steps=8, keep_weight=keep_weight).fit(
+        parts_of(pipe), [concept]
+    )
+    hook.remove()
+    assert sum(rows) / 16 == most <= 6
+
+
+# What is trained
+
+
+def test_each_variant_selects_its_layers(pipe: Any) -> None:
+    parts = parts_of(pipe)
+    everything = {
+        name
+        for name, module in pipe.unet.named_modules()
+        if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
+    }
+    cross = {name for name in everything if ".attn2." in name}
+    block = "mid_block.attentions.0.transformer_blocks.0.attn2"
+    assert {f"{block}.{part}" for part in ("to_q", "to_k", "to_v", "to_out.0")} <= cross
+    strict = {name for name in cross if name.endswith(("to_k", "to_v"))}
+    assert set(select(parts, "x")) == cross
+    assert set(select(parts, "x-strict")) == strict == set(parts.text_layers())
+    assert set(select(parts, "u")) == everything - cross
+    assert set(select(parts, "all")) == everything
+    assert select(parts, "x", "mid_block.*to_k") == [f"{block}.to_k"]
+    assert "conv_norm_out" in select(parts, "u", everything=True)
+
+
+@pytest.mark.parametrize("variant", ["x", "x-strict", "u", "all"])
+def test_a_variant_changes_its_layers_and_no_others(pipe: Any, variant: str) -> None:
+    parts = parts_of(pipe)
+    erasure = ESD(variant=variant, iterations=1, lr=1e-3).fit(parts, [VAN_GOGH])
+    assert list(erasure.record["base"]["layers"]) == select(parts, variant)
+    with erasure.applied(pipe):
+        pipe.unet.fuse_lora()
+        after = {n.replace(".base_layer", ""): v for n, v in state(pipe).items()}
+        pipe.unet.unfuse_lora()
+    # to_k of a text's keys can be without gradient, as can what leads to nothing else.
+    changed = {n for n, v in state(pipe).items() if not torch.allclose(after[n], v, atol=1e-6)}
+    assert changed <= {f"{name}.weight" for name in select(parts, variant)}
+    assert len(changed) > 0.9 * len(select(parts, variant))
+
+
+def test_a_selection_of_no_layer_is_refused(pipe: Any) -> None:
+    with pytest.raises(InputError, match="No layer of the UNet2DConditionModel.*'x'.*'nowhere'"):
+        ESD(layers="nowhere").fit(parts_of(pipe), [BOMB])
+
+
+def test_every_phrase_and_template_has_its_turn(pipe: Any) -> None:
+    parts = parts_of(pipe)
+    group = Concept("unsafe", phrases=("bomb", "knife"), templates=("a {}", "{} photo"), anchor="")
+    settings = ESD(iterations=40, sampling_steps=8)
+    plan = settings._plan(parts, [group, VAN_GOGH], 0)
+    pairs = zip(plan.concepts.tolist(), plan.anchors.tolist(), strict=True)
+    seen = {(plan.prompts[c], plan.prompts[a]) for c, a in pairs}
+    assert len(plan.noise) == 5
+    assert seen == {
+        ("a bomb", "a "),
+        ("bomb photo", " photo"),
+        ("a knife", "a "),
+        ("knife photo", " photo"),
+        ("van gogh", "art"),
+    }
+    # One sample is enough for a trajectory a phrase.
+    assert len(ESD(iterations=1)._plan(parts, [group, VAN_GOGH], 0).noise) == 3
+    plain = ESD(iterations=40, expand=False)._plan(parts, [group, BOMB], 0)
+    assert set(plain.prompts) == {"", "bomb", "knife", "hammer", "dog"}
+    assert not plain.anchors.any()
+
+
+def test_it_moves_every_concept_towards_its_anchor(pipe: Any) -> None:
+    erasure = ESD(iterations=60, sampling_steps=10, lr=1e-3).fit(parts_of(pipe), [VAN_GOGH, BOMB])
+    for seen in effect(parts_of(pipe), erasure, [VAN_GOGH, BOMB]).values():
+        assert seen["moved"] > 0.5
+    loss = erasure.record["loss"]
+    assert 0 < loss["last"] < 0.8 * loss["first"]
+
+
+def test_the_keep_term_holds_what_is_kept(pipe: Any) -> None:
+    moved = []
+    for keep_weight in (0.0, 1.0, 10.0):
+        settings = ESD(iterations=40, sampling_steps=10, lr=1e-3, keep_weight=keep_weight)
+        erasure = settings.fit(parts_of(pipe), [BOMB])
+        moved.append(effect(parts_of(pipe), erasure, [BOMB])["bomb"]["kept_moved"])
+    assert moved == sorted(moved, reverse=True) and moved[-1] < 0.7 * moved[0]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_step(pipe: Any, tmp_path: Path) -> None:
+    before, kept = state(pipe), tmp_path / "kept"
+    with pytest.raises(InputError, match=r"not finite at step 2 of 4 .*lower lr.*is in .*kept"):
+        ESD(**FAST | {"lr": 1e30}).fit(parts_of(pipe), [BOMB], checkpoint=kept)
+    assert same(before, state(pipe))
+    assert kept.is_file()
+
+
+# Leaving no trace, whatever the model is like
+
+
+def test_flags_and_modes_are_put_back_after_a_failure(pipe: Any) -> None:
+    pipe.unet.train().requires_grad_(True)
+    pipe.unet.mid_block.eval().requires_grad_(False)
+
+    def looks() -> list[Any]:
+        flags = [(n, id(p), p.requires_grad, p.grad) for n, p in pipe.unet.named_parameters()]
+        return [flags, [(n, m.training) for n, m in pipe.unet.named_modules()]]
+
+    def fail(done: float) -> None:
+        if done > 0.8:
+            raise RuntimeError
+
+    before, weights = looks(), state(pipe)
+    for rank in (None, 2):
+        with pytest.raises(RuntimeError):
+            ESD(**FAST, rank=rank, gradient_checkpointing=True).fit(
+                parts_of(pipe), [BOMB], progress=fail
+            )
+        assert looks() == before and same(weights, state(pipe))
+        assert not pipe.unet.is_gradient_checkpointing
+
+
+def test_progress_goes_from_0_to_1(pipe: Any) -> None:
+    seen: list[float] = []
+    ESD(**FAST).fit(parts_of(pipe), [BOMB], progress=seen.append)
+    assert seen == sorted(seen) and 0 < seen[0] < 0.5 and seen[-1] == 1.0
+
+
+def test_gradient_checkpointing_changes_no_result(pipe: Any) -> None:
+    seen: list[bool] = []
+    plain, saved = (
+        ESD(**FAST, gradient_checkpointing=on).fit(
+            parts_of(pipe),
+            [BOMB],
+            progress=lambda done: seen.append(pipe.unet.is_gradient_checkpointing),
+        )
+        for on in (False, True)
+    )
+    assert seen == [False] * (len(seen) // 2) + [True] * (len(seen) // 2)
+    for name, product in products(plain).items():
+        torch.testing.assert_close(products(saved)[name], product, rtol=0, atol=1e-6)
+
+
+def test_what_learns_is_float32_in_a_half_precision_model(tiny_folder: Path) -> None:
+    half = load_pipeline(tiny_folder, device="cpu", dtype=torch.bfloat16)
+    before = state(half)
+    erasure = ESD(**FAST | {"lr": 1e-6}, store="dense").fit(parts_of(half), [BOMB])
+    assert same(before, state(half))
+    for name, delta in erasure.tensors.items():
+        assert delta.dtype == torch.float32 and delta.abs().max() < 5e-6
+        weight = before[name.removeprefix("unet.").removesuffix("_delta")]
+        if name.endswith("to_v.weight_delta"):
+            # What bfloat16 weights would have rounded away.
+            assert delta.any() and torch.equal((weight + delta).bfloat16(), weight)
+    rank = ESD(**FAST, rank=2).fit(parts_of(half), [BOMB])
+    assert all(tensor.dtype == torch.float32 for tensor in rank.tensors.values())
+    with pytest.raises(InputError, match="loaded as torch.bfloat16"):
+        ESD(**FAST, precision="float32").fit(parts_of(half), [BOMB])
+
+
+def test_bfloat16_arithmetic_learns_about_the_same(pipe: Any) -> None:
+    settings = FAST | {"iterations": 20}
+    full, half = (
+        ESD(**settings, precision=p).fit(parts_of(pipe), [BOMB]) for p in ("float32", "bfloat16")
+    )
+    moved = [effect(parts_of(pipe), e, [BOMB])["bomb"]["moved"] for e in (full, half)]
+    assert moved[0] > 0.3 and moved[1] != moved[0]
+    assert moved[1] == pytest.approx(moved[0], rel=0.2)
+
+
+# Going on
+
+
+@pytest.mark.parametrize("more", [{}, {"rank": 2}])
+def test_a_resumed_run_comes_to_the_same_weights(
+    pipe: Any, tmp_path: Path, more: dict[str, Any]
+) -> None:
+    settings = ESD(**FAST | {"iterations": 8} | more)
+    whole = settings.fit(parts_of(pipe), [BOMB], seed=3)
+    kept = tmp_path / "kept"
+
+    def stop(done: float) -> None:
+        if done > 0.7:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        settings.fit(parts_of(pipe), [BOMB], seed=3, checkpoint=kept, progress=stop)
+    assert [p.name for p in tmp_path.iterdir()] == ["kept"]
+    rows = []
+    hook = pipe.unet.register_forward_hook(lambda *_: rows.append(torch.is_grad_enabled()))
+    resumed = settings.fit(parts_of(pipe), [BOMB], seed=3, checkpoint=kept)
+    hook.remove()
+    assert 0 < sum(rows) < 8
+    assert same(whole.tensors, resumed.tensors)
+    assert whole.record == resumed.record
+    assert not kept.exists()
+
+
+def test_a_checkpoint_of_another_run_is_refused(pipe: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    with pytest.raises(InputError, match="not finite"):
+        ESD(**FAST | {"lr": 1e30}).fit(parts_of(pipe), [BOMB], checkpoint=kept)
+    with pytest.raises(InputError, match="of another run, with other concepts, seed, settings"):
+        ESD(**FAST).fit(parts_of(pipe), [VAN_GOGH], seed=1, checkpoint=kept)
+    kept.write_bytes(kept.read_bytes()[:-1])
+    with pytest.raises(InputError, match="no checkpoint of a training"):
+        ESD(**FAST).fit(parts_of(pipe), [BOMB], checkpoint=kept)
+
+
+# Storing
+
+
+def updates() -> dict[str, Tensor]:
+    draw = torch.Generator().manual_seed(0)
+    return {
+        "linear": torch.randn(12, 30, generator=draw) @ torch.randn(30, 30, generator=draw),
+        "small": torch.randn(3, 5, generator=draw),
+        "conv": 5 * torch.randn(8, 6, 3, 3, generator=draw),
+    }
+
+
+@pytest.mark.parametrize("residual", [0.0, 0.1, 0.5])
+def test_the_stored_rank_is_the_least_within_the_residual(residual: float) -> None:
+    dense = updates()
+
+    def left_out(pairs: dict[str, tuple[Tensor, Tensor]], rank: int) -> float:
+        off = [
+            dense[n].flatten(1) - b.flatten(1)[:, :rank] @ a.flatten(1)[:rank]
+            for n, (a, b) in pairs.items()
+        ]
+        total = sum(d.square().sum() for d in dense.values())
+        return float((sum(o.square().sum() for o in off) / total) ** 0.5)
+
+    pairs, reached = factors(dense, residual)
+    ranks = {len(a) for a, _ in pairs.values()}
+    assert len(ranks) == 1
+    (rank,) = ranks
+    assert reached == pytest.approx(left_out(pairs, rank), abs=1e-5)
+    assert reached <= residual < left_out(pairs, rank - 1)
+    assert pairs["conv"][0].shape == (rank, 6, 3, 3) and pairs["conv"][1].shape == (8, rank, 1, 1)
+
+
+def test_an_update_of_nothing_has_rank_1() -> None:
+    pairs, reached = factors({"still": torch.zeros(4, 6)}, 0.1)
+    assert [t.shape for t in pairs["still"]] == [(1, 6), (4, 1)] and reached == 0.0
+
+
+def test_the_file_is_what_was_learnt_to_its_residual(pipe: Any) -> None:
+    exact, cut = (
+        ESD(**FAST | {"iterations": 20}, residual=residual).fit(parts_of(pipe), [BOMB])
+        for residual in (0.0, 0.3)
+    )
+    want, got = products(exact), products(cut)
+    off = sum((got[n] - w).square().sum() for n, w in want.items())
+    relative = float((off / sum(w.square().sum() for w in want.values())) ** 0.5)
+    assert 0.05 < relative <= 0.3
+    assert cut.record["residual"] == pytest.approx(relative, abs=1e-4)
+
+
+@pytest.mark.parametrize("more", [{}, {"rank": 2}])
+def test_plain_diffusers_reads_a_lora_with_convolutions(
+    pipe: Any, tiny_folder: Path, tmp_path: Path, more: dict[str, int]
+) -> None:
+    erasure = ESD(variant="all", **FAST, **more).fit(parts_of(pipe), [BOMB])
+    erasure.save(tmp_path / "it.safetensors")
+    if more:
+        assert erasure.tensors["unet.conv_in.lora_B.weight"].shape == (16, 2, 1, 1)
+    before = images(pipe)
+    with Erasure.load(tmp_path / "it.safetensors").applied(pipe):
+        ours = images(pipe)
+    assert torch.equal(images(pipe), before)
+    plain = DiffusionPipeline.from_pretrained(tiny_folder)
+    plain.set_progress_bar_config(disable=True)
+    plain.load_lora_weights(str(tmp_path / "it.safetensors"))
+    torch.testing.assert_close(images(plain), ours, rtol=0, atol=1e-5)
+    for name, product in products(erasure).items():
+        pipe.unet.get_submodule(name).weight.data += product
+    assert (ours - before).abs().max() > 0.02
+    torch.testing.assert_close(images(pipe), ours, rtol=0, atol=1e-4)
+
+
+def test_a_lora_of_a_rank_is_stored_as_it_was_trained(pipe: Any) -> None:
+    erasure = ESD(**FAST, rank=3).fit(parts_of(pipe), [BOMB])
+    assert {t.shape[0] for n, t in erasure.tensors.items() if "lora_A" in n} == {3}
+    assert "residual" not in erasure.record
+    assert all(t.any() for t in erasure.tensors.values())
+    names = select(parts_of(pipe), "x")
+    with lora(copy.deepcopy(pipe.unet), names, 3, 0) as drawn:
+        for name, tensor in erasure.tensors.items():
+            # Four steps of Adam, from peft's own beginning.
+            start = drawn[name.removeprefix("unet.")]
+            assert 0 < (tensor - start).abs().max() < 4.1e-3
+
+
+@torch.no_grad()
+def test_a_lora_does_in_training_what_its_file_will_do(pipe: Any) -> None:
+    parts = parts_of(pipe)
+    names = select(parts, "x")
+    x, t = torch.ones(1, *parts.latent_shape()), torch.tensor(500)
+    text = parts.encode(["bomb"])
+    before = parts.predict(x, t, text)
+    with lora(pipe.unet, names, 2, 0) as drawn:
+        for name, parameter in drawn.items():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+        got = parts.predict(x, t, text)
+    assert torch.equal(parts.predict(x, t, text), before)
+    for name in names:
+        product = drawn[f"{name}.lora_B.weight"] @ drawn[f"{name}.lora_A.weight"]
+        pipe.unet.get_submodule(name).weight += product
+    assert (got - before).abs().max() > 0.01
+    torch.testing.assert_close(parts.predict(x, t, text), got, rtol=0, atol=1e-5)
+
+
+def test_a_lora_begins_from_its_seed_alone(pipe: Any) -> None:
+    names = select(parts_of(pipe), "x-strict")
+    begun = []
+    for seed in (0, 0, 1):
+        before = torch.get_rng_state()
+        with lora(pipe.unet, names, 2, seed) as drawn:
+            begun.append({name: p.detach().clone() for name, p in drawn.items()})
+        assert torch.equal(torch.get_rng_state(), before)
+        torch.rand(1)
+    assert same(begun[0], begun[1]) and not same(begun[0], begun[2])
+
+
+def test_masters_are_put_back_as_they_were(pipe: Any) -> None:
+    weight = pipe.unet.conv_in.weight
+    with masters(pipe.unet, ["conv_in.weight"]) as copies:
+        assert pipe.unet.conv_in.weight is copies["conv_in.weight"] is not weight
+    assert pipe.unet.conv_in.weight is weight
+
+
+# Dense
+
+
+@pytest.fixture
+def dense(pipe: Any) -> Erasure:
+    return ESD(variant="all", store="dense", **FAST).fit(parts_of(pipe), [BOMB])
+
+
+def test_a_dense_erasure_adds_what_was_learnt_and_comes_off_bit_for_bit(
+    pipe: Any, dense: Erasure, tmp_path: Path
+) -> None:
+    dense.save(tmp_path / "it.safetensors")
+    loaded = Erasure.load(tmp_path / "it.safetensors")
+    assert same(dense.tensors, loaded.tensors)
+    assert loaded.record == json.loads(json.dumps(dense.record))
+    before = state(pipe)
+    # Norms and biases too: every parameter there is.
+    assert loaded.tensors.keys() == {f"unet.{name}_delta" for name in before}
+    with pytest.raises(ZeroDivisionError), loaded.applied(pipe):
+        after = state(pipe)
+        assert all(
+            torch.equal(after[n], before[n] + loaded.tensors[f"unet.{n}_delta"]) for n in before
+        )
+        with pytest.raises(InputError, match="dense erasure: erasing starts from the base"):
+            parts_of(pipe)
+        1 / 0  # noqa: B018
+    assert same(before, state(pipe))
+    parts_of(pipe)
+
+
+def test_dense_erasures_add_up_and_come_off_in_any_order(pipe: Any, dense: Erasure) -> None:
+    other = ESD(store="dense", **FAST).fit(parts_of(pipe), [VAN_GOGH])
+    light = ESD(**FAST).fit(parts_of(pipe), [VAN_GOGH])
+    before, base = state(pipe), images(pipe)
+    name = select(parts_of(pipe), "x-strict")[0]
+    with other.applied(pipe):
+        one = state(pipe)
+    remove_light = light.add_to(pipe)
+    remove_first, remove_second = dense.add_to(pipe), other.add_to(pipe)
+    both = sum(e.tensors[f"unet.{name}.weight_delta"] for e in (dense, other))
+    weight = pipe.unet.get_submodule(name).base_layer.weight
+    torch.testing.assert_close(weight, before[f"{name}.weight"] + both)
+    remove_first()
+    remove_light()
+    assert same(one, state(pipe))
+    remove_second()
+    assert same(before, state(pipe)) and torch.equal(images(pipe), base)
+
+
+def test_a_dense_erasure_is_loaded_with_a_pipeline(
+    pipe: Any, dense: Erasure, tiny_folder: Path
+) -> None:
+    erased = load_pipeline(tiny_folder, dense, device="cpu")
+    with dense.applied(pipe):
+        assert same(state(pipe), state(erased))
+
+
+def test_a_dense_erasure_is_refused_by_another_base(
+    dense: Erasure, another: Callable[..., Any]
+) -> None:
+    for other, match in ((another(seed=1), "other weights"), (another(text_width=16), "has")):
+        before = state(other)
+        with pytest.raises(InputError, match=match):
+            dense.add_to(other)
+        assert same(before, state(other))
+
+
+def test_a_dense_file_that_is_not_right_is_refused(dense: Erasure, tmp_path: Path) -> None:
+    key, path = "unet.conv_in.weight_delta", tmp_path / "it.safetensors"
+    tensors, record = dict(dense.tensors), dict(dense.record)
+    without = {n: t for n, t in tensors.items() if n != key}
+    cases = {
+        f"lacks {key}": Erasure(without, record),
+        f"{key} has shape": Erasure(tensors | {key: torch.ones(2, 2)}, record),
+        "bias_delta has shape": Erasure(
+            tensors | {"unet.conv_in.bias_delta": torch.ones(2)}, record
+        ),
+        "has unet.more.weight_delta": Erasure(
+            tensors | {"unet.more.weight_delta": torch.ones(2)}, record
+        ),
+        "not finite": Erasure(tensors | {key: tensors[key] * torch.nan}, record),
+        "is of the kind 'thick'": Erasure(tensors, record | {"kind": "thick"}),
+        "lacks unet.conv_in.lora_A": Erasure(tensors, record | {"kind": "lowrank"}),
+    }
+    for message, wrong in cases.items():
+        wrong.save(path)
+        with pytest.raises(InputError, match=message):
+            Erasure.load(path)
+
+
+# Settings
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"variant": "xx"},
+        {"sampling": "none"},
+        {"store": "thick"},
+        {"precision": "float16"},
+        {"iterations": 0},
+        {"batch_size": 0},
+        {"sampling_steps": 0},
+        {"sampling_batch": 0},
+        {"rank": 0},
+        {"lr": 0.0},
+        {"keep_weight": -1.0},
+        {"residual": 1.0},
+        {"rank": 2, "store": "dense"},
+    ],
+)
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        ESD(**settings)

@@ -1,0 +1,172 @@
+"""Guidance away from a concept: beside diffusers' own, beside the formula, and off again."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from unsee._errors import InputError
+from unsee.erasers.negative import Negative
+from unsee.erasers.sld import SLD, _Guide
+from unsee.erasers.uce import UCE
+from unsee.flow import erase, make_eraser
+from unsee.pipelines import Erasure, load_pipeline, parts_of
+from unsee.prompts import Concept
+
+CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"))
+PROMPTS = ["a painting by van gogh", "a photo of a dog"]
+
+
+def images(pipe: Any, steps: int = 4, **call: Any) -> Tensor:
+    """Two images, shape (2, 3, 16, 16)."""
+    made: Tensor = pipe(
+        PROMPTS,
+        generator=[torch.Generator().manual_seed(seed) for seed in (1, 2)],
+        num_inference_steps=steps,
+        output_type="pt",
+        **call,
+    ).images
+    return made
+
+
+@pytest.mark.parametrize(
+    "preset, tolerance", [("weak", 1e-4), (None, 1e-4), ("strong", 1e-4), ("max", 1e-3)]
+)
+def test_sld_is_diffusers_own_safe_pipeline(
+    pipe: Any, preset: str | None, tolerance: float
+) -> None:
+    from diffusers.pipelines.deprecated.stable_diffusion_safe import (
+        SafetyConfig,
+        StableDiffusionPipelineSafe,
+    )
+
+    settings = getattr(SafetyConfig, (preset or "medium").upper())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its age
+        theirs = StableDiffusionPipelineSafe(
+            **{k: v for k, v in pipe.components.items() if k != "image_encoder"},
+            requires_safety_checker=False,
+        )
+        theirs.set_progress_bar_config(disable=True)
+        theirs.safety_concept = "van gogh, bomb"
+        draws = [torch.Generator().manual_seed(seed) for seed in (1, 2)]
+        want = theirs(
+            PROMPTS, num_inference_steps=50, generator=draws, output_type="np", **settings
+        )
+    # diffusers' weak strength has 20 where the paper has 200
+    own = {"scale": 20.0} if preset == "weak" else {}
+    eraser = make_eraser("sld", preset, **own)
+    plain = images(pipe, 50)
+    with eraser.fit(parts_of(pipe), [CONCEPT]).applied(pipe):
+        found = images(pipe, 50)
+    expected = torch.from_numpy(want.images).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, expected, rtol=0, atol=tolerance)
+    assert (found - plain).abs().max() > 0.05
+
+
+def test_sld_is_the_papers_formula() -> None:
+    settings = SLD(scale=3.0, threshold=0.1, warmup=1, momentum=0.5, momentum_decay=0.7)
+    guide = _Guide(settings, torch.zeros(1, 1, 1), warmup=1)
+    draw = torch.Generator().manual_seed(0)
+    past = torch.zeros(2, 4, 3, 3)
+    for step in range(4):
+        empty, prompt, concept = torch.randn(3, 2, 4, 3, 3, generator=draw)
+        mu = torch.zeros_like(prompt)
+        for place in torch.cartesian_prod(*(torch.arange(n) for n in prompt.shape)):
+            at = tuple(place)
+            if prompt[at] - concept[at] < 0.1:
+                mu[at] = min(1.0, 3.0 * float((prompt[at] - concept[at]).abs()))
+        g = mu * (concept - empty) + 0.5 * past
+        past = 0.7 * past + 0.3 * g
+        first, second = guide.after(step, empty, prompt, [concept])
+        assert torch.equal(first, empty)
+        torch.testing.assert_close(second, prompt - g if step >= 1 else prompt)
+
+
+def test_sld_without_scale_and_momentum_is_plain_guidance(pipe: Any) -> None:
+    erasure = SLD(scale=0.0, momentum=0.0, warmup=0).fit(parts_of(pipe), [CONCEPT])
+    plain = images(pipe)
+    with erasure.applied(pipe):
+        torch.testing.assert_close(images(pipe), plain, rtol=0, atol=1e-5)
+
+
+def test_negative_is_the_pipelines_own_negative_prompt(pipe: Any) -> None:
+    want = images(pipe, negative_prompt=["van gogh, bomb"] * 2)
+    plain = images(pipe)
+    with Negative().fit(parts_of(pipe), [CONCEPT]).applied(pipe):
+        found = images(pipe)
+    torch.testing.assert_close(found, want, rtol=0, atol=1e-6)
+    assert (found - plain).abs().max() > 0.05
+
+
+@pytest.mark.parametrize("method", ["sld", "negative"])
+def test_off_again_the_image_is_the_base_models_bit_for_bit(pipe: Any, method: str) -> None:
+    plain = images(pipe)
+    erasure = erase(pipe, CONCEPT, method=method)
+    with pytest.raises(ZeroDivisionError), erasure.applied(pipe):
+        images(pipe)
+        1 / 0  # noqa: B018
+    assert torch.equal(images(pipe), plain)
+    assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
+
+
+def test_a_trajectory_begins_anew_with_each_image(pipe: Any) -> None:
+    with SLD(warmup=0).fit(parts_of(pipe), [CONCEPT]).applied(pipe):
+        first = images(pipe)
+        assert torch.equal(images(pipe), first)
+
+
+def test_guides_stack_with_each_other_and_with_weights(pipe: Any) -> None:
+    parts = parts_of(pipe)
+    one = SLD(warmup=0).fit(parts, [Concept("bomb")])
+    two = SLD(warmup=0).fit(parts, [Concept("van gogh", "style")])
+    weights = UCE().fit(parts, [Concept("monet", "style")])
+    plain = images(pipe)
+    with one.applied(pipe):
+        alone = images(pipe)
+        with weights.applied(pipe), two.applied(pipe):
+            together = images(pipe)
+        assert torch.equal(images(pipe), alone)
+    assert torch.equal(images(pipe), plain)
+    assert (together - alone).abs().max() > 0.02 and (alone - plain).abs().max() > 0.02
+
+
+def test_a_guide_is_saved_and_loaded_like_any_other_file(
+    pipe: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    erasure = erase(pipe, CONCEPT, method="sld", preset="max")
+    erasure.save(tmp_path / "it.safetensors")
+    assert Erasure.load(tmp_path / "it.safetensors").record["kind"] == "guidance"
+    with erasure.applied(pipe):
+        want = images(pipe)
+    assert torch.equal(
+        images(load_pipeline(tiny_folder, tmp_path / "it.safetensors", device="cpu")), want
+    )
+
+
+@pytest.mark.parametrize("method", ["sld", "negative"])
+def test_without_classifier_free_guidance_it_says_what_to_set(pipe: Any, method: str) -> None:
+    with (
+        erase(pipe, CONCEPT, method=method).applied(pipe),
+        pytest.raises(InputError, match=f"{method} steers .* set guidance_scale above 1"),
+    ):
+        images(pipe, guidance_scale=1.0)
+
+
+def test_the_first_step_guided_is_a_share_of_the_steps(pipe: Any) -> None:
+    """δ = 10 of 50 is 1 of 5: the first step is as without."""
+    late = SLD(scale=1000.0, warmup=50).fit(parts_of(pipe), [CONCEPT])
+    plain = images(pipe, 5)
+    with late.applied(pipe):
+        torch.testing.assert_close(images(pipe, 5), plain, rtol=0, atol=1e-5)
+    with SLD(warmup=10).fit(parts_of(pipe), [CONCEPT]).applied(pipe):
+        assert (images(pipe, 5) - plain).abs().max() > 0.02
+
+
+@pytest.mark.parametrize("settings", [{"scale": -1.0}, {"momentum_decay": 1.0}, {"warmup": -1}])
+def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=next(iter(settings))):
+        SLD(**settings)
