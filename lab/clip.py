@@ -169,7 +169,7 @@ def export(model: nn.Module, tokenizer: CLIPTokenizer, folder: Path = FOLDER) ->
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", images=250_000, batch=256, lr=1.5e-3)
+    parser = arguments(__doc__ or "", images=120_000, batch=256, lr=1.5e-3)
     parser.add_argument("--measure", action="store_true")
     args = parser.parse_args()
     torch.manual_seed(args.seed)

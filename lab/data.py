@@ -1,6 +1,6 @@
 """The world: icons, captions and augmentation.
 
-    python -m lab.data --sheet lab/runs/icons.png     # draw everything and look at it
+python -m lab.data --sheet lab/runs/icons.png     # draw everything and look at it
 """
 
 from __future__ import annotations
@@ -227,7 +227,7 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int, path: Path, gap: int = 2) -> None:
-    """Pictures of one size side by side, row by row."""
+    """Pictures of one size side by side, row by row; in 256 colours, to stay small."""
     w, h = pictures[0].size
     rows = -(-len(pictures) // columns)
     page = Image.new("RGB", (columns * (w + gap) + gap, rows * (h + gap) + gap), "white")
@@ -235,7 +235,7 @@ def sheet(pictures: Sequence[Image.Image], columns: int, path: Path, gap: int = 
         row, column = divmod(i, columns)
         page.paste(picture, (gap + column * (w + gap), gap + row * (h + gap)))
     path.parent.mkdir(parents=True, exist_ok=True)
-    page.save(path)
+    page.quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
 
 
 def shift(images: Tensor, most: int, rng: torch.Generator) -> Tensor:

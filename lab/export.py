@@ -54,7 +54,7 @@ def main() -> None:
     swap(fresh, FOLDER)
     card.write()
 
-    loaded = StableDiffusionPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
+    loaded = StableDiffusionPipeline.from_pretrained(FOLDER, dtype=torch.float32)
     for name, part in loaded.components.items():
         if isinstance(part, torch.nn.Module):
             for key, tensor in part.state_dict().items():

@@ -35,8 +35,9 @@ class Judge(nn.Module):
     def __init__(self, model: str, settings: dict[str, Any], objects: int, styles: int) -> None:
         super().__init__()
         self.backbone = timm.create_model(model, num_classes=0, **settings)
-        self.object = nn.Linear(self.backbone.num_features, objects)
-        self.style = nn.Linear(self.backbone.num_features, styles)
+        width = int(self.backbone.num_features)  # type: ignore[arg-type]
+        self.object = nn.Linear(width, objects)
+        self.style = nn.Linear(width, styles)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         features = self.backbone(images)

@@ -4,8 +4,8 @@
 
 Stable Diffusion 1.x made small: diffusers' UNet2DConditionModel with two cross-attention levels,
 transformers' CLIPTextModel, noise prediction, the scaled-linear schedule. Trained on the objects
-of prompts/emoji.yaml, less the pairs held out. To grow the world, move objects up in the YAML
-and run again with more `--images`.
+of prompts/emoji.yaml, less the pairs held out. To grow the world, add objects to the YAML and run
+again with more `--images`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from lab import tokens, vae
-from lab.data import RUNS, World, icons, sheet, shift, to_unit
+from lab.data import RUNS, World, icons, sheet, shift, to_pil, to_unit
 from lab.fast import quicken
 from lab.train import Run, arguments, load_ema
 
@@ -158,12 +158,17 @@ def draw(
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", images=400_000, batch=128, lr=8e-4)
+    parser = arguments(__doc__ or "", images=520_000, batch=128, lr=8e-4)
     parser.add_argument("--shift", type=int, default=0, help="also learn icons moved so far")
+    parser.add_argument(
+        "--grown", type=float, default=0.3,
+        help="share of a batch for objects that came after the run began, besides their own",
+    )  # fmt: skip
+    parser.add_argument("--world", type=Path, help="another YAML than prompts/emoji.yaml")
     parser.add_argument("--vae", default="vae", help="the autoencoder's run")
     args = parser.parse_args()
     torch.manual_seed(args.seed)
-    train(args, World.read())
+    train(args, World.read(args.world) if args.world else World.read())
 
 
 def train(args: argparse.Namespace, world: World) -> None:
@@ -194,8 +199,6 @@ def train(args: argparse.Namespace, world: World) -> None:
     def sample(denoiser: nn.Module, path: Path) -> None:
         assert isinstance(denoiser, Denoiser)
         pipe = assemble(denoiser, coder, tokenizer, default_scheduler())
-        from lab.data import to_pil
-
         pictures = to_pil(
             draw(pipe, [world.caption(o, s) for o, s in chosen], steps=20, guidance=3.0)
         )
@@ -207,7 +210,12 @@ def train(args: argparse.Namespace, world: World) -> None:
     print(f"{len(pairs)} pairs, {len(tokenizer)} tokens, parameters {count},"
           f" scaling factor {coder.config.scaling_factor}")  # fmt: skip
     run = Run("pipeline", model, args, ema=0.999, sample=sample, sample_every=480)
-    (run.folder / "world.json").write_text(json.dumps(list(world.objects)[: world.first]))
+    began = run.folder / "world.json"
+    if not began.exists():
+        began.write_text(json.dumps(list(world.objects)[: world.first]))
+    first = set(json.loads(began.read_text()))
+    names = list(world.objects)
+    grown = torch.tensor([i for i, (o, _) in enumerate(pairs) if names[o] not in first])
     # Plain attention: PyTorch's fused one is slow on a CPU when there are few tokens
     model.unet.set_attn_processor(AttnProcessor())
     model.text.set_attn_implementation("eager")
@@ -218,6 +226,9 @@ def train(args: argparse.Namespace, world: World) -> None:
     for rng, words in run:
         n = args.batch
         which = torch.randint(0, len(pairs), (n,), generator=rng)
+        if len(grown):
+            some = torch.randint(0, len(grown), (round(args.grown * n),), generator=rng)
+            which[: len(some)] = grown[some]
         copy = torch.randint(0, len(known), (n,), generator=rng)
         ids = torch.stack([encode(world.any_caption(*pairs[i], words)) for i in which.tolist()])
         # One step from each n-th of the schedule, for an even loss

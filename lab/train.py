@@ -78,6 +78,7 @@ class Run:
             fused=True,
         )
         self.seen, self.step, self.seconds = 0, 0, 0.0
+        self._figures: dict[str, float] = {}
         checkpoint = self.folder / "checkpoint.pt"
         if checkpoint.exists():
             state = torch.load(checkpoint, map_location=args.device, weights_only=True)
@@ -120,7 +121,7 @@ class Run:
             smoothing=0.05,
         )
         self.model.train()
-        self._bar, self._figures = bar, {}
+        self._bar = bar
         while self.seen < self.args.images:
             key = self.args.seed * 1_000_003 + self.step
             for group in self.optimizer.param_groups:

@@ -75,7 +75,7 @@ def trained(name: str = "vae") -> AutoencoderKL:
 
 
 def main() -> None:
-    parser = arguments(__doc__ or "", images=200_000, batch=32, lr=1e-3)
+    parser = arguments(__doc__ or "", images=78_000, batch=32, lr=1e-3)
     parser.add_argument("--kl", type=float, default=2e-6)
     args = parser.parse_args()
     torch.manual_seed(args.seed)

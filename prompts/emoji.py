@@ -59,8 +59,8 @@ def world() -> World:
 def concept(name: str) -> Concept | None:
     """An object, a style or a group (all its objects) of the world; None if it has no such thing.
 
-    It keeps all others of its kind, and its templates are the wordings of the captions, each with
-    one of the styles (for an object) or objects (for a style), in turn.
+    It keeps all others of its kind, and its templates are the wordings of the captions, with every
+    style (for an object) or every object (for a style) in one of them.
     """
     here = world()
     if name in here.styles:
@@ -85,12 +85,14 @@ def concept(name: str) -> Concept | None:
 
 
 def _templates(slot: str, filler: str, fillers: Sequence[str]) -> tuple[str, ...]:
-    # An odd step through the fillers, so that they are spread and none comes twice.
-    step = len(fillers) // 8 | 1
+    """The wordings with the slot open, those that name both with every filler once."""
+    wordings = [t.replace(slot, "{}") for t in world().templates if slot in t]
+    alone = [t for t in wordings if filler not in t]
+    both = [t for t in wordings if filler in t]
     return tuple(
-        template.replace(slot, "{}").replace(filler, fillers[i * step % len(fillers)])
-        for i, template in enumerate(t for t in world().templates if slot in t)
-    )
+        both[i % len(both)].replace(filler, fillers[i % len(fillers)])
+        for i in range(max(len(both), len(fillers)))
+    ) + tuple(alone)
 
 
 def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
