@@ -21,9 +21,10 @@ def main() -> None:
             raise
         Console(stderr=True).print(f"[bold red]unsee:[/] {_plain(error)}", soft_wrap=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        Console(stderr=True).print("\nInterrupted. Run the same command again to go on.")
-        sys.exit(130)
+    except SystemExit as end:
+        if end.code == 130:  # typer's, when interrupted
+            Console(stderr=True).print("\nInterrupted. Run the same command again to go on.")
+        raise
 
 
 def _plain(error: InputError) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from .._errors import InputError
+from .._registry import unknown
 from . import MODELS
 from .erasure import Erasure
 
@@ -36,6 +37,11 @@ def load_pipeline(
 
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     folder = MODELS[str(base)] if str(base) in MODELS else str(base)
+    if "/" not in folder and not Path(folder).exists():
+        error = unknown("built-in model", folder, MODELS)
+        raise InputError(
+            f"{error} A Hugging Face id is owner/name; a folder {folder!r} is not here."
+        )
     if Path(folder).exists() and not (Path(folder) / "model_index.json").is_file():
         raise InputError(f"{folder} is no diffusers model: it has no model_index.json.")
     try:

@@ -95,7 +95,7 @@ MISTAKES = {
     ("erase", "TINY", "bomb", "--keep", "bomb"): "cannot both go and stay",
     ("erase", "TINY", "bomb", "--kind", "thing"): "wanted one of object, style",
     ("erase", "TINY", "bomb", "-o", "."): "is a folder",
-    ("erase", "emoij", "bomb"): "No model could be loaded as 'emoij'",
+    ("erase", "emoij", "bomb"): "Did you mean 'emoji'?",
     ("erase", "emoji", "kitchen nife"): "Did you mean 'kitchen knife'?",
     ("erase", "emoji", "bomb", "--keep", "hamer"): "Did you mean 'hammer'?",
     ("erase", "TINY", "none.yaml"): "none.yaml cannot be read",
@@ -121,3 +121,12 @@ def test_a_mistake_is_one_line_exit_code_2_and_nothing_written(
 def test_debug_gives_the_traceback(run: Run) -> None:
     with pytest.raises(ValueError, match="Did you mean 'methods'"):
         run("list", "method", "--debug")
+
+
+def test_an_interrupt_says_how_to_go_on(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*given: object, **settings: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("unsee.flow.erase", interrupted)
+    code, _, err = run("erase", "emoji", "bomb")
+    assert code == 130 and "Run the same command again to go on" in err
