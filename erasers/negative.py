@@ -16,8 +16,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide
 from ..pipelines.parts import Parts
 from ..prompts import Concept
-from .record import guidance
-from .sld import text_of
+from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
@@ -34,14 +33,13 @@ class Negative:
         seed: int = 0,
         progress: Callable[[float], None] = lambda done: None,
     ) -> Erasure:
-        parts.encode([text_of([concept.to_json() for concept in concepts])])
         progress(1.0)
         return guidance(parts, "negative", self, concepts, seed)
 
 
 def guide(record: Mapping[str, Any], parts: Parts) -> Callable[[int], Guide]:
     """What makes the guide of a record, for a trajectory of so many steps."""
-    concept = parts.encode([text_of(record["concepts"])])
+    concept = encode_concepts(parts, record["concepts"])
     return lambda steps: _Guide(concept)
 
 

@@ -26,7 +26,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from .record import lowrank
-from .uce import UCE, multiplier, scales, thin, times
+from .uce import UCE, Rows, thin, times
 
 
 def adversary(sources: Tensor, m: Tensor, q: Tensor, closeness: float) -> Tensor:
@@ -118,13 +118,7 @@ class RECE:
         first = self.first()
         rows = first.rows(parts, concepts)
         eye = torch.eye(rows.sources.shape[1], dtype=torch.float64)
-        left, right = multiplier(
-            torch.cat([rows.sources, rows.kept]),
-            rows.targets,
-            scales(len(rows.sources), len(rows.kept), self.erase_scale, self.keep_scale),
-            len(rows.sources),
-            self.ridge,
-        )
+        left, right = rows.solve(self.erase_scale, self.keep_scale, self.ridge)
         m = eye + left @ right
         q = torch.zeros_like(eye)
         for layer in parts.text_layers().values():
@@ -133,14 +127,8 @@ class RECE:
         whole, becomes = first.whole(parts, concepts)
         for epoch in range(self.epochs):
             progress((epoch + 1) / (self.epochs + 1))
-            sources = torch.cat([adversary(whole, m, q, self.closeness), rows.kept])
-            left, right = multiplier(
-                sources,
-                becomes,
-                scales(len(whole), len(rows.kept), self.erase_scale, self.keep_scale),
-                len(whole),
-                self.ridge,
-            )
+            found = Rows(adversary(whole, m, q, self.closeness), becomes, rows.kept)
+            left, right = found.solve(self.erase_scale, self.keep_scale, self.ridge)
             # On top of the edit so far: W₀M becomes W₀M(I + D R).
             m = m + (m @ left) @ right
         return m

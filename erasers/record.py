@@ -70,8 +70,18 @@ def dense(
 def guidance(
     parts: Parts, method: str, settings: Any, concepts: Sequence[Concept], seed: int
 ) -> Erasure:
-    """The erasure that steers guidance and leaves the weights alone; it is bound to no base."""
+    """The erasure that steers guidance and leaves the weights alone; it is bound to no base.
+
+    Raises:
+        InputError: The concepts' text is longer than the tokenizer takes.
+    """
+    encode_concepts(parts, [concept.to_json() for concept in concepts])
     return Erasure({}, _record(parts, "guidance", method, settings, concepts, seed, ()))
+
+
+def encode_concepts(parts: Parts, concepts: Sequence[Mapping[str, Any]]) -> Tensor:
+    """All phrases of a record's concepts as one text, between commas, shape (1, tokens, dim)."""
+    return parts.encode([", ".join(phrase for c in concepts for phrase in c["phrases"])])
 
 
 def factors(

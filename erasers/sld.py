@@ -25,7 +25,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide
 from ..pipelines.parts import Parts
 from ..prompts import Concept
-from .record import guidance
+from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
@@ -85,20 +85,14 @@ class SLD:
         seed: int = 0,
         progress: Callable[[float], None] = lambda done: None,
     ) -> Erasure:
-        parts.encode([text_of([concept.to_json() for concept in concepts])])
         progress(1.0)
         return guidance(parts, "sld", self, concepts, seed)
-
-
-def text_of(concepts: Sequence[Mapping[str, Any]]) -> str:
-    """All phrases of the concepts of a record, one after the other."""
-    return ", ".join(phrase for concept in concepts for phrase in concept["phrases"])
 
 
 def guide(record: Mapping[str, Any], parts: Parts) -> Callable[[int], Guide]:
     """What makes the guide of a record, for a trajectory of so many steps."""
     settings = SLD(**record["settings"])
-    concept = parts.encode([text_of(record["concepts"])])
+    concept = encode_concepts(parts, record["concepts"])
 
     def start(steps: int) -> Guide:
         return _Guide(settings, concept, round(settings.warmup * steps / 50))

@@ -145,13 +145,7 @@ class UCE:
         keep_scale = self.keep_scale
         if keep_scale is None:
             keep_scale = max(0.1, 1 / max(1, _kept(concepts)))
-        left, right = multiplier(
-            torch.cat([rows.sources, rows.kept]),
-            rows.targets,
-            scales(len(rows.sources), len(rows.kept), self.erase_scale, keep_scale),
-            len(rows.sources),
-            self.ridge,
-        )
+        left, right = rows.solve(self.erase_scale, keep_scale, self.ridge)
         updates = times(parts, *thin(left, right, self.residual))
         progress(1.0)
         return lowrank(parts, "uce", self, concepts, seed, updates)
@@ -159,8 +153,7 @@ class UCE:
     def rows(self, parts: Parts, concepts: Sequence[Concept]) -> "Rows":
         """What goes, what it becomes and what stays."""
         pairs, kept = self._prompts(parts, concepts)
-        texts = list(dict.fromkeys([p[0] for p in pairs] + [p[2] for p in pairs] + list(kept)))
-        embeddings = dict(zip(texts, _encode(parts, texts), strict=True))
+        embeddings = _encode(parts, [p[0] for p in pairs] + [p[2] for p in pairs] + list(kept))
         sources, targets = [], []
         for text, last, becomes, its_last in pairs:
             length = len(embeddings[text]) - max(last, its_last) if self.tokens == "tail" else 1
@@ -176,9 +169,12 @@ class UCE:
     def whole(self, parts: Parts, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
         """Every token of what goes and of what it becomes, each (rows, d), float64."""
         pairs, _ = self._prompts(parts, concepts)
-        goes = _encode(parts, [text for text, *_ in pairs])
-        becomes = _encode(parts, [text for *_, text, _ in pairs])
-        return goes.flatten(0, 1), becomes.flatten(0, 1)
+        goes, becomes = [text for text, *_ in pairs], [text for *_, text, _ in pairs]
+        embeddings = _encode(parts, goes + becomes)
+        return (
+            torch.cat([embeddings[text] for text in goes]),
+            torch.cat([embeddings[text] for text in becomes]),
+        )
 
     def _prompts(
         self, parts: Parts, concepts: Sequence[Concept]
@@ -207,11 +203,13 @@ class Rows(NamedTuple):
     targets: Tensor
     kept: Tensor
 
-
-def scales(edited: int, kept: int, erase_scale: float, keep_scale: float) -> Tensor:
-    """S of so many edited rows and then so many kept ones, float64."""
-    sizes = torch.tensor([edited, kept])
-    return torch.tensor([erase_scale, keep_scale], dtype=torch.float64).repeat_interleave(sizes)
+    def solve(self, erase_scale: float, keep_scale: float, ridge: float) -> tuple[Tensor, Tensor]:
+        """``multiplier`` with one scale for all that goes and one for all that stays."""
+        edited = len(self.sources)
+        sources = torch.cat([self.sources, self.kept])
+        scales = torch.full((len(sources),), keep_scale, dtype=sources.dtype)
+        scales[:edited] = erase_scale
+        return multiplier(sources, self.targets, scales, edited, ridge)
 
 
 def times(parts: Parts, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
@@ -237,10 +235,11 @@ def _place(parts: Parts, template: str, phrase: str) -> tuple[str, int]:
     return before + phrase + after, parts.count_tokens((before + phrase).rstrip())
 
 
-def _encode(parts: Parts, texts: Sequence[str], batch: int = 64) -> Tensor:
-    return torch.cat(
-        [
-            parts.encode(texts[start : start + batch]).cpu().double()
-            for start in range(0, len(texts), batch)
-        ]
-    )
+def _encode(parts: Parts, texts: Sequence[str], batch: int = 64) -> dict[str, Tensor]:
+    """Each text's embedding, shape (tokens, dim), float64; a text that comes again once."""
+    unique = list(dict.fromkeys(texts))
+    found: dict[str, Tensor] = {}
+    for start in range(0, len(unique), batch):
+        some = unique[start : start + batch]
+        found |= zip(some, parts.encode(some).cpu().double(), strict=True)
+    return found

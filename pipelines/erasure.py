@@ -131,8 +131,9 @@ class Erasure:
                 f"fingerprint {base['fingerprint'][0][:12]}…, found {found_prints[0][:12]}…."
             )
         if self.record["kind"] == "dense":
+            parameters = _parameters(denoiser)
             for name, delta in _deltas(self).items():
-                parameter = _parameters(denoiser).get(name)
+                parameter = parameters.get(name)
                 if parameter is None or parameter.shape != delta.shape:
                     found = "none" if parameter is None else str(tuple(parameter.shape))
                     raise InputError(
