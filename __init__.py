@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .eval.report import Report as Report
     from .flow import audit as audit
     from .flow import erase as erase
+    from .flow import generate_gallery as generate_gallery
+    from .flow import score as score
     from .pipelines.erasure import Erasure as Erasure
     from .pipelines.load import load_pipeline as load_pipeline
 
@@ -22,7 +24,9 @@ _EXPORTS = {
     "Report": ".eval.report",
     "audit": ".flow",
     "erase": ".flow",
+    "generate_gallery": ".flow",
     "load_pipeline": ".pipelines.load",
+    "score": ".flow",
 }
 
 __all__ = [
@@ -35,7 +39,9 @@ __all__ = [
     "Suite",
     "audit",
     "erase",
+    "generate_gallery",
     "load_pipeline",
+    "score",
 ]
 
 

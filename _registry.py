@@ -1,10 +1,11 @@
 """Named things that other packages can add to: erasers, detectors, metrics, suites, models."""
 
 import difflib
-from collections.abc import Iterable, Iterator, Mapping
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar, cast
+from typing import Any, Generic, TypeVar, cast
 
 from ._errors import InputError
 
@@ -59,3 +60,49 @@ class Registry(Mapping[str, T], Generic[T]):
 
     def __len__(self) -> int:
         return len(self._targets())
+
+
+def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
+    """What a registry's factory makes, from ``name`` or ``name:argument``.
+
+    A factory takes nothing, or one text; one with a default may be left out. Everything after the
+    first colon is the argument, so that it may be ``hf-hub:org/name`` or a path.
+
+    Args:
+        registry: Name to factory.
+        spec: As on the command line: "emoji/clip", "clip:hf-hub:org/name", "clip:models/mine".
+        settings: What else the factory is told.
+
+    Raises:
+        InputError: There is no such name, or it lacks its argument or was given one too many. The
+            factory's own errors pass through.
+    """
+    name, colon, argument = spec.partition(":")
+    factory, takes = registry[name], _argument(registry[name])
+    if takes is None and colon:
+        raise InputError(
+            f"The {registry.kind} {name!r} takes no argument: say {name}, not {spec}."
+        )
+    if takes is not None and not argument and (colon or takes.default is takes.empty):
+        raise InputError(
+            f"The {registry.kind} {name!r} needs its argument: say {name}:{takes.name.upper()}."
+        )
+    return factory(argument, **settings) if argument else factory(**settings)
+
+
+def described(registry: Registry[Callable[..., T]]) -> list[tuple[str, str]]:
+    """Each factory as ``make`` is told it, as in ``hf:MODEL``, and its docstring's first line."""
+    found = []
+    for name in registry:
+        factory, takes, usage = registry[name], _argument(registry[name]), name
+        if takes is not None:
+            argument = f":{takes.name.upper()}"
+            usage += argument if takes.default is takes.empty else f"[{argument}]"
+        found.append((usage, (factory.__doc__ or "").partition("\n")[0].replace("``", "")))
+    return found
+
+
+def _argument(factory: Callable[..., Any]) -> inspect.Parameter | None:
+    """The one text that a factory takes, if it takes one."""
+    parameters = inspect.signature(factory).parameters.values()
+    return next((p for p in parameters if p.kind is not p.KEYWORD_ONLY), None)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,12 +20,14 @@ from .prompts import Concept, Suite, find_concept, find_suite
 from .prompts.emoji import world
 
 if TYPE_CHECKING:
+    from .eval.detectors import Detector
+    from .eval.folder import FolderScore
     from .eval.report import Report
     from .pipelines.erasure import Erasure
 
 Progress = Callable[[str, int, int], None]
 
-EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge")
+EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge", "pixels/ssim")
 
 # Stable Diffusion's own, in diffusers.
 STABLE_DIFFUSION = {"guidance": 7.5, "steps": 50}
@@ -51,6 +54,11 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
     return cls(**((cls.presets[preset] if preset else {}) | settings))
 
 
+def trains(eraser: Eraser) -> bool:
+    """Whether a method trains: its ``fit`` then takes a ``checkpoint`` and a ``watch`` as well."""
+    return {"checkpoint", "watch"} <= inspect.signature(eraser.fit).parameters.keys()
+
+
 def erase(
     model: Any,
     concepts: str | Concept | Sequence[str | Concept],
@@ -62,7 +70,9 @@ def erase(
     kind: str | None = None,
     seed: int = 0,
     check: bool = True,
+    checkpoint: str | Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
+    watch: Callable[[float], None] = lambda loss: None,
     **settings: Any,
 ) -> "Erasure":
     """Makes a model forget.
@@ -77,7 +87,10 @@ def erase(
         kind: What the concepts are, where they are phrases of your own.
         seed: Of every draw.
         check: Whether to look at the effect afterwards; it goes into the record as ``effect``.
+        checkpoint: A file by which a method that trains goes on after an interrupt, to the same
+            weights; remove it once the erasure is saved.
         progress: Called with the share that is done, in [0, 1].
+        watch: Called with the loss of each step of a method that trains.
         settings: The method's settings by name.
 
     Warns:
@@ -90,13 +103,24 @@ def erase(
     from .pipelines import load_pipeline, parts_of
 
     eraser = make_eraser(method, preset, **settings)
+    training: dict[str, Any] = {}
+    if trains(eraser):
+        path = None if checkpoint is None else Path(checkpoint)
+        training = {"checkpoint": path, "watch": watch}
+    elif checkpoint is not None:
+        raise InputError(
+            f"{method} does not train and has nothing to go on from: leave checkpoint out."
+        )
     name = str(model) if isinstance(model, (str, Path)) else str(model.name_or_path)
     wanted = _concepts(concepts, name, keep, anchor, kind)
     pipe = load_pipeline(model, **_unchecked(name)) if isinstance(model, (str, Path)) else model
     parts = parts_of(pipe)
     start = time.perf_counter()
-    erasure = eraser.fit(parts, wanted, seed=seed, progress=progress)
-    record = dict(erasure.record) | {"seconds": round(time.perf_counter() - start, 3)}
+    erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
+    record = dict(erasure.record) | {
+        "seconds": round(time.perf_counter() - start, 3),
+        "peak_memory": _peak_bytes().get("cuda", _peak_bytes().get("process")),
+    }
     if check and record["kind"] != "guidance":  # which leaves the denoiser as it is
         record["effect"] = effect(parts, erasure, wanted, seed=seed)
         for concept, seen in record["effect"].items():
@@ -110,13 +134,14 @@ def erase(
 
 
 def audit(
-    base: str | Path,
+    base: Any,
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
     *,
     out: str | Path,
     suite: str | Suite | None = None,
     size: int = 192,
-    detectors: Sequence[str] | None = None,
+    where: str = "",
+    detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
     batch_size: int = 8,
     guidance: float | None = None,
@@ -127,17 +152,21 @@ def audit(
 ) -> "Report":
     """Measures what is left of the erased concepts, against the base model on the same seeds.
 
-    Writes ``base/`` and ``erased/`` (galleries), ``report.json`` and ``report.html`` into ``out``;
-    what is there already of the same galleries is not made again.
+    Writes ``base/`` and ``erased/`` (galleries, with every detector's answers in their
+    ``scores.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
+    the same galleries is not made again, nor is an image asked about twice.
 
     Args:
-        base: The model that the erasures were made for.
+        base: The model that the erasures were made for: what ``load_pipeline`` loads, or the
+            pipeline itself, which is left as it was.
         erasures: Erasures or their files; they are measured together.
         out: The folder for it all.
-        suite: A suite, a name in ``SUITES`` or a YAML file; the built-in model has its own.
+        suite: A suite, or what ``find_suite`` knows it by; the built-in model has its own.
         size: How many prompts of a suite that is made to measure.
-        detectors: Names in ``DETECTORS``; the built-in model has its own.
-        metrics: Names in ``METRICS``; the built-in model has its own.
+        where: A filter of the suite's rows, where it is not a ``Suite`` already.
+        detectors: Detectors, or what ``find_detector`` knows them by; the built-in model has its
+            own.
+        metrics: As ``find_metric`` reads them; the built-in model has its own.
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the model's default.
         steps: Where a prompt names none; None is the model's default.
@@ -148,30 +177,29 @@ def audit(
     Raises:
         InputError: Something in the arguments cannot be; before any image is made.
     """
-    from .eval import DETECTORS, METRICS
+    from .eval import find_detector, find_metric
     from .eval.audit import compare, target_rows
+    from .eval.detect import Scores, detect
     from .eval.report import Limits, write
-    from .pipelines import Erasure, load_pipeline
+    from .pipelines import Erasure
 
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
     if not loaded:
         raise InputError("There is no erasure to audit: name at least one file.")
-    name, out = str(base), Path(out)
+    name, out = _name(base), Path(out)
     if name != "emoji" and (suite is None or not detectors):
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
         )
     concepts = [Concept(**concept) for e in loaded for concept in e.record["concepts"]]
     if not isinstance(suite, Suite):
-        suite = find_suite(suite or "emoji", concepts, size)
-    eyes = [DETECTORS[d]() for d in detectors or ("emoji/object", "emoji/style")]
-    rulers = [METRICS[m]() for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
+        suite = find_suite(suite or "emoji", concepts, size, where=where)
+    eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
+    rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
     target_rows(concepts, suite.prompts, eyes)
-    pipe = load_pipeline(base, **_unchecked(name))
-    for erasure in loaded:
-        erasure.check_base(pipe)
+    pipe = _pipeline(base)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     seconds = {}
 
@@ -183,7 +211,20 @@ def audit(
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
 
-    base_gallery, erased_gallery = made("base", ()), made("erased", loaded)
+    def scored(gallery: Gallery, what: str) -> Scores:
+        file = gallery.path / "scores.jsonl"
+        known = Scores.load(file) if file.is_file() else None
+        found = detect(
+            gallery,
+            eyes,
+            known=known,
+            progress=lambda _, done, total: progress(f"detect {what}", done, total),
+        )
+        found.save(file)
+        return found
+
+    # The erased first: an erasure for another base is refused before any image is made.
+    erased_gallery, base_gallery = made("erased", loaded), made("base", ())
     report = compare(
         base_gallery,
         erased_gallery,
@@ -191,18 +232,82 @@ def audit(
         detectors=eyes,
         metrics=rulers,
         suite_name=suite.name,
+        suite_source=suite.source,
+        base_scores=scored(base_gallery, "base"),
+        erased_scores=scored(erased_gallery, "erased"),
         limits=Limits(allow_unscored=allow_unscored),
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        seconds=seconds,
+        seconds=dict(sorted(seconds.items())),
+        peak_bytes=_peak_bytes(),
         progress=progress,
     )
     write(report, out, base_gallery, erased_gallery)
     return report
 
 
+def score(
+    folder: str | Path,
+    *,
+    out: str | Path | None = None,
+    table: str | Path | None = None,
+    detectors: "Sequence[str | Detector]" = (),
+    metrics: Sequence[str] = (),
+    reference: str | Path | None = None,
+    concept: str = "",
+    kind: str = "object",
+    batch_size: int = 64,
+    command: str = "",
+    progress: Progress = lambda what, done, total: None,
+) -> "FolderScore":
+    """Measures images that came from anywhere; no pipeline is loaded.
+
+    Writes ``scores.jsonl``, every answer of every detector, and ``score.json``, what follows. An
+    image that is there already in ``scores.jsonl`` is not asked about again.
+
+    Args:
+        folder: Images, or a gallery.
+        out: The folder for the two files; the images' own if None.
+        table: CSV or JSONL with the images' prompts and labels, as ``open_folder`` reads it.
+        detectors: As ``find_detector`` reads them.
+        metrics: As ``find_metric`` reads them.
+        reference: The images, or the gallery, that distances are taken to.
+        concept: A label whose rate is wanted.
+        kind: The concept's.
+        batch_size: Images at a time.
+        command: What score.json says it was made by.
+        progress: Called with what is going on, how much of it is done, and of how much.
+
+    Raises:
+        InputError: There is no image, or something in the arguments cannot be; before any work.
+    """
+    from .eval import find_detector, find_metric
+    from .eval.detect import Scores
+    from .eval.folder import measure, open_folder
+
+    gallery = open_folder(Path(folder), None if table is None else Path(table))
+    there = Path(folder if out is None else out)
+    file = there / "scores.jsonl"
+    found, scores = measure(
+        gallery,
+        [find_detector(d, gallery.prompts) for d in detectors],
+        [find_metric(m) for m in metrics],
+        reference=None if reference is None else open_folder(Path(reference)),
+        concept=concept,
+        kind=kind,
+        known=Scores.load(file) if file.is_file() else None,
+        batch_size=batch_size,
+        command=command,
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        progress=progress,
+    )
+    scores.save(file)
+    found.save(there / "score.json")
+    return found
+
+
 def generate_gallery(
-    model: str | Path,
+    model: Any,
     erasures: "Sequence[str | Path | Erasure]",
     suite: Suite,
     out: str | Path,
@@ -215,7 +320,7 @@ def generate_gallery(
     """Makes a suite's images with a model and its erasures, or those that are still missing.
 
     Args:
-        model: What ``load_pipeline`` loads.
+        model: What ``load_pipeline`` loads, or the pipeline itself, which is left as it was.
         erasures: Erasures or their files.
         suite: The prompts.
         out: The gallery's folder.
@@ -227,12 +332,12 @@ def generate_gallery(
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
-    from .pipelines import Erasure, load_pipeline
+    from .pipelines import Erasure
 
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
-    name = str(model)
+    name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
-    pipe = load_pipeline(model, **_unchecked(name))
+    pipe = _pipeline(model)
     return _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
 
 
@@ -250,16 +355,17 @@ def _gallery(
 
     made_by = {
         "model": model,
+        **({"suite": {"name": suite.name, **suite.source}} if suite.source else {}),
         "erasures": [_described(e) for e in erasures],
         **settings,
         "scheduler": type(pipe.scheduler).__name__,
         "dtype": str(pipe.dtype),
         "versions": {package: version(package) for package in ("unsee", "torch", "diffusers")},
     }
-    gallery = Gallery.start(out, made_by, suite.prompts)
     with ExitStack() as stack:
         for erasure in erasures:
             stack.enter_context(erasure.applied(pipe))
+        gallery = Gallery.start(out, made_by, suite.prompts)
         made = 0
         for batch in generate(pipe, gallery, **settings):
             made += batch
@@ -313,6 +419,43 @@ def _generation(
     }
 
 
+def _name(model: Any) -> str:
+    return str(model if isinstance(model, (str, Path)) else model.name_or_path)
+
+
+def _pipeline(model: Any) -> Any:
+    """A model, loaded where it is not one already."""
+    from .pipelines import load_pipeline
+
+    if isinstance(model, (str, Path)):
+        return load_pipeline(model, **_unchecked(str(model)))
+    if getattr(model, "safety_checker", None) is not None:
+        raise InputError(
+            "This pipeline has a safety checker, which paints images black, and black images show "
+            "no concept: set its safety_checker to None."
+        )
+    return model
+
+
+def _peak_bytes() -> dict[str, int]:
+    """The most memory that this process has held so far, and of the GPU, if it has one."""
+    import sys
+
+    import torch
+
+    found = {}
+    try:
+        import resource
+    except ImportError:  # Windows
+        pass
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        found["process"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    if torch.cuda.is_available():
+        found["cuda"] = torch.cuda.max_memory_allocated()
+    return found
+
+
 def _unchecked(model: str) -> dict[str, Any]:
     # A safety checker would paint images black, and black images show no concept.
     return {} if model == "emoji" else {"safety_checker": None, "requires_safety_checker": False}
@@ -327,4 +470,5 @@ def _described(erasure: "Erasure") -> dict[str, Any]:
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
         "seconds": erasure.record.get("seconds"),
+        "peak_memory": erasure.record.get("peak_memory"),
     }

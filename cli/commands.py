@@ -5,6 +5,7 @@ import json
 import shlex
 import sys
 import warnings
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,19 +34,32 @@ Model = Annotated[
 Erasures = Annotated[
     list[Path] | None, typer.Option("--erasure", "-e", help="An erasure file; may be repeated.")
 ]
+Where = Annotated[
+    str, typer.Option(help="Rows of the suite, such as 'nudity_percentage > 50 and hard == 1'.")
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Scale of classifier-free guidance. [default: the model's]")
 ]
 Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
 
+LABELS = 20
+"""How many labels of a detector a table in the terminal has."""
+
+WARNINGS = 4
+"""How many of a report's warnings the terminal has."""
+
 
 @app.command()
 def erase(
     model: Model,
     concept: Annotated[
-        list[str], typer.Argument(help="What goes: a phrase, a known concept or a YAML file.")
-    ],
+        list[str] | None,
+        typer.Argument(help="What goes: a phrase, a known concept or a YAML file."),
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="LECO's file of prompts in their place, for esd.")
+    ] = None,
     method: Annotated[str, typer.Option(help="See 'unsee list methods'.")] = "uce",
     preset: Annotated[
         str | None, typer.Option(help="Named settings of the method, such as 2025.")
@@ -68,30 +82,55 @@ def erase(
     ] = None,
 ) -> None:
     """Erase concepts from a model, into a small file."""
-    from ..flow import erase, make_eraser
+    from ..flow import erase, make_eraser, trains
 
+    if bool(concept) == bool(prompts):
+        raise InputError("Say what goes: either CONCEPT or --prompts FILE.")
     settings = _settings(method, setting or [])
-    make_eraser(method, preset, **settings)
-    path = out or Path("-".join(Path(c).stem for c in concept).replace(" ", "-") + ".safetensors")
+    concepts: list[Any] = list(concept or [])
+    if prompts:
+        if method != "esd":
+            raise InputError("--prompts holds settings of esd: add --method esd.")
+        from ..erasers.leco import leco
+
+        with _warnings_in_words():
+            concepts, theirs = leco(prompts, kind or "object")
+        settings = theirs | settings
+    eraser = make_eraser(method, preset, **settings)
+    named = "-".join(Path(c).stem for c in concept or [str(prompts)])
+    path = out or Path(named.replace(" ", "-") + ".safetensors")
     if path.is_dir():
         raise InputError(
             f"{path} is a folder: name the file to write, such as {path}/it.safetensors."
         )
+    part = path.with_name(f"{path.name}.part") if trains(eraser) else None
+    if part and part.exists():
+        console.print(f"Found {escape(str(part))}, of a run that was interrupted.", soft_wrap=True)
+    losses: deque[float] = deque(maxlen=20)
     _hush()
-    with _warnings_in_words(), _progress() as show:
+    with _warnings_in_words(), _progress() as bar:
+
+        def shown(done: float) -> None:
+            loss = f"loss {sum(losses) / len(losses):.3g}" if losses else ""
+            bar(f"erasing with {method}", 100 * done, 100, loss)
+
         erasure = erase(
             model,
-            concept,
+            concepts,
             method=method,
             preset=preset,
             keep=keep or (),
             anchor=anchor,
             kind=kind,
             seed=seed,
-            progress=lambda done: show(f"erasing with {method}", round(100 * done), 100),
+            checkpoint=part,
+            progress=shown,
+            watch=losses.append,
             **settings,
         )
     erasure.save(path)
+    if part:
+        part.unlink(missing_ok=True)
     ranks = [t.shape[0] for name, t in erasure.tensors.items() if "lora_A" in name]
     rank = f", rank {max(ranks)}" if ranks else ""
     console.print(
@@ -120,7 +159,8 @@ def generate(
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")
     ] = None,
-    suite: Annotated[Path | None, typer.Option(help="A suite's YAML file.")] = None,
+    suite: Annotated[str | None, typer.Option(help="A suite's name or file.")] = None,
+    where: Where = "",
     erasure: Erasures = None,
     images: Annotated[int, typer.Option(min=1, help="Images for each --prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Of each prompt's first image.")] = 0,
@@ -130,12 +170,12 @@ def generate(
 ) -> None:
     """Make images, with or without erasures."""
     from ..flow import generate_gallery
-    from ..prompts import Prompt, Suite
+    from ..prompts import Prompt, Suite, find_suite
 
     if bool(prompt) == bool(suite):
         raise InputError("Say what to make: either --prompt TEXT or --suite FILE.")
     made = (
-        Suite.load(suite)
+        find_suite(suite, where=where)
         if suite
         else Suite(
             "prompts",
@@ -170,14 +210,20 @@ def audit(
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
     suite: Annotated[
-        str | None, typer.Option(help="A suite's name or YAML file. [default: the model's]")
+        str | None, typer.Option(help="A suite's name or file. [default: the model's]")
     ] = None,
     size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    where: Where = "",
     detector: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. [default: the model's]")
+        list[str] | None,
+        typer.Option(
+            help="NAME, NAME:MODEL?setting=value or a YAML file; may be repeated. "
+            "[default: the model's]"
+        ),
     ] = None,
     metric: Annotated[
-        list[str] | None, typer.Option(help="May be repeated. [default: the model's]")
+        list[str] | None,
+        typer.Option(help="NAME or NAME:ARGUMENT; may be repeated. [default: the model's]"),
     ] = None,
     guidance: Guidance = None,
     steps: Steps = None,
@@ -197,6 +243,7 @@ def audit(
             out=out,
             suite=suite,
             size=size,
+            where=where,
             detectors=detector,
             metrics=metric,
             batch_size=batch_size,
@@ -212,6 +259,80 @@ def audit(
 
 
 @app.command()
+def score(
+    folder: Annotated[Path, typer.Argument(help="A folder of PNG, JPEG or WebP, or a gallery.")],
+    detector: Annotated[
+        list[str] | None, typer.Option(help="See 'unsee list detectors'; may be repeated.")
+    ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="See 'unsee list metrics'; may be repeated.")
+    ] = None,
+    table: Annotated[
+        Path | None,
+        typer.Option(help="CSV or JSONL: file, prompt, category, object, style, person, unsafe."),
+    ] = None,
+    reference: Annotated[
+        Path | None, typer.Option(help="The images that distances are taken to.")
+    ] = None,
+    concept: Annotated[str, typer.Option(help="A label whose rate is wanted.")] = "",
+    kind: Annotated[
+        str, typer.Option(help="What the concept is: object, style, person, unsafe.")
+    ] = "object",
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="For the scores. [default: FOLDER]")
+    ] = None,
+    batch_size: BatchSize = 64,
+    allow_unscored: Annotated[
+        bool, typer.Option("--allow-unscored", help="Exit with 0 though images are unscored.")
+    ] = False,
+) -> None:
+    """Measure images that came from anywhere. Exits with 1 if some could not be measured."""
+    from ..eval import words
+    from ..flow import score
+
+    _hush()
+    with _progress() as show:
+        found = score(
+            folder,
+            out=out,
+            table=table,
+            detectors=detector or (),
+            metrics=metric or (),
+            reference=reference,
+            concept=concept,
+            kind=kind,
+            batch_size=batch_size,
+            command=_command(),
+            progress=show,
+        )
+    for hole in found.holes:
+        console.print(f"[bold yellow]Unscored:[/] {escape(hole)}", soft_wrap=True)
+    if found.answer:
+        console.print(f"[bold]{escape(found.answer)}[/]", soft_wrap=True)
+    lines = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in ("measure", "value", "interval", "n"):
+        lines.add_column(column, justify="left" if column == "measure" else "right")
+
+    def row(what: str, rate: Any) -> None:
+        interval = words.interval(rate.interval())
+        lines.add_row(escape(what), words.share(rate), interval, f"{rate.hits} of {rate.n}")
+
+    for name, rate in found.right.items():
+        row(f"as labelled, by {name}", rate)
+    for name, rates in found.rates.items():
+        for label in list(rates)[:LABELS]:
+            row(f"{label} by {name}", rates[label])
+        if len(rates) > LABELS:
+            lines.add_row(f"{len(rates) - LABELS} other labels by {escape(name)}: in score.json")
+    for name, value in found.scores.items():
+        interval = words.score_interval(value)
+        lines.add_row(escape(name), words.score(value), interval, str(value.n))
+    console.print(lines)
+    _next(f"open {shlex.quote(str((out or folder) / 'score.json'))}")
+    raise typer.Exit(1 if found.holes and not allow_unscored else 0)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for it all.")] = Path(
         "runs/demo"
@@ -220,22 +341,23 @@ def demo(
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
     from ..flow import audit, erase
+    from ..pipelines import load_pipeline
 
     _hush()
-    reports = []
+    pipe, reports = load_pipeline("emoji"), []
     for name in ("kitchen knife", "contrast"):
         stem = name.replace(" ", "-")
         path = out / f"{stem}.safetensors"
         with _warnings_in_words(), _progress() as show:
             label = f"erasing {name}"
             erasure = erase(
-                "emoji",
+                pipe,
                 name,
                 progress=lambda done, s=show, t=label: s(t, round(100 * done), 100),  # type: ignore[misc]
             )
             erasure.save(path)
             reports.append(
-                audit("emoji", path, out=out / stem, size=size, command=_command(), progress=show)
+                audit(pipe, path, out=out / stem, size=size, command=_command(), progress=show)
             )
     for report in reports:
         _print_report(report)
@@ -272,11 +394,11 @@ def list_(
     """List what there is by name."""
     lists: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "methods": _methods,
-        "detectors": lambda: _names("..eval", "DETECTORS"),
-        "metrics": lambda: _names("..eval", "METRICS"),
-        "suites": lambda: _names("..prompts", "SUITES"),
+        "detectors": lambda: _factories("DETECTORS"),
+        "metrics": lambda: _factories("METRICS"),
+        "suites": _suite_names,
         "concepts": _concept_names,
-        "models": lambda: _names("..pipelines", "MODELS"),
+        "models": _model_names,
     }
     if what not in lists:
         raise unknown("list", what, lists)
@@ -292,16 +414,33 @@ def list_(
     _next(hints.get(what, "unsee audit emoji --erasure FILE -o runs/audit"))
 
 
-def _names(module: str, registry: str) -> list[tuple[str, str]]:
-    from importlib import import_module
+def _factories(registry: str) -> list[tuple[str, str]]:
+    from .. import eval
+    from .._registry import described
 
-    return [(name, "") for name in getattr(import_module(module, __package__), registry)]
+    return described(getattr(eval, registry))
 
 
 def _methods() -> list[tuple[str, str]]:
     from ..erasers import ERASERS
 
-    return [(name, f"presets: {', '.join(ERASERS[name].presets) or 'none'}") for name in ERASERS]
+    found = []
+    for name, method in ERASERS.items():
+        about = (method.__doc__ or "").partition("\n")[0]
+        found.append((name, f"{about} Presets: {', '.join(method.presets) or 'none'}."))
+    return found
+
+
+def _suite_names() -> list[tuple[str, str]]:
+    from ..prompts import SUITES
+
+    return [(name, (SUITES[name].__doc__ or "").partition("\n")[0]) for name in SUITES]
+
+
+def _model_names() -> list[tuple[str, str]]:
+    from ..pipelines import MODELS
+
+    return [(name, "ships inside") for name in MODELS]
 
 
 def _concept_names() -> list[tuple[str, str]]:
@@ -361,9 +500,14 @@ def _print_report(report: Any) -> None:
         table.add_row(*(escape(value) for value in row.values()))
     for erasure in report.erased["erasures"]:
         what = f"{erasure['method']} of {erasure['name']}"
-        table.add_row(f"{what}, seconds", "", f"{erasure['seconds']:.1f}")
+        if erasure["seconds"] is not None:
+            table.add_row(f"{what}, seconds", "", f"{erasure['seconds']:.1f}")
         table.add_row(f"{what}, MB", "", f"{erasure['bytes'] / 1e6:.2f}")
     console.print(table)
+    for warning in report.warnings[:WARNINGS]:
+        console.print(f"[yellow]With care:[/] {escape(warning)}", soft_wrap=True)
+    if (more := len(report.warnings) - WARNINGS) > 0:
+        console.print(f"[dim]{more} more in the report.[/]")
 
 
 def _settings(method: str, pairs: list[str]) -> dict[str, Any]:
@@ -405,7 +549,7 @@ def _value(name: str, text: str, kind: Any) -> Any:
 
 
 @contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
+def _progress() -> Iterator[Callable[..., None]]:
     """A progress bar for each thing that is going on, with the time that is left."""
     from rich.progress import (
         BarColumn,
@@ -421,16 +565,17 @@ def _progress() -> Iterator[Callable[[str, int, int], None]]:
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
         console=Console(stderr=True),
         transient=True,
     )
     tasks: dict[str, TaskID] = {}
 
-    def show(what: str, done: int, total: int) -> None:
+    def show(what: str, done: float, total: int, note: str = "") -> None:
         if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total)
+            tasks[what] = bars.add_task(what, total=total, note="")
             bars.start()
-        bars.update(tasks[what], completed=done)
+        bars.update(tasks[what], completed=done, note=note)
 
     try:
         yield show
@@ -467,3 +612,87 @@ def _command() -> str:
 
 def _next(command: str) -> None:
     console.print(f"[dim]Next:[/] {escape(command)}", soft_wrap=True, highlight=False)
+
+
+suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_args_is_help=True)
+app.add_typer(suites, name="suites")
+
+
+@suites.command()
+def check(
+    file: Annotated[str, typer.Argument(help="YAML, CSV, TSV, Parquet, JSON lines, or hf:ID.")],
+    where: Where = "",
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer cuts long prompts: a name, folder or id.")
+    ] = None,
+) -> None:
+    """Say what is wrong with a suite, row by row. Exits with 2 if anything is."""
+    from ..prompts import check_suite
+
+    prompts, problems = check_suite(file, where=where)
+    if model:
+        tokenizer = _tokenizer(model)
+        limit = tokenizer.model_max_length
+        for prompt in prompts:
+            length = len(tokenizer(prompt.prompt, verbose=False).input_ids)
+            if length > limit:
+                problems.append(
+                    f"{prompt.id}: {model} reads {limit} tokens, and the prompt has {length}."
+                )
+    for problem in problems:
+        console.print(problem, soft_wrap=True, markup=False, highlight=False)
+    if problems:
+        raise InputError(f"{file} has {len(problems)} fault{'s' if problems[1:] else ''}.")
+    console.print(f"{escape(file)}: {len(prompts)} prompts, nothing wrong.", soft_wrap=True)
+    _next(f"unsee suites show {shlex.quote(file)}")
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    from ..pipelines import MODELS
+
+    folder = MODELS[model] if model in MODELS else model
+    try:
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"No tokenizer could be loaded from {model!r}: {reason}") from error
+
+
+@suites.command("show")
+def show_suite(
+    name: Annotated[str, typer.Argument(help="A suite's name or file.")],
+    concept: Annotated[
+        list[str] | None, typer.Option(help="What was erased; may be repeated.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What a phrase of your own is: object, style, ...")
+    ] = None,
+    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    where: Where = "",
+) -> None:
+    """Count a suite's prompts by what they test, their labels and categories."""
+    from collections import Counter
+
+    from ..prompts import find_concept, find_suite
+
+    model = "emoji" if name == "emoji" else ""
+    concepts = [find_concept(c, model=model, kind=kind) for c in concept or []]
+    suite = find_suite(name, concepts, size, where=where)
+    console.print(f"[bold]{escape(suite.name)}[/]: {len(suite.prompts)} prompts", soft_wrap=True)
+    kinds = dict.fromkeys(kind for p in suite.prompts for kind in p.labels)
+    counts: dict[str, Counter[str | None]] = {
+        "tests": Counter(p.tests for p in suite.prompts),
+        **{kind: Counter(p.labels.get(kind) for p in suite.prompts) for kind in kinds},
+        "category": Counter(p.category for p in suite.prompts),
+    }
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for what, counted in counts.items():
+        said = [f"{value or 'none'} {n}" for value, n in counted.most_common(20)]
+        more = f", {len(counted) - 20} more" if len(counted) > 20 else ""
+        table.add_row(what, escape(", ".join(said) + more))
+    for what, value in suite.source.items():
+        table.add_row(what, escape(value))
+    console.print(table)
+    _next(f"unsee audit MODEL --erasure FILE --suite {shlex.quote(name)} --detector NAME")

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 class Eraser(Protocol):
     """A method: a frozen dataclass of settings with one verb.
 
+    One that trains takes a ``checkpoint`` and a ``watch`` in ``fit`` as well: see ``ESD.fit``.
+
     Attributes:
         presets: Settings by name, such as an author's published ones.
     """
@@ -43,10 +45,14 @@ ERASERS: Registry[type[Eraser]] = Registry(
     "eraser",
     "unsee.erasers",
     {
+        "ablation": "unsee.erasers.ablation:Ablation",
         "esd": "unsee.erasers.esd:ESD",
+        "mace": "unsee.erasers.mace:MACE",
         "negative": "unsee.erasers.negative:Negative",
         "rece": "unsee.erasers.rece:RECE",
+        "safree": "unsee.erasers.safree:SAFREE",
         "sld": "unsee.erasers.sld:SLD",
+        "spm": "unsee.erasers.spm:SPM",
         "uce": "unsee.erasers.uce:UCE",
     },
 )

@@ -1,7 +1,7 @@
 """Whether an erasure did anything, seen in the denoiser's own predictions."""
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -15,7 +15,13 @@ HARDLY = 0.1
 
 @torch.no_grad()
 def effect(
-    parts: Parts, erasure: Erasure, concepts: Sequence[Concept], *, seed: int = 0, samples: int = 2
+    parts: Parts,
+    erasure: Erasure,
+    concepts: Sequence[Concept],
+    *,
+    seed: int = 0,
+    samples: int = 2,
+    most: int = 16,
 ) -> dict[str, Any]:
     """How far the prediction on each concept went towards its anchor's, and on what is kept.
 
@@ -27,20 +33,25 @@ def effect(
 
     Args:
         samples: Trajectories a concept, and how many of the kept phrases are looked at.
+        most: How many concepts are looked at: of hundreds, these are evenly spread.
 
     Returns:
-        For each concept's name, ``moved`` and ``kept_moved`` (None where nothing is kept).
+        For each such concept's name, ``moved`` and ``kept_moved`` (None where nothing is kept).
     """
-    return {c.name: _of_concept(parts, erasure, c, seed, samples) for c in concepts}
+    looks = {c.name: _look(parts, c, seed, samples) for c in _spread(concepts, most)}
+    with erasure.applied(parts.pipe):
+        return {name: look() for name, look in looks.items()}
 
 
-def _of_concept(
-    parts: Parts, erasure: Erasure, concept: Concept, seed: int, samples: int
-) -> dict[str, float | None]:
+def _look(
+    parts: Parts, concept: Concept, seed: int, samples: int
+) -> Callable[[], dict[str, float | None]]:
+    """Looks at one concept as the pipeline is, and returns what does when it has been edited."""
     template = concept.templates[0]
     phrase = template.replace("{}", concept.phrases[0])
     kept = [template.replace("{}", k) for k in _spread(concept.keep, samples)]
-    texts = parts.encode([phrase, template.replace("{}", concept.anchor or ""), "", *kept])
+    prompts = [phrase, template.replace("{}", concept.anchor or ""), "", *kept]
+    texts = parts.encode(prompts)
     sampler = parts.sampler(5)
     points = _trajectory(parts, sampler, texts[:1], seed, samples)
 
@@ -49,20 +60,29 @@ def _of_concept(
         return torch.stack([parts.predict(x, t, rows, sampler) for x, t in points]).double()
 
     before = [predict(text[None]) for text in texts]
-    with erasure.applied(parts.pipe):
-        after = [predict(text[None]) for text in (texts[0], *texts[3:])]
-    towards = before[1] - before[0]
-    moved = ((after[0] - before[0]) * towards).sum() / towards.square().sum()
-    kept_moved = None
-    if kept:
-        shift = sum((a - b).square().sum() for a, b in zip(after[1:], before[3:], strict=True))
-        scale = sum((b - before[2]).square().sum() for b in before[3:])
-        kept_moved = float((shift / scale) ** 0.5)
-    return {"moved": float(moved), "kept_moved": kept_moved}
+
+    def again() -> dict[str, float | None]:
+        # Encoded again: an erasure may listen to the text encoder, as SPM's transport does
+        anew = parts.encode(prompts)
+        after = [predict(text[None]) for text in (anew[0], *anew[3:])]
+        towards = before[1] - before[0]
+        length = towards.square().sum().clamp_min(torch.finfo(towards.dtype).tiny)
+        moved = ((after[0] - before[0]) * towards).sum() / length
+        kept_moved = None
+        if kept:
+            shift = sum((a - b).square().sum() for a, b in zip(after[1:], before[3:], strict=True))
+            scale = sum((b - before[2]).square().sum() for b in before[3:])
+            kept_moved = float((shift / scale) ** 0.5)
+        return {"moved": float(moved), "kept_moved": kept_moved}
+
+    return again
 
 
-def _spread(phrases: Sequence[str], count: int) -> Sequence[str]:
-    return phrases[:: max(1, len(phrases) // count)][:count]
+T = TypeVar("T")
+
+
+def _spread(values: Sequence[T], count: int) -> Sequence[T]:
+    return values[:: max(1, len(values) // count)][:count]
 
 
 def _trajectory(

@@ -13,13 +13,13 @@ anchor; above, it is pushed beyond.
 Everything but ε_θ comes from the frozen model, so it is made first, many trajectories at a time,
 and of each all points are used: its own two halves of guidance are ε*(x_t, c) and ε*(x_t, ∅), and
 a third row is needed only where the anchor is another prompt than ∅. That is 2 or 3 rows of the
-denoiser a sample and one for the student, where a trajectory for each sample takes about 50.
+denoiser a sample and one for the student, where a trajectory for each sample takes about 50. (With
+``erase_from``, c is what the concept is taken from, and the concept itself is one row more.)
 
 A term of our own holds the student at the same points to the teacher on prompts k that are kept,
 ‖ε_θ(x_t, k) − ε*(x_t, k)‖², for one row more on either side.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -32,11 +32,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._errors import InputError
-from ..pipelines.erasure import Erasure, fingerprint
-from ..pipelines.parts import Parts, weights_of
+from ..pipelines.erasure import Erasure
+from ..pipelines.parts import Parts
 from ..prompts import Concept
-from .record import dense, factors, lowrank
-from .training import autocast, frozen, lora, masters, precision, train
+from .record import run, trained
+from .training import autocast, check_run, frozen, learnable, lora, masters, precision, train
 
 VARIANTS = ("x", "x-strict", "u", "all")
 
@@ -105,7 +105,7 @@ class Samples:
         texts: Every prompt's embedding, shape (prompts, tokens, dim), on the model's device.
         latents: x_t, shape (n, *latent_shape).
         timesteps: t, shape (n,).
-        concepts: Which of the texts c is, shape (n,).
+        reads: Which of the texts the student reads, shape (n,).
         targets: Shape (n, *latent_shape).
         keeps: Which of the texts k is, shape (n,); empty where nothing is kept.
         keep_targets: ε*(x_t, k), shape (n, *latent_shape); empty where nothing is kept.
@@ -114,7 +114,7 @@ class Samples:
     texts: Tensor
     latents: Tensor
     timesteps: Tensor
-    concepts: Tensor
+    reads: Tensor
     targets: Tensor
     keeps: Tensor
     keep_targets: Tensor
@@ -126,13 +126,15 @@ class _Plan:
 
     Attributes:
         prompts: The texts, the empty one first.
-        concepts, anchors: Which of them, shape (trajectories,).
+        reads, concepts, anchors: Which of them, shape (trajectories,). The trajectory is made
+            under what the student reads, which is the concept where ``erase_from`` is None.
         noise: Shape (trajectories, *latent_shape).
         points: Trajectory and step of each sample, shape (samples, 2).
         keeps: Which of the prompts is held at each sample, shape (samples,); or empty.
     """
 
     prompts: list[str]
+    reads: Tensor
     concepts: Tensor
     anchors: Tensor
     noise: Tensor
@@ -157,6 +159,10 @@ class ESD:
             ``u``, everything else; ``all``.
         layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
         eta: The paper's η.
+        erase_from: Another prompt that the concepts are taken from, in the authors' words: it is
+            what the student reads and what the trajectories are made under, and the anchor of a
+            concept that names none. The concept by itself is then hardly touched. None is the
+            concept.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
         batch_size: Samples a step.
@@ -168,7 +174,8 @@ class ESD:
         sampling_batch: Trajectories at a time.
         keep_weight: Of the term that holds what is kept; 0 is the paper's loss.
         expand: Whether phrases, anchors and what is kept stand in their concept's templates, or
-            by themselves. A concept that names no anchor becomes ∅ either way.
+            by themselves; so does ``erase_from``. A concept that names no anchor becomes ∅
+            either way.
         rank: None trains the weights themselves; a number, a LoRA of that rank.
         store: ``lora``, or ``dense`` for the weights' whole change, which only unsee reads.
         residual: How much of the change, relative in Frobenius' norm, the stored rank may leave
@@ -181,6 +188,7 @@ class ESD:
     variant: Literal["x", "x-strict", "u", "all"] = "x"
     layers: str = "*"
     eta: float = 1.0
+    erase_from: str | None = None
     iterations: int = 200
     lr: float = 5e-5
     batch_size: int = 1
@@ -244,22 +252,32 @@ class ESD:
         seed: int = 0,
         progress: Callable[[float], None] = lambda done: None,
         checkpoint: Path | None = None,
+        watch: Callable[[float], None] = lambda loss: None,
     ) -> Erasure:
         """As ``Eraser.fit``.
 
         Args:
             checkpoint: A file by which a run that was interrupted goes on, to the same weights;
-                see ``train``. The trajectories are made again.
+                see ``train``. The trajectories are made again. Remove it once the erasure is
+                saved.
+            watch: Called with the loss of each step.
 
         Raises:
-            InputError: No layer is selected, the loss is not finite, or the checkpoint is of
-                another run.
+            InputError: No layer is selected, ``erase_from`` is to be kept, the loss is not finite,
+                or the checkpoint is of another run.
         """
+        if any(self.erase_from in concept.keep for concept in concepts):
+            raise InputError(
+                f"erase_from is {self.erase_from!r}, which is to be kept: take it from the one or "
+                "the other."
+            )
         everything = self.store == "dense"
         layers = select(parts, self.variant, self.layers, everything=everything)
         denoiser: Any = parts.denoiser
         compute = precision(self.precision, denoiser.dtype)
-        run = self._run(parts, layers, concepts, seed) if checkpoint else {}
+        this = run(parts, "esd", self, concepts, seed, layers) if checkpoint else {}
+        if checkpoint:
+            check_run(checkpoint, this)
         # A step goes forward and back: three times a prediction's arithmetic.
         share = self._teacher_rows(concepts)
         share /= share + 3 * (1 + self._keeps(concepts))
@@ -271,18 +289,19 @@ class ESD:
             if self.rank is not None:
                 student = lora(denoiser, layers, self.rank, seed)
             else:
-                student = masters(denoiser, list(_parameters(parts, layers, everything)))
+                student = masters(denoiser, learnable(denoiser, layers, everything))
             with student as parameters:
                 losses = train(
                     parameters,
                     lambda step: self._loss(parts, sampler, samples, step, compute),
                     steps=self.iterations,
                     lr=self.lr,
-                    run=run,
+                    run=this,
                     checkpoint=checkpoint,
                     progress=lambda done: progress(share + (1 - share) * done),
+                    watch=watch,
                 )
-        return self._erasure(parts, concepts, seed, layers, parameters, losses)
+        return trained(parts, "esd", self, concepts, seed, layers, parameters, losses)
 
     def _loss(
         self,
@@ -295,7 +314,7 @@ class ESD:
         at = slice(step * self.batch_size, (step + 1) * self.batch_size)
         device = samples.texts.device
         x, t = samples.latents[at].to(device), samples.timesteps[at].to(device)
-        texts = samples.texts[samples.concepts[at]]
+        texts = samples.texts[samples.reads[at]]
         keeps = samples.texts[samples.keeps[at]]
         if len(keeps):
             x, t, texts = torch.cat([x, x]), torch.cat([t, t]), torch.cat([texts, keeps])
@@ -337,7 +356,7 @@ class ESD:
             texts=texts,
             latents=latents,
             timesteps=times,
-            concepts=plan.concepts[plan.points[:, 0]],
+            reads=plan.reads[plan.points[:, 0]],
             targets=targets,
             keeps=plan.keeps,
             keep_targets=held[: len(plan.keeps)],
@@ -370,12 +389,15 @@ class ESD:
             for concept in concepts
             for phrase in concept.phrases
         ]
-        pairs = []
+        rows = []
         for i in range(trajectories):
             phrase, anchor, templates = turns[i % len(turns)]
             template = templates[i // len(turns) % len(templates)]
-            becomes = "" if anchor is None else template.replace("{}", anchor)
-            pairs.append((index(template.replace("{}", phrase)), index(becomes)))
+            reads = phrase if self.erase_from is None else self.erase_from
+            comes = self.erase_from if anchor is None else anchor
+            becomes = "" if comes is None else template.replace("{}", comes)
+            both = (template.replace("{}", text) for text in (reads, phrase))
+            rows.append([index(text) for text in (*both, becomes)])
         kept = [
             template.replace("{}", phrase)
             for concept in concepts
@@ -386,8 +408,9 @@ class ESD:
         if self._keeps(concepts):
             for i in torch.randint(len(kept), (samples,), generator=draw).tolist():
                 keeps.append(index(kept[i]))
-        goes, comes = torch.tensor(pairs).T
-        return _Plan(list(prompts), goes, comes, noise, points, torch.tensor(keeps).long())
+        read, goes, comes = torch.tensor(rows).T
+        held = torch.tensor(keeps).long()
+        return _Plan(list(prompts), read, goes, comes, noise, points, held)
 
     def _templates(self, concept: Concept, draw: torch.Generator) -> list[str]:
         if not self.expand:
@@ -402,38 +425,41 @@ class ESD:
             batch = torch.arange(start, min(start + self.sampling_batch, len(plan.noise)))
             sampler = parts.sampler(self.sampling_steps)
             x = plan.noise[batch].to(texts.device) * sampler.init_noise_sigma
-            goes, comes = plan.concepts[batch], plan.anchors[batch]
+            reads = plan.reads[batch]
+            teacher = [torch.zeros_like(reads), reads]
+            # What is the same text in the whole batch is predicted once.
+            concept_row = _row(teacher, plan.concepts[batch])
+            anchor_row = _row(teacher, plan.anchors[batch])
             for k, t in enumerate(sampler.timesteps):
-                rows = [torch.zeros_like(goes), goes]
-                if comes.any():
-                    rows.append(comes)
+                rows = list(teacher)
                 samples = [used.get((i, k)) for i in batch.tolist()]
                 if len(plan.keeps):
                     rows.append(torch.tensor([0 if n is None else plan.keeps[n] for n in samples]))
                 repeated = x.repeat(len(rows), *(1 for _ in x.shape[1:]))
-                eps = parts.predict(repeated, t, texts[torch.cat(rows)], sampler).float()
-                empty, concept, *others = eps.chunk(len(rows))
-                goal = target(concept, empty, others[0] if comes.any() else empty, self.eta)
+                predicted = parts.predict(repeated, t, texts[torch.cat(rows)], sampler).float()
+                eps = predicted.chunk(len(rows))
+                empty, read, *_ = eps
+                goal = target(eps[concept_row], empty, eps[anchor_row], self.eta)
                 for row, n in enumerate(samples):
                     if n is not None:
-                        keep = others[-1][row] if len(plan.keeps) else None
+                        keep = eps[-1][row] if len(plan.keeps) else None
                         yield n, t, x[row], goal[row], keep
-                guided = empty + self.guidance * (concept - empty)
+                guided = empty + self.guidance * (read - empty)
                 x = sampler.step(guided, t, x).prev_sample
 
     def _reference(self, parts: Parts, plan: _Plan, texts: Tensor) -> "Iterator[_Sample]":
         """The samples one by one, each at the end of a trajectory of its own."""
         for n, (i, k) in enumerate(plan.points.tolist()):
             sampler = parts.sampler(self.sampling_steps)
-            goes, comes = texts[plan.concepts[i, None]], texts[plan.anchors[i, None]]
+            reads, goes, comes = (
+                texts[which[i, None]] for which in (plan.reads, plan.concepts, plan.anchors)
+            )
             nothing = texts[:1]
             x = plan.noise[i : i + 1].to(texts.device) * sampler.init_noise_sigma
             for t in sampler.timesteps[:k]:
-                both = torch.cat([nothing, goes])
-                empty, concept = (
-                    parts.predict(torch.cat([x, x]), t, both, sampler).float().chunk(2)
-                )
-                guided = empty + self.guidance * (concept - empty)
+                both = torch.cat([nothing, reads])
+                empty, read = parts.predict(torch.cat([x, x]), t, both, sampler).float().chunk(2)
+                guided = empty + self.guidance * (read - empty)
                 x = sampler.step(guided, t, x).prev_sample
             t = sampler.timesteps[k]
             concept, empty, anchor = (
@@ -451,62 +477,18 @@ class ESD:
         """Rows of the frozen denoiser a sample, about."""
         if self.sampling == "reference":
             return 2 * (self.sampling_steps - 1) / 2 + 3 + self._keeps(concepts)
-        return 2 + any(concept.anchor is not None for concept in concepts) + self._keeps(concepts)
-
-    # What is stored
-
-    def _erasure(
-        self,
-        parts: Parts,
-        concepts: Sequence[Concept],
-        seed: int,
-        layers: Sequence[str],
-        parameters: dict[str, nn.Parameter],
-        losses: Sequence[float],
-    ) -> Erasure:
-        tenth = max(1, len(losses) // 10)
-        loss: dict[str, Any] = {
-            "loss": {
-                "first": sum(losses[:tenth]) / tenth,
-                "last": sum(losses[-tenth:]) / tenth,
-            }
-        }
-        found = {name: parameter.detach() for name, parameter in parameters.items()}
-        to_file = (parts, "esd", self, concepts, seed)
-        if self.rank is not None:
-            trained = {
-                layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
-                for layer in layers
-            }
-            return lowrank(*to_file, trained, loss)
-        originals = _parameters(parts, layers, self.store == "dense")
-        updates = {name: found[name] - p.detach().float() for name, p in originals.items()}
-        if self.store == "dense":
-            return dense(*to_file, updates, loss)
-        weights = {name.removesuffix(".weight"): delta for name, delta in updates.items()}
-        pairs, residual = factors(weights, self.residual)
-        return lowrank(*to_file, pairs, loss | {"residual": residual})
-
-    def _run(
-        self, parts: Parts, layers: Sequence[str], concepts: Sequence[Concept], seed: int
-    ) -> dict[str, Any]:
-        weights = {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
-        return {
-            "method": "esd",
-            "settings": dataclasses.asdict(self),
-            "concepts": [concept.to_json() for concept in concepts],
-            "seed": seed,
-            "base": fingerprint(weights),
-        }
+        anchored = any(concept.anchor is not None for concept in concepts)
+        return 2 + anchored + (self.erase_from is not None) + self._keeps(concepts)
 
 
 # A sample's place, its t, x_t, target, and ε*(x_t, k) where something is kept.
 _Sample = tuple[int, Tensor, Tensor, Tensor, Tensor | None]
 
 
-def _parameters(parts: Parts, layers: Sequence[str], everything: bool) -> dict[str, nn.Parameter]:
-    """The weights of the layers, and if everything is trained their biases, by name."""
-    kinds = ("weight", "bias") if everything else ("weight",)
-    found = dict(parts.denoiser.named_parameters())
-    names = (f"{layer}.{kind}" for layer in layers for kind in kinds)
-    return {name: found[name] for name in names if name in found}
+def _row(rows: list[Tensor], texts: Tensor) -> int:
+    """Where these texts are among the rows; put there if they were not."""
+    for place, row in enumerate(rows):
+        if torch.equal(row, texts):
+            return place
+    rows.append(texts)
+    return len(rows) - 1

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from ..pipelines.erasure import Erasure
-from ..pipelines.guidance import Guide
+from ..pipelines.guidance import Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from .record import encode_concepts, guidance
@@ -37,17 +37,20 @@ class Negative:
         return guidance(parts, "negative", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Callable[[int], Guide]:
-    """What makes the guide of a record, for a trajectory of so many steps."""
+def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+    """What makes the guide of a record, for a trajectory."""
     concept = encode_concepts(parts, record["concepts"])
-    return lambda steps: _Guide(concept)
+    return lambda steps, prompts: _Guide(concept)
 
 
 @dataclass(frozen=True)
 class _Guide:
     concept: Tensor
+    changes: ClassVar[tuple[int, ...]] = ()
 
-    def before(self, empty: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def before(
+        self, step: int, empty: Tensor, prompt: Tensor
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         return self.concept.to(empty).expand_as(empty), prompt, ()
 
     def after(

@@ -48,12 +48,15 @@ def adversary(sources: Tensor, m: Tensor, q: Tensor, closeness: float) -> Tensor
 
 @dataclass(frozen=True)
 class RECE:
-    """Reliable and efficient concept erasure. The defaults are the authors' for nudity.
+    """Reliable and efficient concept erasure. The scales are the authors' for nudity.
 
     The authors keep an epoch only if a validation detector falls; here all epochs are kept.
 
     Attributes:
         epochs: How many times c′ is sought and edited away; 0 is the UCE edit alone.
+        hold: Whether each epoch edits the concept again beside c′. The authors' code edits c′
+            alone, and what it moves by that may bring back the concept itself, most where much is
+            kept.
         closeness: μ; the smaller, the further c′ may lie from anything that a prompt encodes to.
         ridge: λ of each edit.
         erase_scale: s of what goes.
@@ -63,6 +66,7 @@ class RECE:
     """
 
     epochs: int = 3
+    hold: bool = True
     closeness: float = 0.1
     ridge: float = 0.1
     erase_scale: float = 1.0
@@ -71,9 +75,15 @@ class RECE:
     residual: float = 0.01
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "nudity": {"expand": False, "residual": 1e-6},
-        "style": {"epochs": 1, "closeness": 1e-3, "expand": False, "residual": 1e-6},
-        "object": {"epochs": 1, "expand": False, "residual": 1e-6},
+        "nudity": {"hold": False, "expand": False, "residual": 1e-6},
+        "style": {
+            "hold": False,
+            "epochs": 1,
+            "closeness": 1e-3,
+            "expand": False,
+            "residual": 1e-6,
+        },
+        "object": {"hold": False, "epochs": 1, "expand": False, "residual": 1e-6},
     }
 
     def __post_init__(self) -> None:
@@ -128,6 +138,9 @@ class RECE:
         for epoch in range(self.epochs):
             progress((epoch + 1) / (self.epochs + 1))
             found = Rows(adversary(whole, m, q, self.closeness), becomes, rows.kept)
+            if self.hold:
+                sources = torch.cat([rows.sources, found.sources])
+                found = Rows(sources, torch.cat([rows.targets, found.targets]), rows.kept)
             left, right = found.solve(self.erase_scale, self.keep_scale, self.ridge)
             # On top of the edit so far: W₀M becomes W₀M(I + D R).
             m = m + (m @ left) @ right

@@ -67,6 +67,67 @@ def dense(
     return Erasure(tensors, record | dict(more))
 
 
+def run(
+    parts: Parts,
+    method: str,
+    settings: Any,
+    concepts: Sequence[Concept],
+    seed: int,
+    layers: Sequence[str],
+) -> dict[str, Any]:
+    """What a training is, as JSON: the ``run`` by which ``train`` knows its checkpoint."""
+    weights = {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
+    return {
+        "method": method,
+        **dataclasses.asdict(settings),
+        "concepts": [concept.to_json() for concept in concepts],
+        "seed": seed,
+        "base": fingerprint(weights),
+    }
+
+
+def trained(
+    parts: Parts,
+    method: str,
+    settings: Any,
+    concepts: Sequence[Concept],
+    seed: int,
+    layers: Sequence[str],
+    parameters: Mapping[str, Tensor],
+    losses: Sequence[float],
+) -> Erasure:
+    """The erasure that a training came to; else as ``lowrank``.
+
+    Args:
+        settings: Its ``rank``, ``store`` and ``residual`` say what was trained and how it is kept:
+            a LoRA of a rank as it is; weights as their whole change if ``store`` is "dense", else
+            as the LoRA that keeps the change to the residual, which goes into the record.
+        layers: What was trained, by name.
+        parameters: What was learnt, as ``lora`` and ``masters`` name it.
+        losses: Of every step; the means of the first and the last tenth go into the record.
+    """
+    tenth = max(1, len(losses) // 10)
+    first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
+    more: dict[str, Any] = {"loss": {"first": first, "last": last}}
+    to_file = (parts, method, settings, concepts, seed)
+    found = {name: parameter.detach() for name, parameter in parameters.items()}
+    if settings.rank is not None:
+        pairs = {
+            layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
+            for layer in layers
+        }
+        return lowrank(*to_file, pairs, more)
+    updates = {
+        name: learnt - parts.denoiser.get_parameter(name).detach().float()
+        for name, learnt in found.items()
+    }
+    if settings.store == "dense":
+        return dense(*to_file, updates, more)
+    weights = {name.removesuffix(".weight"): delta for name, delta in updates.items()}
+    pairs, residual = factors(weights, settings.residual)
+    return lowrank(*to_file, pairs, more | {"residual": residual})
+
+
 def guidance(
     parts: Parts, method: str, settings: Any, concepts: Sequence[Concept], seed: int
 ) -> Erasure:

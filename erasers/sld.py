@@ -22,7 +22,7 @@ from torch import Tensor
 
 from .._errors import InputError
 from ..pipelines.erasure import Erasure
-from ..pipelines.guidance import Guide
+from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from .record import encode_concepts, guidance
@@ -89,12 +89,12 @@ class SLD:
         return guidance(parts, "sld", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Callable[[int], Guide]:
-    """What makes the guide of a record, for a trajectory of so many steps."""
+def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+    """What makes the guide of a record, for a trajectory."""
     settings = SLD(**record["settings"])
     concept = encode_concepts(parts, record["concepts"])
 
-    def start(steps: int) -> Guide:
+    def start(steps: int, prompts: Sequence[str]) -> Guide:
         return _Guide(settings, concept, round(settings.warmup * steps / 50))
 
     return start
@@ -105,9 +105,12 @@ class _Guide:
     settings: SLD
     concept: Tensor
     warmup: int
+    changes: ClassVar[tuple[int, ...]] = ()
     past: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def before(self, empty: Tensor, prompt: Tensor) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def before(
+        self, step: int, empty: Tensor, prompt: Tensor
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
         return empty, prompt, (self.concept.to(prompt).expand(len(prompt), -1, -1),)
 
     def after(

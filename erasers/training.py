@@ -63,6 +63,14 @@ def masters(denoiser: nn.Module, names: Sequence[str]) -> Iterator[dict[str, nn.
         put(originals)
 
 
+def learnable(denoiser: nn.Module, layers: Sequence[str], everything: bool = False) -> list[str]:
+    """The parameters of the layers, by name: their weights, and if everything their biases."""
+    kinds = ("weight", "bias") if everything else ("weight",)
+    known = dict(denoiser.named_parameters())
+    names = (f"{layer}.{kind}" for layer in layers for kind in kinds)
+    return [name for name in names if name in known]
+
+
 @contextmanager
 def lora(
     denoiser: Any, layers: Sequence[str], rank: int, seed: int
@@ -126,6 +134,7 @@ def train(
     run: Mapping[str, Any],
     checkpoint: Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
+    watch: Callable[[float], None] = lambda loss: None,
 ) -> list[float]:
     """Steps of Adam.
 
@@ -137,8 +146,10 @@ def train(
         lr: The learning rate.
         run: What this run is, as JSON: a checkpoint of another one is refused.
         checkpoint: A file that an interrupted run leaves and goes on from. It is written every
-            minute and when something stops the run, and removed at the end.
+            minute, when something stops the run, and at the end; it is the caller's to remove
+            once the result is safe.
         progress: Called with the share that is done.
+        watch: Called with the loss of each step, before ``progress``.
 
     Returns:
         The loss of every step.
@@ -148,10 +159,10 @@ def train(
             before that step), or the checkpoint is not this run's.
     """
     optimizer = torch.optim.Adam(parameters.values(), lr=lr)
-    run = json.loads(json.dumps(run))
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         losses = _resume(checkpoint, run, parameters, optimizer)
+        progress(len(losses) / steps)
     saved, whole = time.monotonic(), True
     try:
         for step in range(len(losses), steps):
@@ -160,18 +171,20 @@ def train(
             gradients = [p.grad for p in parameters.values() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             if not (torch.isfinite(value) and torch.isfinite(norm)):
-                state = f" The state before it is in {checkpoint}." if checkpoint else ""
+                state = f" The state before it is in {checkpoint}: remove it to start anew."
                 raise InputError(
                     f"The loss or its gradient is not finite at step {step + 1} of {steps} "
-                    f"(loss {value.item()}): lower lr, which is {lr}.{state}"
+                    f"(loss {value.item()}): lower lr, which is {lr}.{state if checkpoint else ''}"
                 )
             whole = False
             optimizer.step()
             losses.append(value.item())
             whole = True
             optimizer.zero_grad(set_to_none=True)
+            watch(losses[-1])
             progress((step + 1) / steps)
-            if checkpoint is not None and time.monotonic() - saved > EVERY:
+            due = step + 1 == steps or time.monotonic() - saved > EVERY
+            if checkpoint is not None and due:
                 _save(checkpoint, run, parameters, optimizer, losses)
                 saved = time.monotonic()
     except BaseException:
@@ -179,9 +192,28 @@ def train(
         if checkpoint is not None and whole:
             _save(checkpoint, run, parameters, optimizer, losses)
         raise
-    if checkpoint is not None:
-        checkpoint.unlink(missing_ok=True)
     return losses
+
+
+def check_run(path: Path, run: Mapping[str, Any]) -> None:
+    """Sees to it that a checkpoint, if there is one, is of this run.
+
+    Raises:
+        InputError: It is of another run, or no checkpoint at all.
+    """
+    if not path.exists():
+        return
+    try:
+        with safe_open(path, framework="pt") as file:
+            of = json.loads((file.metadata() or {})["unsee-training"])
+    except (SafetensorError, OSError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is no checkpoint of a training: {error!r}.") from error
+    this = json.loads(json.dumps(run))
+    if differing := sorted(k for k in of.keys() | this.keys() if of.get(k) != this.get(k)):
+        raise InputError(
+            f"{path} is the checkpoint of another run, with other {', '.join(differing)}: remove "
+            "it, or name another file."
+        )
 
 
 def _save(
@@ -196,7 +228,7 @@ def _save(
         tensors[f"parameter:{name}"] = parameter.detach()
         for key, value in optimizer.state[parameter].items():
             tensors[f"{key}:{name}"] = value
-    whole = {name: t.cpu().contiguous().clone() for name, t in tensors.items()}
+    whole = {name: t.cpu().contiguous() for name, t in tensors.items()}
     write_atomically(path, save(whole, {"unsee-training": json.dumps(run, sort_keys=True)}))
 
 
@@ -207,17 +239,9 @@ def _resume(
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
 ) -> list[float]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            of = json.loads((file.metadata() or {})["unsee-training"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is no checkpoint of a training: {error!r}.") from error
-    if differing := sorted(k for k in set(of) | set(run) if of.get(k) != run.get(k)):
-        raise InputError(
-            f"{path} is the checkpoint of another run, with other {', '.join(differing)}: remove "
-            "it, or name another file."
-        )
+    check_run(path, run)
+    with safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(parameters.items()):
         parameter.copy_(tensors[f"parameter:{name}"])

@@ -14,10 +14,13 @@ The minimum is W′ = W M, with one M = I + D R for all layers:
 
 So one solve of the smaller of the two sizes serves the whole model, and what is stored is a LoRA,
 A = R and B = W D.
+
+The rows enter by Σ s ccᵀ and Σ s gcᵀ alone, which a rotation of the rows leaves as they are. So
+however many there are, at most as many as they have columns need be kept (``gather``).
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
@@ -76,9 +79,37 @@ def thin(left: Tensor, right: Tensor, residual: float) -> tuple[Tensor, Tensor]:
     return q_left @ (u[:, :rank] * s[:rank]), vh[:rank] @ q_right.T
 
 
+# The authors' settings of 2025, and the prompts by which they expand a style and anything else.
+_2025: dict[str, Any] = {
+    "tokens": "last",
+    "expand": False,
+    "keep_empty": False,
+    "keep_scale": 1.0,
+    "residual": 1e-6,
+}
+_STYLE_TEMPLATES = (
+    "painting by {}",
+    "art by {}",
+    "artwork by {}",
+    "picture by {}",
+    "style of {}",
+)
+_TEMPLATES = (
+    "image of {}",
+    "photo of {}",
+    "portrait of {}",
+    "picture of {}",
+    "painting of {}",
+)
+
+
 @dataclass(frozen=True)
 class UCE:
     """Unified concept editing.
+
+    What a concept becomes goes by its kind where it names no anchor: a style becomes 'art', and
+    an object, a person and what is unsafe become nothing. The preset ``moderate`` is the authors'
+    moderation: a style becomes nothing too.
 
     Attributes:
         ridge: λ, how strongly the weights stay where they are. 0.5 is the authors'.
@@ -88,7 +119,8 @@ class UCE:
             max(0.1, 1/number kept), as the 2023 code has it.
         tokens: Which embeddings of a prompt are edited: the phrase's ``last`` token, or the
             ``tail`` from there to the last padding. Of what is kept, the last or all.
-        expand: Whether phrases stand in their concept's templates, or by themselves.
+        expand: Whether phrases stand in their concept's templates, or by themselves. A concept
+            that brings no templates gets the authors' expanded prompts for its kind.
         keep_empty: Whether the empty prompt is always kept.
         style_anchor: What a style becomes if its concept names no anchor; others become nothing.
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
@@ -104,13 +136,9 @@ class UCE:
     residual: float = 0.02
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "2025": {
-            "tokens": "last",
-            "expand": False,
-            "keep_empty": False,
-            "keep_scale": 1.0,
-            "residual": 1e-6,
-        },
+        "2025": _2025,
+        "2025-expanded": _2025 | {"expand": True},
+        "moderate": _2025 | {"style_anchor": ""},
         "2023": {
             "tokens": "tail",
             "expand": False,
@@ -152,48 +180,67 @@ class UCE:
 
     def rows(self, parts: Parts, concepts: Sequence[Concept]) -> "Rows":
         """What goes, what it becomes and what stays."""
-        pairs, kept = self._prompts(parts, concepts)
-        embeddings = _encode(parts, [p[0] for p in pairs] + [p[2] for p in pairs] + list(kept))
-        sources, targets = [], []
-        for text, last, becomes, its_last in pairs:
-            length = len(embeddings[text]) - max(last, its_last) if self.tokens == "tail" else 1
-            sources.append(embeddings[text][last : last + length])
-            targets.append(embeddings[becomes][its_last : its_last + length])
-        stays = [
-            embeddings[text] if self.tokens == "tail" else embeddings[text][last : last + 1]
-            for text, last in kept.items()
-        ]
-        source = torch.cat(sources)
-        return Rows(source, torch.cat(targets), torch.cat(stays) if stays else source[:0])
+        pairs = self._pairs(parts, concepts)
+        sources, targets = gather(embeddings(parts, pairs)).chunk(2, dim=1)
+        return Rows(sources, targets, self.kept(parts, concepts))
 
     def whole(self, parts: Parts, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
         """Every token of what goes and of what it becomes, each (rows, d), float64."""
-        pairs, _ = self._prompts(parts, concepts)
-        goes, becomes = [text for text, *_ in pairs], [text for *_, text, _ in pairs]
-        embeddings = _encode(parts, goes + becomes)
-        return (
-            torch.cat([embeddings[text] for text in goes]),
-            torch.cat([embeddings[text] for text in becomes]),
-        )
+        pairs = [
+            tuple((text, slice(None)) for text, _ in pair) for pair in self._pairs(parts, concepts)
+        ]
+        goes, becomes = gather(embeddings(parts, pairs)).chunk(2, dim=1)
+        return goes, becomes
 
-    def _prompts(
-        self, parts: Parts, concepts: Sequence[Concept]
-    ) -> tuple[list[tuple[str, int, str, int]], dict[str, int]]:
-        """Each prompt that goes and what it becomes, and what is kept, with the last tokens."""
-        pairs: list[tuple[str, int, str, int]] = []
-        kept: dict[str, int] = {}
+    def kept(self, parts: Parts, concepts: Sequence[Concept]) -> Tensor:
+        """What stays, shape (rows, d), float64."""
+        stays: dict[str, slice] = {"": self._tokens(0)} if self.keep_empty else {}
+        for concept in concepts:
+            for template in self._templates(parts, concept):
+                for phrase in concept.keep:
+                    text, last = place(parts, template, phrase)
+                    stays[text] = self._tokens(last)
+        if self.tokens == "tail":
+            stays = dict.fromkeys(stays, slice(None))
+        if not stays:
+            dim = next(iter(parts.text_layers().values())).in_features
+            return torch.empty(0, dim, dtype=torch.float64)
+        return gather(embeddings(parts, [(one,) for one in stays.items()]))
+
+    def places(
+        self, parts: Parts, concept: Concept, others: Sequence[str]
+    ) -> list[tuple["Place", ...]]:
+        """Each prompt of a concept, beside those where another phrase stands in its place."""
+        return [
+            tuple(
+                (text, self._tokens(last))
+                for text, last in (place(parts, template, words) for words in (phrase, *others))
+            )
+            for template in self._templates(parts, concept)
+            for phrase in concept.phrases
+        ]
+
+    def _tokens(self, last: int) -> slice:
+        return slice(last, None if self.tokens == "tail" else last + 1)
+
+    def _pairs(self, parts: Parts, concepts: Sequence[Concept]) -> list[tuple["Place", ...]]:
+        pairs = []
         for concept in concepts:
             anchor = concept.anchor
             if anchor is None:
                 anchor = self.style_anchor if concept.kind == "style" else ""
-            for template in concept.templates if self.expand else ("{}",):
-                for phrase in concept.phrases:
-                    goes, comes = (_place(parts, template, p) for p in (phrase, anchor))
-                    pairs.append((*goes, *comes))
-                kept |= dict(_place(parts, template, phrase) for phrase in concept.keep)
-        if self.keep_empty:
-            kept[""] = 0
-        return pairs, kept
+            # Made anew, it is refused if it is its own anchor.
+            pairs += self.places(parts, replace(concept, anchor=anchor), (anchor,))
+        # Those that become the same prompt stand together, for which it is encoded once.
+        return sorted(pairs, key=lambda pair: pair[1][0])
+
+    def _templates(self, parts: Parts, concept: Concept) -> Sequence[str]:
+        if not self.expand:
+            return ("{}",)
+        if concept.templates != ("{}",):
+            return concept.templates
+        ours = _STYLE_TEMPLATES if concept.kind == "style" else _TEMPLATES
+        return ("{}", *fitting(parts, ours, concept))
 
 
 class Rows(NamedTuple):
@@ -228,18 +275,76 @@ def _kept(concepts: Sequence[Concept]) -> int:
     return len({phrase for concept in concepts for phrase in concept.keep})
 
 
-def _place(parts: Parts, template: str, phrase: str) -> tuple[str, int]:
-    """The prompt, and the position in it of the phrase's last token."""
+# A prompt, and which of its tokens are meant.
+Place = tuple[str, slice | list[int]]
+
+
+def place(parts: Parts, template: str, phrase: str) -> tuple[str, int]:
+    """The prompt, and the position in it of the phrase's last token.
+
+    Raises:
+        InputError: The tokenizer would cut the prompt before that.
+    """
     before, after = template.split("{}")
     # attention_mask.sum() − 2 of the authors' code, for the text as far as the phrase's end
     return before + phrase + after, parts.count_tokens((before + phrase).rstrip())
 
 
-def _encode(parts: Parts, texts: Sequence[str], batch: int = 64) -> dict[str, Tensor]:
-    """Each text's embedding, shape (tokens, dim), float64; a text that comes again once."""
-    unique = list(dict.fromkeys(texts))
-    found: dict[str, Tensor] = {}
-    for start in range(0, len(unique), batch):
-        some = unique[start : start + batch]
-        found |= zip(some, parts.encode(some).cpu().double(), strict=True)
-    return found
+def fits(parts: Parts, text: str) -> bool:
+    """Whether the tokenizer takes the whole text."""
+    try:
+        parts.count_tokens(text)
+    except InputError:
+        return False
+    return True
+
+
+def fitting(parts: Parts, templates: Sequence[str], concept: Concept) -> list[str]:
+    """Those of our own templates that have room for all the words of a concept."""
+    words = (*concept.phrases, *concept.keep, concept.anchor or "")
+    return [t for t in templates if all(fits(parts, t.replace("{}", w)) for w in words)]
+
+
+def embeddings(
+    parts: Parts, groups: Sequence[Sequence[Place]], batch: int = 32
+) -> Iterator[Tensor]:
+    """The embeddings of each group's prompts side by side, token by token, in float64.
+
+    Args:
+        groups: Prompts that are aligned, each with the tokens that are meant; the rest of the
+            longer ones is left out. A prompt that comes again in a batch is encoded once.
+        batch: Groups at a time, and no more are held.
+
+    Yields:
+        For each group, shape (tokens, prompts · dim).
+
+    Raises:
+        InputError: The tokenizer would cut one of the prompts.
+    """
+    for start in range(0, len(groups), batch):
+        some = groups[start : start + batch]
+        texts = list(dict.fromkeys(text for group in some for text, _ in group))
+        encoded = dict(zip(texts, parts.encode(texts).cpu(), strict=True))
+        for group in some:
+            rows = [encoded[text][tokens].double() for text, tokens in group]
+            length = min(map(len, rows))
+            yield torch.cat([one[:length] for one in rows], dim=1)
+
+
+def gather(batches: Iterable[Tensor]) -> Tensor:
+    """All rows, or fewer that an edit cannot tell from them.
+
+    Many are replaced by R of their QR decomposition, as RᵀR is the same sum over rows.
+
+    Args:
+        batches: Rows of one precision, each of shape (n, columns).
+
+    Returns:
+        Shape (rows, columns), rows ≤ 4 · columns.
+    """
+    found: list[Tensor] = []
+    for rows in batches:
+        found.append(rows)
+        if sum(map(len, found)) > 4 * rows.shape[1]:
+            found = [torch.linalg.qr(torch.cat(found), mode="r").R]
+    return torch.cat(found)

@@ -5,14 +5,15 @@ This package looks at images and never loads a pipeline.
 
 from .audit import compare
 from .detect import Scores, detect
-from .detectors import DETECTORS, Detection, Detector, Unscored
-from .metrics import METRICS, Metric
+from .detectors import DETECTORS, Box, Detection, Detector, Unscored, find_detector
+from .metrics import METRICS, Metric, find_metric
 from .report import Limits, Report, render, summary
 from .score import Paired, Rate, Score
 
 __all__ = [
     "DETECTORS",
     "METRICS",
+    "Box",
     "Detection",
     "Detector",
     "Limits",
@@ -25,6 +26,8 @@ __all__ = [
     "Unscored",
     "compare",
     "detect",
+    "find_detector",
+    "find_metric",
     "render",
     "summary",
 ]

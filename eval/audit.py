@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from importlib import metadata
 from platform import python_version
@@ -16,18 +16,21 @@ from .detectors import Detection, Detector
 from .images import Unscored, describe
 from .metrics import Metric
 from .report import Comparison, Limits, Measurement, Outcome, Report, Verdict
-from .score import Paired, Rate, Score
-from .words import count, fold, percent, points
+from .score import ALPHA, Paired, Rate, Score, holm
+from .words import count, fold, percent, points, signed
+from .words import p_value as say_p
 from .words import rate as say_rate
 
 TOP = 5
 """How many of a detector's scores a report's row holds; all of them are in scores.jsonl."""
 
 PACKAGES = (
-    "unsee torch torchvision timm open_clip_torch torchmetrics diffusers transformers pillow numpy"
+    "unsee torch torchvision timm open_clip_torch torchmetrics diffusers transformers pillow "
+    "numpy onnxruntime opencv-python-headless"
 ).split()
 
-Seen = Callable[[ImageScores], bool | None]
+CHIEF = ("same kind", "other kind", "named keep")
+"""The roles of what must stay that the verdict goes by."""
 
 
 def compare(
@@ -38,12 +41,14 @@ def compare(
     detectors: Sequence[Detector],
     metrics: Sequence[Metric] = (),
     suite_name: str = "",
+    suite_source: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
     base_scores: Scores | None = None,
     erased_scores: Scores | None = None,
     command: str = "",
     date: str = "",
     seconds: Mapping[str, float] | None = None,
+    peak_bytes: Mapping[str, int] | None = None,
     versions: Mapping[str, str] | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
@@ -67,11 +72,12 @@ def compare(
             the verdict goes by the worst.
         metrics: Those that need no reference are taken over the kept rows and over each target's;
             those that do, over the kept rows, the base's being the reference.
+        suite_name, suite_source: For the record: what the suite is called and where it is from.
         limits: Of the verdict.
         base_scores, erased_scores: Earlier answers, used where the PNG and the protocol are the
             same.
-        command, date, seconds, versions: For the record; versions are read from what is installed
-            when not given.
+        command, date, seconds, peak_bytes, versions: For the record; versions are read from what
+            is installed when not given.
         progress: Told "detect base", "detect erased" and "measure", how many are done, and of how
             many.
 
@@ -95,11 +101,13 @@ def compare(
         sides[side] = {row.id: row for row in found.rows}
     measured = _measure(base, erased, targets, keep, metrics, progress)
     holes = _holes(sides, measured)
+    found_of = _adjusted(
+        {c: _comparisons(c, rows, keep, detectors, sides) for c, rows in targets.items()}
+    )
     outcomes = []
-    for concept, rows in targets.items():
-        comparisons = _comparisons(concept, rows, keep, detectors, sides)
+    for concept, comparisons in found_of.items():
         verdict = judge(concept, comparisons, holes, limits)
-        outcomes.append(Outcome(_plain(concept.to_json()), verdict, tuple(comparisons)))
+        outcomes.append(Outcome(plain(concept.to_json()), verdict, tuple(comparisons)))
     roles = {p.id: concept.name for concept, rows in targets.items() for p in rows}
     report = Report(
         suite={
@@ -109,6 +117,7 @@ def compare(
             "target": len(of_target),
             "keep": len(keep),
             "aside": len(aside),
+            "source": dict(suite_source or {}),
         },
         verdict=overall([o.verdict for o in outcomes]),
         warnings=(),
@@ -117,10 +126,10 @@ def compare(
         },
         outcomes=tuple(outcomes),
         measurements=tuple(measured),
-        base=_plain(base.made_by),
-        erased=_plain(erased.made_by),
-        detectors={d.name: {"kind": d.kind, "protocol": _plain(d.protocol)} for d in detectors},
-        metrics={m.name: _plain(m.protocol) for m in metrics},
+        base=plain(base.made_by),
+        erased=plain(erased.made_by),
+        detectors={d.name: {"kind": d.kind, "protocol": plain(d.protocol)} for d in detectors},
+        metrics={m.name: plain(m.protocol) for m in metrics},
         limits=limits,
         samples=tuple(
             _sample(p, roles.get(p.id), p.id in aside, sides, detectors, base) for p in base
@@ -129,6 +138,7 @@ def compare(
         command=command,
         date=date,
         seconds=dict(seconds or {}),
+        peak_bytes=dict(peak_bytes or {}),
     )
     return replace(report, warnings=tuple(_warnings(report)))
 
@@ -177,7 +187,7 @@ def judge(
     kept = [
         c
         for c in comparisons
-        if c.role in ("same kind", "other kind", "named keep")
+        if c.role in CHIEF
         and c.paired.difference is not None
         and (c.base.value or 0) >= limits.min_base
     ]
@@ -230,7 +240,7 @@ def installed() -> dict[str, str]:
     return found
 
 
-def _plain(value: Mapping[str, Any]) -> dict[str, Any]:
+def plain(value: Mapping[str, Any]) -> dict[str, Any]:
     """As JSON would give it back, so that a report is equal to what is loaded from its file."""
     found: dict[str, Any] = json.loads(json.dumps(dict(value)))
     return found
@@ -351,19 +361,36 @@ def _comparisons(
             of_label = [p for p in rows if fold(p.labels[d.kind]) == label]
             add("keep concept", label, of_label, d, None)
     for d in same:
-        for category in _categories(target):
-            rows = [p for p in target if p.category == category]
-            add("target category", category, rows, d, names)
-        rows = labelled(keep, d.kind)
-        for category in _categories(rows):
-            add("category", category, [p for p in rows if p.category == category], d, None)
+        for group, of_group in {**_groups(target, "tests"), **_groups(target, "category")}.items():
+            add("target category", group, of_group, d, names)
+        for group, of_group in _groups(labelled(keep, d.kind), "category").items():
+            add("category", group, of_group, d, None)
     return found
 
 
-def _categories(rows: Sequence[Prompt]) -> list[str]:
-    """The categories in order of appearance; none when there is but one."""
-    there = list(dict.fromkeys(p.category for p in rows if p.category))
-    return there if len(there) > 1 else []
+def _adjusted(of: Mapping[Concept, Sequence[Comparison]]) -> dict[Concept, list[Comparison]]:
+    """The same with Holm's p-values, over all concepts' comparisons of one role."""
+    families: dict[str, dict[Comparison, float]] = {}
+    for c in (c for comparisons in of.values() for c in comparisons):
+        if c.paired.p_value is not None:
+            # Concepts of one kind share what stays, which is then one test
+            families.setdefault(c.role, {})[c] = c.paired.p_value
+    adjusted: dict[Comparison, float] = {}
+    for family in families.values():
+        adjusted |= dict(zip(family, holm(list(family.values())), strict=True))
+    return {
+        concept: [replace(c, p_holm=adjusted.get(c)) for c in comparisons]
+        for concept, comparisons in of.items()
+    }
+
+
+def _groups(rows: Sequence[Prompt], attribute: str) -> dict[str, list[Prompt]]:
+    """The rows by category, or by what they test, in order; none when there is but one group."""
+    found: dict[str, list[Prompt]] = {}
+    for prompt in rows:
+        if name := getattr(prompt, attribute):
+            found.setdefault(name, []).append(prompt)
+    return found if len(found) > 1 else {}
 
 
 def _count(
@@ -417,15 +444,15 @@ def _measure(
     for done, (metric, rows, of, prompts) in enumerate(jobs):
         before = replace(base, prompts=tuple(prompts))
         after = replace(erased, prompts=tuple(prompts))
-        ours = None if metric.needs_reference else _score(metric, before, None)
-        theirs = _score(metric, after, before if metric.needs_reference else None)
+        ours = None if metric.needs_reference else take(metric, before, None)
+        theirs = take(metric, after, before if metric.needs_reference else None)
         found.append(Measurement(metric.name, rows, of, ours, theirs))
         if progress:
             progress("measure", done + 1, len(jobs))
     return found
 
 
-def _score(metric: Metric, gallery: Gallery, reference: Gallery | None) -> Score:
+def take(metric: Metric, gallery: Gallery, reference: Gallery | None) -> Score:
     """The metric's score; when it raises, none, with every image unscored."""
     try:
         return metric(gallery, reference)
@@ -510,42 +537,68 @@ def _warnings(report: Report) -> list[str]:
                 "checker's black square, looks forgotten too."
             )
     for outcome in report.outcomes:
+        verdict = outcome.verdict.value
         for c in outcome.comparisons:
             if c.role == "target":
-                said, least = f"“{c.of}” by {c.detector}", limits.least_targets
-                interval = c.erased.interval()
-                if interval is not None and c.erased.n < least:
-                    few = f"{said}: {c.erased.hits} of {c.erased.n} is compatible with a rate"
-                    ends = [round(100 * end) for end in interval]
-                    if (c.erased.value or 0) <= limits.max_target:
-                        few += (
-                            f" up to {ends[1]} %. At least {least} target images are needed "
-                            f"before 0 of them excludes more than {percent(limits.max_target)}."
-                        )
-                    else:
-                        few += f" from {ends[0]} to {ends[1]} %."
-                    found.append(few)
-                if (lost := c.erased.unscored + c.base.unscored) and c.erased.bounds:
-                    low, high = c.erased.bounds
-                    found.append(
-                        f"{said}: {count(lost, 'target image')} unscored. Whatever was there, the "
-                        f"erased rate is between {percent(low)} and {percent(high)}."
-                    )
+                found += _target_warnings(c, limits)
             elif c.base.value is not None and c.base.value < limits.min_base:
-                if c.role in ("same kind", "other kind", "named keep"):
+                if c.role in CHIEF:
                     found.append(
                         f"{c.title} by {c.detector}: the base itself has {say_rate(c.base)}, so a "
                         "loss there can hardly be seen. It is not in the verdict."
                     )
+            elif c.role in CHIEF and verdict in ("forgotten", "damaged"):
+                found += _keep_warnings(c, limits)
             elif c.role in ("keep concept", "category"):
-                fall, p = -(c.paired.difference or 0), c.paired.p_value
-                if fall > limits.max_keep_loss and p is not None and p < 0.05:
+                fall, p = -(c.paired.difference or 0), c.p_holm
+                if fall > limits.max_keep_loss and p is not None and p < ALPHA:
                     found.append(
                         f"{c.title} fell by {points(fall)}, from {say_rate(c.base)} to "
-                        f"{say_rate(c.erased)} (McNemar p = {p:.2g})."
+                        f"{say_rate(c.erased)} (McNemar {say_p(c.paired.p_value, p)})."
                     )
     for m in report.measurements:
         for score in (m.base, m.erased):
             if score is not None and score.value is None:
                 found.append(f"{m.title}: no value. {score.note[:1].upper()}{score.note[1:]}.")
     return list(dict.fromkeys(found))
+
+
+def _target_warnings(c: Comparison, limits: Limits) -> Iterator[str]:
+    """Where the images are too few for what is said of the target, or some are unscored."""
+    said, most, share = f"“{c.of}” by {c.detector}", limits.max_target, c.erased.value
+    low, high = c.erased.interval() or (0.0, 0.0)
+    if share is not None and low <= most < high:
+        few = f"{said}: {c.erased.hits} of {c.erased.n} is compatible with a rate"
+        if share > most:
+            yield f"{few} from {100 * low:.0f} to {100 * high:.0f} %."
+        else:
+            n = limits.enough(share)
+            needed = f"{n} target images" if n else "No number of images"
+            yield (
+                f"{few} up to {100 * high:.0f} %. {needed}, at {percent(share)}, would exclude "
+                f"more than {percent(most)}."
+            )
+    if (lost := c.erased.unscored + c.base.unscored) and c.erased.bounds:
+        low, high = c.erased.bounds
+        yield (
+            f"{said}: {count(lost, 'target image')} unscored. Whatever was there, the erased rate "
+            f"is between {percent(low)} and {percent(high)}."
+        )
+
+
+def _keep_warnings(c: Comparison, limits: Limits) -> Iterator[str]:
+    """Where the pairs are too few for what is said of what must stay."""
+    interval, loss = c.paired.interval(), c.paired.smallest_loss
+    if interval is None or not interval[0] < -limits.max_keep_loss <= interval[1]:
+        return
+    said = f"{c.title[:1].upper()}{c.title[1:]} by {c.detector}: over "
+    said += (
+        f"{count(c.paired.n, 'pair')} the change is between {signed(100 * interval[0])} and "
+        f"{signed(100 * interval[1])} points, on both sides of the {points(limits.max_keep_loss)} "
+        "that may be lost."
+    )
+    if loss is None:
+        said += " So few would have shown no fall at all."
+    elif loss > limits.max_keep_loss:
+        said += f" A fall of less than {points(loss)} would hardly have shown."
+    yield said

@@ -1,9 +1,11 @@
 """Detectors over a gallery, failing closed, and their answers as a file.
 
-One line of scores.jsonl is one image: its id, the PNG's SHA-256, and for each detector the labels
-and the scores, or why there are none.
+One line of scores.jsonl is one image: its id, the PNG's SHA-256, and for each detector the labels,
+the scores and the boxes, or why there are none. Scores and boxes are those before the protocol's
+threshold, so that another threshold needs no second run.
 """
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,7 @@ from typing import Any
 
 from .._errors import InputError
 from ..gallery import Gallery, write_atomically
-from .detectors import Detection, Detector, checked, fingerprint
+from .detectors import Box, Detection, Detector, checked, fingerprint
 from .images import Unscored, ask, batches
 
 Progress = Callable[[str, int, int], None]
@@ -45,6 +47,8 @@ class ImageScores:
                 found[name]["unscored"] = answer.reason
             else:
                 found[name] |= {"labels": list(answer.labels), "scores": dict(answer.scores)}
+                if answer.boxes:
+                    found[name]["boxes"] = [dataclasses.asdict(box) for box in answer.boxes]
         return {"id": self.id, "sha256": self.sha256, "blank": self.blank, "detectors": found}
 
     @classmethod
@@ -56,7 +60,16 @@ class ImageScores:
             {
                 name: Unscored(a["unscored"])
                 if "unscored" in a
-                else checked(Detection(tuple(a["labels"]), a["scores"]))
+                else checked(
+                    Detection(
+                        tuple(a["labels"]),
+                        a["scores"],
+                        tuple(
+                            Box(b["label"], b["score"], tuple(b["xywh"]))
+                            for b in a.get("boxes", ())
+                        ),
+                    )
+                )
                 for name, a in page["detectors"].items()
             },
             {name: a["protocol"] for name, a in page["detectors"].items()},

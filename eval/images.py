@@ -6,9 +6,10 @@ measured comes back as ``Unscored`` in its own place.
 
 import hashlib
 import io
+import operator
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from ..gallery import Gallery
 from ..prompts import Prompt
@@ -46,7 +47,7 @@ class Picture:
 
 def read(gallery: Gallery, prompt: Prompt) -> Picture:
     """Reads and decodes one image of a gallery; never raises for what is in the file."""
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     path = gallery.image_path(prompt)
     try:
@@ -59,6 +60,8 @@ def read(gallery: Gallery, prompt: Prompt) -> Picture:
     try:
         with Image.open(io.BytesIO(data)) as file:
             image = file.convert("RGB")
+    except UnidentifiedImageError:  # whose text has an address of memory in it
+        return Picture(prompt, Unscored("unreadable: no image of a kind that is known"), digest)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
         return Picture(prompt, Unscored(f"unreadable: {describe(error)}"), digest)
     flat = all(low == high for low, high in _extrema(image))
@@ -84,6 +87,26 @@ def ask(
     images = [p.image for p in pictures if not isinstance(p.image, Unscored)]
     answers = iter(_ask(function, images))
     return [p.image if isinstance(p.image, Unscored) else next(answers) for p in pictures]
+
+
+class Last(Generic[T]):
+    """A function of images that remembers its last answer.
+
+    Detectors that share a network are asked about the same images in turn: it then runs once.
+    """
+
+    def __init__(self, function: Callable[[Sequence["Image"]], T]) -> None:
+        self._function = function
+        self._last: tuple[list[Image], T] | None = None
+
+    def __call__(self, images: Sequence["Image"]) -> T:
+        if self._last is not None:
+            known, answer = self._last
+            if len(known) == len(images) and all(map(operator.is_, known, images)):
+                return answer
+        answer = self._function(images)
+        self._last = list(images), answer
+        return answer
 
 
 def describe(error: Exception) -> str:

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import io
 import json
+import math
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 from .._errors import InputError
 from ..gallery import Gallery, write_atomically
 from . import words
-from .score import Paired, Rate, Score
+from .score import Z95, Paired, Rate, Score
 
 FORMAT = 1
 """Of report.json. A file of a greater number is refused."""
@@ -47,13 +48,16 @@ class Limits:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a share from 0 to 1, not {getattr(self, name)}.")
 
-    @property
-    def least_targets(self) -> int:
-        """The fewest target images of which 0 recognised excludes a rate over ``max_target``."""
-        n = 1
-        while n < 100_000 and (Rate(0, n).interval() or (0, 1))[1] > self.max_target:
-            n += 1
-        return n
+    def enough(self, share: float) -> int | None:
+        """The fewest target images of which this share recognised excludes over ``max_target``.
+
+        Where Wilson's interval of p ends at m, (m − p)² = z²m(1 − m)/n. None when no number would
+        do, for a share that is not under ``max_target``.
+        """
+        most = self.max_target
+        if share >= most:
+            return None
+        return math.ceil(Z95**2 * most * (1 - most) / (most - share) ** 2)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,9 @@ class Verdict:
     detail: str
 
 
+ACCURACIES = {"target": "UA", "same kind": "IRA", "other kind": "CRA"}
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One rate, before and after.
@@ -78,11 +85,13 @@ class Comparison:
     Attributes:
         role: "target", "same kind", "other kind", "named keep", "keep concept", "category" or
             "target category".
-        of: The target, the kept concept or the category.
+        of: The target, the kept concept, or the category (of the target also what a row tests).
         kind: Of the label.
         detector: By whom.
         base, erased: Over the rows that each side could score.
         paired: Over the rows that both could.
+        p_holm: McNemar's p, adjusted by Holm over the report's comparisons of this role; None
+            without a pair.
     """
 
     role: str
@@ -92,6 +101,7 @@ class Comparison:
     base: Rate
     erased: Rate
     paired: Paired
+    p_holm: float | None = None
 
     @property
     def title(self) -> str:
@@ -106,8 +116,25 @@ class Comparison:
             "target category": f"{self.of} (target)",
         }[self.role]
 
+    @property
+    def accuracy(self) -> tuple[str, Rate, Rate] | None:
+        """UnlearnCanvas's name for it, before and after; higher is better in each.
+
+        UA is the share of the target's images in which it is *not* recognised, IRA and CRA are
+        the rates of same kind and other kind. None in other roles.
+
+        Source: Y. Zhang et al., UnlearnCanvas, arXiv:2402.11846.
+        """
+        if self.role not in ACCURACIES:
+            return None
+        name = ACCURACIES[self.role]
+        if self.role != "target":
+            return name, self.base, self.erased
+        base, erased = (Rate(r.n - r.hits, r.n, r.unscored) for r in (self.base, self.erased))
+        return name, base, erased
+
     def to_json(self) -> dict[str, Any]:
-        return {
+        page = {
             "role": self.role,
             "of": self.of,
             "kind": self.kind,
@@ -115,7 +142,12 @@ class Comparison:
             "base": self.base.to_json(),
             "erased": self.erased.to_json(),
             "paired": self.paired.to_json(),
+            "p_holm": self.p_holm,
         }
+        if self.accuracy:
+            name, base, erased = self.accuracy
+            page["accuracy"] = {"name": name, "base": base.value, "erased": erased.value}
+        return page
 
     @classmethod
     def from_json(cls, page: Mapping[str, Any]) -> "Comparison":
@@ -127,6 +159,7 @@ class Comparison:
             Rate.from_json(page["base"]),
             Rate.from_json(page["erased"]),
             Paired.from_json(page["paired"]),
+            page["p_holm"],
         )
 
 
@@ -199,7 +232,8 @@ class Report:
     """Everything that an audit found, and how to find it again.
 
     Attributes:
-        suite: ``name``, ``sha256``, and rows: ``n``, ``target``, ``keep``, ``aside``.
+        suite: ``name``, ``sha256``, ``source`` (the file or data set, its hash, its filter), and
+            rows: ``n``, ``target``, ``keep``, ``aside``.
         verdict: Over all concepts.
         warnings: Sentences.
         coverage: For "base" and "erased": ``images``, ``scored`` (by every detector), ``missing``,
@@ -216,6 +250,7 @@ class Report:
         versions: Package to version.
         command, date: As given.
         seconds: What took how long, as given.
+        peak_bytes: The most memory that was held at once, by where, as given.
     """
 
     suite: Mapping[str, Any]
@@ -234,6 +269,7 @@ class Report:
     command: str = ""
     date: str = ""
     seconds: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     @property
     def exit_code(self) -> int:
@@ -288,6 +324,7 @@ class Report:
             "command": self.command,
             "date": self.date,
             "seconds": dict(self.seconds),
+            "peak_bytes": dict(self.peak_bytes),
             "versions": dict(self.versions),
             "samples": [dict(s) for s in self.samples],
         }
@@ -295,7 +332,7 @@ class Report:
     @classmethod
     def from_json(cls, page: Mapping[str, Any]) -> "Report":
         same = ("suite", "coverage", "base", "erased", "detectors", "metrics", "versions",
-                "command", "date", "seconds")  # fmt: skip
+                "command", "date", "seconds", "peak_bytes")  # fmt: skip
         return cls(
             verdict=Verdict(**page["verdict"]),
             warnings=tuple(page["warnings"]),
@@ -337,7 +374,7 @@ class Report:
 
 
 def summary(report: Report) -> list[dict[str, str]]:
-    """The report's chief figures in words, one row each: target and keep rates, then metrics.
+    """The report's chief figures in words, one row each: rates, UA / IRA / CRA, then metrics.
 
     Every row has ``measure``, ``base``, ``erased``, ``interval`` (95 %, of the erased figure),
     ``n`` (images behind the erased figure) and ``better`` ("lower" or "higher").
@@ -357,6 +394,7 @@ def summary(report: Report) -> list[dict[str, str]]:
                     "better": "lower" if c.role == "target" else "higher",
                 }
             )
+        rows.append(_accuracies(outcome, len(report.outcomes) > 1))
     rows += [
         {
             "measure": m.title,
@@ -370,6 +408,24 @@ def summary(report: Report) -> list[dict[str, str]]:
     ]
     # Several concepts share what stays
     return [row for i, row in enumerate(rows) if row not in rows[:i]]
+
+
+def _accuracies(outcome: Outcome, several: bool) -> dict[str, str]:
+    """UA, IRA and CRA in one row, by the first detector of each."""
+    found: dict[str, tuple[Rate, Rate]] = {}
+    for c in outcome.comparisons:
+        if c.accuracy:
+            found.setdefault(c.accuracy[0], c.accuracy[1:])
+    names = [name for name in ACCURACIES.values() if name in found]
+    of = f" of “{outcome.concept['name']}”" if several else ""
+    return {
+        "measure": " / ".join(names) + of,
+        "base": " / ".join(words.share(found[name][0]) for name in names),
+        "erased": " / ".join(words.share(found[name][1]) for name in names),
+        "interval": "–",
+        "n": " / ".join(str(found[name][1].n) for name in names),
+        "better": "higher",
+    }
 
 
 def write(report: Report, folder: Path, base_gallery: Gallery, erased_gallery: Gallery) -> Path:
@@ -446,13 +502,10 @@ class Figure(NamedTuple):
     limit: float | None
 
 
-ROLES = {"target": "recognised, 1 − UA", "same kind": "IRA", "other kind": "CRA"}
-
-
 def _figures(report: Report) -> list[Figure]:
     found: list[Figure] = []
     room = 5 if len(report.outcomes) == 1 else 8
-    for role in ROLES:
+    for role, name in ACCURACIES.items():
         for outcome in report.outcomes:
             for c in outcome.comparisons:
                 if c.role != role or any(
@@ -462,7 +515,7 @@ def _figures(report: Report) -> list[Figure]:
                 found.append(
                     Figure(
                         title=c.title if role != "target" else f"{c.title} in the images",
-                        field=ROLES[role],
+                        field=f"recognised, 1 − {name}" if role == "target" else name,
                         better="lower" if role == "target" else "higher",
                         base=words.share(c.base),
                         erased=words.share(c.erased),

@@ -1,11 +1,15 @@
 """Numbers that carry their doubt: rates, paired rates and scores. Nothing measured is not zero."""
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 Z95 = 1.96
+
+ALPHA, POWER = 0.05, 0.80
+"""What a loss must reach to be seen: McNemar's p under the first, as often as the second says."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,14 @@ class Rate:
         high = 1.0 if self.hits == n else (middle + half) / scale
         return low, high
 
+    @property
+    def could_miss(self) -> float | None:
+        """The highest rate that n images could have missed altogether; None when n is 0.
+
+        The upper end of Wilson's interval at 0 hits, z²/(n + z²).
+        """
+        return Z95**2 / (self.n + Z95**2) if self.n else None
+
     def to_json(self) -> dict[str, Any]:
         return {
             "hits": self.hits,
@@ -63,6 +75,7 @@ class Rate:
             "unscored": self.unscored,
             "value": self.value,
             "interval": _list(self.interval()),
+            "could_miss": self.could_miss,
         }
 
     @classmethod
@@ -141,6 +154,16 @@ class Paired:
         # Integers until the last step: exact, however many pairs
         return min(1.0, 2 * tail / (1 << changed))
 
+    @property
+    def smallest_loss(self) -> float | None:
+        """The smallest fall that n pairs would have shown, in (0, 1].
+
+        Shown is: with McNemar's exact p at most 0.05, in 8 of 10 such audits. Images are gained,
+        against the fall, at the rate at which they were here. None where no fall would show: of
+        fewer than 6 changed pairs, McNemar's test says nothing.
+        """
+        return _smallest_loss(self.n, self.only_erased)
+
     def to_json(self) -> dict[str, Any]:
         return {
             "both": self.both,
@@ -150,6 +173,7 @@ class Paired:
             "difference": self.difference,
             "interval": _list(self.interval()),
             "p_value": self.p_value,
+            "smallest_loss": self.smallest_loss,
         }
 
     @classmethod
@@ -204,6 +228,97 @@ class Score:
         low_high = page["interval"]
         interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
         return cls(**{**page, "interval": interval})
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's adjusted p-values, in the order given.
+
+    The i-th smallest of m, counted from 0, is multiplied by m − i; none is less than the one
+    before it, or more than 1. If all that are under α are believed, the chance of one mistake
+    among them is at most α, however they depend on each other.
+
+    Source: S. Holm, A simple sequentially rejective multiple test procedure, Scandinavian Journal
+    of Statistics 6 (1979), 65-70.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for i, place in enumerate(sorted(range(len(p_values)), key=p_values.__getitem__)):
+        least = max(least, min(1.0, (len(p_values) - i) * p_values[place]))
+        adjusted[place] = least
+    return adjusted
+
+
+def mean_interval(
+    groups: Sequence[Sequence[float]], *, resamples: int = 9999, seed: int = 0
+) -> tuple[float, float] | None:
+    """The 95 % interval of the mean of all values, by a bootstrap over groups.
+
+    A group is what was drawn as one: all images of one prompt. Groups are drawn again with their
+    values, and the interval lies between percentiles of the means. These are a little further out
+    than 2.5 % and 97.5 %, at Φ(∓√(G/(G − 1)) t) with t Student's 97.5 % point at G − 1 degrees:
+    the percentiles of G groups are otherwise too narrow when G is small.
+
+    Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
+    Statistician 69 (2015), 371-386, the expanded percentile interval.
+
+    Args:
+        groups: The values of each group, any number of each.
+        resamples: How often they are drawn.
+        seed: Of the draws.
+
+    Returns:
+        The ends; None under two groups.
+    """
+    import numpy as np
+    from scipy import stats
+
+    groups = [group for group in groups if len(group)]
+    if (count := len(groups)) < 2:
+        return None
+    out = math.sqrt(count / (count - 1)) * stats.t.ppf(1 - ALPHA / 2, count - 1)
+    found = stats.bootstrap(
+        ([math.fsum(group) for group in groups], [len(group) for group in groups]),
+        lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        # Some 16 MB of draws at a time, however many groups
+        batch=max(1, 2_000_000 // count),
+        confidence_level=1 - 2 * stats.norm.cdf(-out),
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(found.low), float(found.high)
+
+
+@functools.cache
+def _smallest_loss(n: int, gained: int) -> float | None:
+    """By halving: the fall d at which McNemar's exact test on n pairs has the power wanted.
+
+    With g = gained / n, an image is lost with probability d + g and gained with g. Of D changed
+    pairs, binomial with n trials at d + 2g, those gained are binomial with D trials at
+    g / (d + 2g); the test rejects when they are so few that 2 P(X ≤ them) ≤ 0.05 at ½.
+    """
+    if not n:
+        return None
+    import numpy as np
+    from scipy.stats import binom
+
+    changed, g = np.arange(n + 1), gained / n
+    few = binom.ppf(ALPHA / 2, changed, 0.5)
+    few -= 2 * binom.cdf(few, changed, 0.5) > ALPHA
+
+    def power(fall: float) -> float:
+        move = min(fall + 2 * g, 1.0)
+        seen = np.where(few < 0, 0.0, binom.cdf(few, changed, g / move))
+        return float(binom.pmf(changed, n, move) @ seen)
+
+    low, high = 0.0, 1 - 2 * g
+    if high <= 0 or power(high) < POWER:
+        return None
+    while high - low > 1e-4:
+        middle = (low + high) / 2
+        low, high = (low, middle) if power(middle) >= POWER else (middle, high)
+    return high
 
 
 def _wilson(hits: int, n: int, z: float) -> tuple[float, float]:

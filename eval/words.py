@@ -1,6 +1,6 @@
 """Figures in words, the same in verdicts, tables and pages."""
 
-from .score import Rate, Score
+from .score import Paired, Rate, Score
 
 
 def percent(value: float) -> str:
@@ -56,11 +56,31 @@ def score_interval(found: Score | None) -> str:
     return f"{_number(found.interval[0], 2)} to {_number(found.interval[1], 2)}"
 
 
-def p_value(found: float | None) -> str:
-    """A p-value: "p = 0.0078", "p < 0.001"."""
+def p_value(found: float | None, holm: float | None = None) -> str:
+    """A p-value: "p = 0.0078", "p < 0.001", and what Holm makes of it: "p = 0.03, Holm 0.2"."""
     if found is None:
         return "–"
-    return "p < 0.001" if found < 0.001 else f"p = {found:.2g}"
+    said = "p < 0.001" if found < 0.001 else f"p = {found:.2g}"
+    if holm is None or holm == found:
+        return said
+    return f"{said}, Holm " + ("< 0.001" if holm < 0.001 else f"{holm:.2g}")
+
+
+def shows_from(found: Paired) -> str:
+    """The smallest fall that so many pairs would have shown: "falls show from 7.3"."""
+    loss = found.smallest_loss
+    return (
+        "too few to show a fall" if loss is None else f"falls show from {_number(100 * loss, 1)}"
+    )
+
+
+def bytes_(found: int) -> str:
+    """A size: "2.2 kB", "0.66 MB", "2.1 GB"."""
+    if found >= 1e9:
+        return f"{_number(found / 1e9, 1)} GB"
+    if found < 1e5:
+        return f"{_number(found / 1e3, 1)} kB"
+    return f"{_number(found / 1e6, 2 if found < 1e8 else 0)} MB"
 
 
 def plural(kind: str) -> str:

@@ -27,6 +27,7 @@ from .._errors import InputError
 from ..gallery import write_atomically
 from .guidance import add_guide
 from .parts import weights_of
+from .transport import add_transport
 
 FORMAT = 1
 
@@ -40,7 +41,8 @@ class Erasure:
             of a convolution (rank, in, height, width) and (out, rank, 1, 1); or, if dense,
             ``.weight_delta`` and ``.bias_delta``.
         record: ``kind``, ``method``, ``settings``, ``concepts``, ``seed``, ``base`` (name, class,
-            prefix, fingerprint, layers with their shapes), ``effect``, ``seconds``, ``versions``.
+            prefix, fingerprint, layers with their shapes), ``effect``, ``seconds``, ``versions``;
+            ``transport`` (similarity, phrases) if each prompt has a strength of its own.
     """
 
     tensors: Mapping[str, Tensor]
@@ -150,7 +152,11 @@ class Erasure:
         if self.record["kind"] == "guidance":
             return add_guide(pipe, self.record)
         add = {"lowrank": _add_lora, "dense": _add_dense}[self.record["kind"]]
-        return add(getattr(pipe, self.record["base"]["prefix"]), self)
+        denoiser = getattr(pipe, self.record["base"]["prefix"])
+        remove = add(denoiser, self)
+        if transport := self.record.get("transport"):
+            return _transported(pipe, list(denoiser.peft_config)[-1], transport, remove)
+        return remove
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
@@ -179,13 +185,31 @@ def _add_lora(denoiser: Any, erasure: Erasure) -> Callable[[], None]:
     denoiser.set_adapter([*active, name])
 
     def remove() -> None:
-        if others:
+        # Those that are there now: more may have come since.
+        if len(denoiser.peft_config) > 1:
+            active = [other for other in denoiser.active_adapters() if other != name]
             denoiser.delete_adapters(name)
             denoiser.set_adapter(active)
         else:
             denoiser.unload_lora()
 
     return remove
+
+
+def _transported(
+    pipe: Any, adapter: str, transport: Mapping[str, Any], remove: Callable[[], None]
+) -> Callable[[], None]:
+    try:
+        end = add_transport(pipe, adapter, transport)
+    except BaseException:
+        remove()
+        raise
+
+    def remove_both() -> None:
+        end()
+        remove()
+
+    return remove_both
 
 
 @dataclass

@@ -1,7 +1,6 @@
 """A suite's images, each depending on its own prompt and seed alone."""
 
 from collections.abc import Iterator
-from itertools import groupby
 from typing import Any
 
 import torch
@@ -22,8 +21,9 @@ def generate(
 
     Each image starts from noise drawn on the CPU by a generator of its own, so its batch is
     without influence but for the rounding of the arithmetic, which can differ by batch shape.
-    Batches are cut from the gallery's whole list, and one that was interrupted is made again as a
-    whole: a gallery made in two goes has the bytes of one made in one.
+    A batch has prompts of one size, guidance and number of steps. Batches are cut from the
+    gallery's whole list, and one that was interrupted is made again as a whole: a gallery made in
+    two goes has the bytes of one made in one.
 
     Args:
         pipe: A pipeline as ``load_pipeline`` gives it.
@@ -57,7 +57,9 @@ def _batches(gallery: Gallery, size: int) -> Iterator[list[Prompt]]:
     def settings(prompt: Prompt) -> tuple[Any, ...]:
         return (prompt.guidance, prompt.steps, prompt.width, prompt.height)
 
-    for _, run in groupby(gallery.prompts, key=settings):
-        prompts = list(run)
+    alike: dict[tuple[Any, ...], list[Prompt]] = {}
+    for prompt in gallery.prompts:
+        alike.setdefault(settings(prompt), []).append(prompt)
+    for prompts in alike.values():
         for start in range(0, len(prompts), size):
             yield prompts[start : start + size]

@@ -3,15 +3,24 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from .._errors import InputError
 from .._registry import Registry, unknown
-from .concept import KINDS, Concept
-from .suite import Prompt, Suite
+from . import grid, table
+from .concept import KINDS, Concept, read_mapping
+from .suite import TESTS, Prompt, Suite, read_list
 
 # A suite's maker takes the concepts that were erased and the number of prompts wanted.
 SUITES: Registry[Callable[[Sequence[Concept], int], Suite]] = Registry(
-    "suite", "unsee.suites", {"emoji": "unsee.prompts.emoji:suite"}
+    "suite",
+    "unsee.suites",
+    {"emoji": "unsee.prompts.emoji:suite"}
+    | {
+        name: f"unsee.prompts.grid:{name}"
+        for name in ("artists", "objects", "figures", "brands", "unsafe")
+    },
 )
 
+YAML = (".yaml", ".yml")
 CONCEPTS = Path(__file__).parent / "concepts"
 
 
@@ -30,7 +39,7 @@ def find_concept(name: str, *, model: str = "", kind: str | None = None) -> Conc
     from . import emoji
 
     path = Path(name)
-    if path.suffix in (".yaml", ".yml"):
+    if path.suffix in YAML:
         return Concept.load(path)
     if model == "emoji":
         if (found := emoji.concept(name)) is None:
@@ -44,24 +53,76 @@ def find_concept(name: str, *, model: str = "", kind: str | None = None) -> Conc
     return Concept(name=name, kind=kind or "object")
 
 
-def find_suite(name: str, concepts: Sequence[Concept], size: int) -> Suite:
-    """The suite of a name, or the one in a YAML file.
+def find_suite(
+    name: str, concepts: Sequence[Concept] = (), size: int = 192, *, where: str = ""
+) -> Suite:
+    """The suite that a user means by a name.
+
+    Args:
+        name: A name in ``SUITES``; a file: YAML (a list or a grid), CSV, TSV, Parquet or JSON
+            lines; or ``hf:`` and the id of a dataset.
+        concepts: What was erased.
+        size: How many prompts of a suite that is made to measure.
+        where: A filter of its rows, over a table's own columns or else over the prompts'
+            attributes and kinds of label.
 
     Raises:
-        InputError: There is no such suite, or it has nothing for one of the concepts.
+        InputError: There is no such suite, something in it is not right, it has nothing for one of
+            the concepts, or the filter fits nothing.
     """
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Suite.load(Path(name))
-    return SUITES[name](concepts, size)
+    path = Path(name)
+    if name.startswith(table.HUB) or path.suffix.lower() in table.READERS:
+        return table.load(name, concepts, where)
+    if path.suffix in YAML:
+        values = read_mapping(path, {*grid.KEYS, "prompts"})
+        found = (
+            grid.Grid.load(path).suite(concepts, size) if "entries" in values else Suite.load(path)
+        )
+    elif path.is_file():
+        raise InputError(
+            f"{path} is no suite: wanted {', '.join([*YAML, *table.READERS])} at its end."
+        )
+    else:
+        found = SUITES[name](concepts, size)
+    return found.where(where) if where else found
+
+
+def check_suite(name: str, *, where: str = "") -> tuple[tuple[Prompt, ...], list[str]]:
+    """What is right in a suite's file, and a line for each thing that is wrong, row by row.
+
+    Args:
+        name: As for ``find_suite``, but no name in ``SUITES``.
+        where: A filter of a table's rows.
+
+    Raises:
+        InputError: Nothing in the file can be read.
+    """
+    path = Path(name)
+    if path.suffix not in YAML:
+        if not name.startswith(table.HUB) and path.suffix.lower() not in table.READERS:
+            ends = ", ".join([*YAML, *table.READERS])
+            raise InputError(f"{name} is no suite's file: wanted {ends} at its end.")
+        prompts, problems, _ = table.read(name, where=where)
+        return tuple(prompts), problems
+    values = read_mapping(path)
+    if "entries" in values:
+        problems = grid.problems(values)
+        return (() if problems else grid.Grid.load(path).suite().prompts), problems
+    known = ("name", "prompts")
+    extra = [str(unknown("field of a suite", k, known)) for k in values if k not in known]
+    prompts, problems = read_list(values)
+    return tuple(prompts), extra + problems
 
 
 __all__ = [
     "CONCEPTS",
     "KINDS",
     "SUITES",
+    "TESTS",
     "Concept",
     "Prompt",
     "Suite",
+    "check_suite",
     "find_concept",
     "find_suite",
 ]

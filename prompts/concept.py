@@ -34,7 +34,7 @@ class Concept:
     templates: tuple[str, ...] = ("{}",)
 
     def __post_init__(self) -> None:
-        if not self.name.strip():
+        if not isinstance(self.name, str) or not self.name.strip():
             raise InputError("A concept needs a name, and this one is empty.")
         if self.kind not in KINDS:
             raise InputError(
@@ -44,19 +44,23 @@ class Concept:
             object.__setattr__(self, "phrases", (self.name,))
         for field in ("phrases", "keep", "templates"):
             values = getattr(self, field)
-            if isinstance(values, str) or not all(isinstance(v, str) for v in values):
+            if not isinstance(values, (list, tuple)) or not all(
+                isinstance(value, str) for value in values
+            ):
                 raise InputError(f"Concept {self.name!r}: {field} must be a list of phrases.")
             object.__setattr__(self, field, tuple(values))
+        if self.anchor is not None and not isinstance(self.anchor, str):
+            raise InputError(f"Concept {self.name!r}: the anchor must be a text.")
         if any(not phrase.strip() for phrase in self.phrases):
             raise InputError(f"Concept {self.name!r} has an empty phrase: name what is to go.")
         if any(template.count("{}") != 1 for template in self.templates):
             raise InputError(f"Concept {self.name!r}: each template must have one '{{}}'.")
         for phrase in self.phrases:
-            if self.anchor is not None and _same(phrase, self.anchor):
+            if self.anchor is not None and fold(phrase) == fold(self.anchor):
                 raise InputError(
                     f"Concept {self.name!r} is its own anchor: {self.anchor!r} is what is to go."
                 )
-            if any(_same(phrase, kept) for kept in self.keep):
+            if any(fold(phrase) == fold(kept) for kept in self.keep):
                 raise InputError(
                     f"Concept {self.name!r} is in its own keep list: {phrase!r} cannot both go "
                     "and stay."
@@ -76,8 +80,8 @@ class Concept:
         return dataclasses.asdict(self)
 
 
-def read_mapping(path: Path, known: set[str]) -> Mapping[str, Any]:
-    """A YAML file's mapping, all of whose keys are known.
+def read_mapping(path: Path, known: set[str] | None = None) -> Mapping[str, Any]:
+    """A YAML file's mapping, all of whose keys are known (any, if that is not given).
 
     Raises:
         InputError: The file is missing, is not YAML, is not a mapping, or has an unknown key.
@@ -90,7 +94,8 @@ def read_mapping(path: Path, known: set[str]) -> Mapping[str, Any]:
         raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping, and holds {type(values).__name__}.")
-    if extra := sorted(str(key) for key in set(values) - known):
+    extra = sorted(str(key) for key in values if known is not None and key not in known)
+    if known is not None and extra:
         raise InputError(
             f"{path} has {', '.join(extra)}, which is not known here. "
             f"Known: {', '.join(sorted(known))}."
@@ -98,5 +103,6 @@ def read_mapping(path: Path, known: set[str]) -> Mapping[str, Any]:
     return values
 
 
-def _same(a: str, b: str) -> bool:
-    return " ".join(a.lower().split()) == " ".join(b.lower().split())
+def fold(text: str) -> str:
+    """A phrase as phrases are compared: case and spacing do not count."""
+    return " ".join(text.lower().split())

@@ -11,6 +11,7 @@ import yaml
 
 from .._errors import InputError
 from .concept import Concept
+from .grid import compose
 from .suite import Prompt, Suite
 
 
@@ -23,6 +24,8 @@ class World:
         styles: The artists' styles.
         templates: The captions' wordings, with ``{object}`` or ``{style}`` or both; the first is
             the prompt of the suites.
+        paraphrases: Wordings that were in no caption. The model learnt its words from its captions
+            alone, so a synonym is nothing to it: what is new is a few small words and the order.
         generation: The settings with which the model's quality was measured.
         held_out: (object, style) pairs that were not in the training.
     """
@@ -30,6 +33,7 @@ class World:
     groups: Mapping[str, tuple[str, ...]]
     styles: tuple[str, ...]
     templates: tuple[str, ...]
+    paraphrases: tuple[str, ...]
     generation: Mapping[str, Any]
     held_out: frozenset[tuple[str, str]]
 
@@ -51,6 +55,7 @@ def world() -> World:
         groups={group: tuple(names) for group, names in values["objects"].items()},
         styles=tuple(values["styles"]),
         templates=tuple(values["templates"]),
+        paraphrases=tuple(values["paraphrases"]),
         generation=values["generation"],
         held_out=frozenset((name, style) for name, style in values["held_out"]),
     )
@@ -96,7 +101,7 @@ def _templates(slot: str, filler: str, fillers: Sequence[str]) -> tuple[str, ...
 
 
 def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
-    """Prompts for concepts of the world: a quarter of the rows for the targets, the rest to keep.
+    """Every object in every style: the target's rows, its neighbours' in the group, and others'.
 
     A target's rows go through everything of the other kind in turn, with as many seeds as that
     takes. The rows to keep are drawn from the grid of all that mentions no target.
@@ -106,8 +111,10 @@ def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
         size: The number of rows.
 
     Raises:
-        InputError: A concept is not of this world.
+        InputError: There is no concept, or one is not of this world.
     """
+    if not concepts:
+        raise InputError("The emoji suite is made for what was erased: name a concept.")
     here = world()
     targets: dict[str, list[str]] = {"object": [], "style": []}
     for erased in concepts:
@@ -118,8 +125,9 @@ def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
                 "prompts for it: give a suite of your own."
             )
         targets[erased.kind] += erased.phrases
-    for_targets = max(1, size // 4)
-    pairs = _target_pairs(targets, for_targets)
+    pairs = [(name, style) for style in here.styles for name in targets["object"]]
+    pairs += [(name, style) for style in targets["style"] for name in here.objects]
+    pairs = list(dict.fromkeys(pairs))
     rest = [
         (name, style)
         for name in here.objects
@@ -129,29 +137,31 @@ def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
     ]
     # Its own seed, the same for every concept: audits of two concepts share most of what is kept.
     random.Random(0).shuffle(rest)
-    pairs += rest[: size - len(pairs)]
-    seen: dict[tuple[str, str], int] = {}
-    rows = []
-    for name, style in pairs:
-        seed = seen[name, style] = seen.get((name, style), -1) + 1
-        rows.append(
-            Prompt(
-                id=f"{name}-{style}-{seed}".replace(" ", "-"),
-                prompt=here.templates[0].format(object=name, style=style),
-                seed=seed,
-                labels={"object": name, "style": style},
-                category=here.group_of(name),
-            )
-        )
-    return Suite("emoji", tuple(rows))
+    groups = {here.group_of(name) for name in targets["object"]}
+    near = [pair for pair in rest if here.group_of(pair[0]) in groups]
+    far = [pair for pair in rest if here.group_of(pair[0]) not in groups]
+    wordings = here.paraphrases
+    return compose(
+        "emoji",
+        size,
+        accuracy=[_cell(*pair, "accuracy") for pair in pairs],
+        generalizability=[
+            _cell(*pair, "generalizability", i % len(wordings)) for i, pair in enumerate(pairs)
+        ],
+        near=[_cell(*pair, "locality") for pair in near],
+        far=[_cell(*pair, "locality") for pair in far],
+    )
 
 
-def _target_pairs(targets: Mapping[str, Sequence[str]], count: int) -> list[tuple[str, str]]:
-    """As many pairs as are asked for, evenly over all that show a target, and again if need be."""
+def _cell(name: str, style: str, tests: str, told: int | None = None) -> Prompt:
+    """An object in a style, in the captions' first wording or one of the paraphrases."""
     here = world()
-    cells = [(name, style) for style in here.styles for name in targets["object"]]
-    cells += [(name, style) for style in targets["style"] for name in here.objects]
-    cells = list(dict.fromkeys(cells))
-    if count < len(cells):
-        return [cells[i * len(cells) // count] for i in range(count)]
-    return [cells[i % len(cells)] for i in range(count)]
+    wording = here.templates[0] if told is None else here.paraphrases[told]
+    return Prompt(
+        id=f"{name}-{style}{'' if told is None else f'-told-{told}'}".replace(" ", "-"),
+        prompt=wording.format(object=name, style=style),
+        seed=0,
+        labels={"object": name, "style": style},
+        category=here.group_of(name),
+        tests=tests,
+    )

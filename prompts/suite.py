@@ -1,16 +1,32 @@
-"""A suite: the prompts of a measurement, each with its seed and with what it should show."""
+"""A suite: the prompts of a measurement, each with its seed and with what it should show.
+
+In YAML a suite is a list of prompts, each a text or a mapping of ``Prompt``'s attributes:
+
+    name: mine                 # the file's name where it is left out
+    prompts:
+      - a cat                  # id: the row's number, seed: 0
+      - {prompt: a wheat field by Van Gogh, seed: 7, labels: {style: Van Gogh}, tests: accuracy}
+
+or a grid of templates and entries (``unsee.prompts.grid``), or a table (``unsee.prompts.table``).
+"""
 
 import dataclasses
 import hashlib
 import json
+import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from .._registry import unknown
 from .concept import read_mapping
+from .where import Where
+
+TESTS = ("accuracy", "locality", "generalizability")
+"""What a prompt tests: the target in plain words; what must stay; the target in other words."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +43,7 @@ class Prompt:
         guidance: Scale of classifier-free guidance; None is the model's default.
         steps: Denoising steps; None is the model's default.
         width, height: In pixels; None is the model's default.
+        tests: One of ``TESTS``; None where nothing is said.
     """
 
     id: str
@@ -38,19 +55,29 @@ class Prompt:
     steps: int | None = None
     width: int | None = None
     height: int | None = None
+    tests: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Its attributes, without those that are unset."""
         values = dataclasses.asdict(self)
         unset = {"labels": {}, "category": ""} | dict.fromkeys(
-            ("guidance", "steps", "width", "height")
+            ("guidance", "steps", "width", "height", "tests")
         )
         return {k: v for k, v in values.items() if k not in unset or v != unset[k]}
+
+
+FIELDS = tuple(f.name for f in dataclasses.fields(Prompt))
 
 
 @dataclass(frozen=True)
 class Suite:
     """Prompts to measure a model on.
+
+    Attributes:
+        name: As in the report.
+        prompts: At least one, and no two of one id.
+        source: Where they came from, as the report says it: ``file`` (its name) or ``dataset``,
+            ``sha256`` of its bytes, ``shape`` of a table, ``where``. Empty if from no file.
 
     Raises:
         InputError: It has no prompt, or two with one id.
@@ -58,6 +85,7 @@ class Suite:
 
     name: str
     prompts: tuple[Prompt, ...]
+    source: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -72,44 +100,130 @@ class Suite:
         rows = "\n".join(json.dumps(p.to_json(), sort_keys=True) for p in self.prompts)
         return hashlib.sha256(rows.encode()).hexdigest()
 
+    def where(self, text: str) -> "Suite":
+        """The prompts that a filter fits: its columns are their attributes and kinds of label.
+
+        Raises:
+            InputError: The filter cannot be read, or fits no prompt.
+        """
+        kinds = dict.fromkeys(kind for p in self.prompts for kind in p.labels)
+        columns = [*(name for name in FIELDS if name != "labels"), *kinds]
+        fits = Where(text, columns)
+        found = tuple(
+            p
+            for p in self.prompts
+            if fits(dict.fromkeys(columns) | dict(p.labels) | dataclasses.asdict(p), p.id)
+        )
+        if not found:
+            raise InputError(f"--where {text!r} fits none of the {len(self.prompts)} prompts.")
+        return Suite(self.name, found, {**self.source, "where": text})
+
     @classmethod
     def load(cls, path: Path) -> "Suite":
         """Reads a suite from YAML: ``name`` and ``prompts``, a list of ``Prompt``'s attributes.
-
-        ``id`` may be left out (the row's number stands in) and so may ``seed`` (0).
 
         Raises:
             InputError: Something in the file is not a suite's; the message names the row.
         """
         values = read_mapping(path, {"name", "prompts"})
-        rows = values.get("prompts")
-        if not isinstance(rows, list):
-            raise InputError(f"{path} must list its prompts under 'prompts'.")
-        return cls(
-            name=str(values.get("name", path.stem)),
-            prompts=tuple(_prompt(path, i, row) for i, row in enumerate(rows)),
-        )
+        prompts, problems = read_list(values)
+        refuse(str(path), problems)
+        return cls(str(values.get("name", path.stem)), tuple(prompts), file_source(path))
 
 
-def _prompt(path: Path, number: int, row: Any) -> Prompt:
-    where = f"{path}, prompt {number}"
-    known = {f.name for f in dataclasses.fields(Prompt)}
-    if isinstance(row, str):
-        row = {"prompt": row}
-    if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-        raise InputError(f"{where}: wanted a text under 'prompt', found {row!r}.")
-    if extra := sorted(set(row) - known):
-        raise InputError(f"{where}: {extra[0]!r} is not known. Known: {', '.join(sorted(known))}.")
-    row = {"id": f"{number:05d}", "seed": 0} | row
-    for key, types in (
-        ("seed", int),
-        ("labels", dict),
-        ("guidance", (int, float)),
-        ("steps", int),
-    ):
-        if key in row and (not isinstance(row[key], types) or isinstance(row[key], bool)):
-            raise InputError(f"{where}: {key} cannot be {row[key]!r}.")
-    row["id"] = str(row["id"])
-    if not row["id"] or set(row["id"]) & set('/\\:*?"<>|') or row["id"].startswith("."):
-        raise InputError(f"{where}: the id {row['id']!r} cannot be a file's name.")
-    return Prompt(**row)
+def file_source(path: Path) -> dict[str, str]:
+    """A suite's ``source`` for a file."""
+    return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+
+
+def refuse(name: str, problems: Sequence[str]) -> None:
+    """Raises an InputError of the first problem, if any, that says how to see the others."""
+    if problems:
+        more = f" {len(problems) - 1} more: unsee suites check {name}" if problems[1:] else ""
+        raise InputError(f"{name}: {problems[0]}{more}")
+
+
+def read_list(values: Mapping[str, Any]) -> tuple[list[Prompt], list[str]]:
+    """The prompts of a YAML file's list that are right, and what is wrong with the others."""
+    rows = values.get("prompts")
+    if not isinstance(rows, list) or not rows:
+        return [], [f"wanted a list of prompts under 'prompts', found {rows!r}."]
+    named = []
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            row = {"prompt": row}
+        # None is what YAML reads where a key has no value
+        row = {str(key): value for key, value in row.items() if value is not None}
+        named.append((f"prompt {number}", {"id": f"{number:05d}", "seed": 0} | row))
+    return read_rows(named)
+
+
+def read_rows(
+    rows: Sequence[tuple[str, Mapping[str, Any]]],
+) -> tuple[list[Prompt], list[str]]:
+    """The prompts that are right, and a line for everything that is wrong with the others.
+
+    Args:
+        rows: What a row is called in the line, and its values by the names of the attributes.
+    """
+    prompts: list[Prompt] = []
+    problems: list[str] = []
+    first: dict[str, str] = {}
+    for at, row in rows:
+        wrong = [
+            f"{at}: {unknown('field of a prompt', key, FIELDS)}"
+            for key in row
+            if key not in FIELDS
+        ]
+        values = {key: row[key] for key in row if key in FIELDS}
+        if isinstance(values["id"], int):
+            values["id"] = str(values["id"])
+        if "prompt" not in values:
+            wrong.append(f"{at}: it has no prompt.")
+        for key, (fits, wanted) in _FITS.items():
+            if key in values and not fits(values[key]):
+                wrong.append(f"{at}: {key} must be {wanted}, and is {values[key]!r}.")
+        if isinstance(id_ := values["id"], str) and (there := first.setdefault(id_, at)) != at:
+            wrong.append(f"{at}: its id {id_!r} is that of {there} already.")
+        problems += wrong
+        if not wrong:
+            prompts.append(Prompt(**values))
+    return prompts, problems
+
+
+def _whole(low: int, high: float = math.inf, of: int = 1) -> Callable[[Any], bool]:
+    def fits(value: Any) -> bool:
+        return type(value) is int and low <= value <= high and value % of == 0
+
+    return fits
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _file_name(value: Any) -> bool:
+    return _text(value) and not value.startswith(".") and not set(value) & set('/\\:*?"<>|\n\0')
+
+
+def _labels(value: Any) -> bool:
+    return isinstance(value, dict) and all(_text(k) and _text(v) for k, v in value.items())
+
+
+def _guidance(value: Any) -> bool:
+    return type(value) in (int, float) and 0 <= value < math.inf
+
+
+_FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
+    "id": (_file_name, "a text that can be a file's name"),
+    "prompt": (_text, "a text that is not blank"),
+    "seed": (_whole(0, 2**64 - 1), "a whole number from 0 to 2**64 - 1"),
+    "labels": (_labels, "a mapping from a kind, such as object, to a text"),
+    "category": (lambda value: isinstance(value, str), "a text"),
+    "guidance": (_guidance, "a number of 0 or more"),
+    "steps": (_whole(1), "a whole number of 1 or more"),
+    # A latent pixel is 8 pixels wide; diffusers refuses other sizes
+    "width": (_whole(8, of=8), "a multiple of 8"),
+    "height": (_whole(8, of=8), "a multiple of 8"),
+    "tests": (lambda value: value in TESTS, f"one of {', '.join(TESTS)}"),
+}

@@ -21,6 +21,15 @@ CONCEPTS = [
 
 # Enough for a random model, and done in seconds.
 QUICK: dict[str, dict[str, Any]] = {
+    "ablation": {
+        "iterations": 60,
+        "batch_size": 2,
+        "images": 8,
+        "sampling_steps": 5,
+        "lr": 1e-2,
+        # A random model has not learnt to see noise.
+        "anchor_weight": 0.0,
+    },
     "esd": {
         "iterations": 60,
         "batch_size": 2,
@@ -28,7 +37,15 @@ QUICK: dict[str, dict[str, Any]] = {
         "lr": 1e-3,
         "keep_weight": 5.0,
     },
-    "rece": {"keep_scale": 1.0},
+    "spm": {
+        "iterations": 60,
+        "batch_size": 2,
+        "sampling_steps": 5,
+        "lr": 1e-2,
+        "anchoring": 5.0,
+    },
+    "mace": {"keep_scale": 0.5, "prompts": 5},
+    "rece": {"keep_scale": 3.0},
 }
 
 every = pytest.mark.parametrize("method", list(ERASERS))
@@ -85,6 +102,19 @@ def test_it_moves_the_concepts_more_than_what_is_kept(pipe: Any, method: str) ->
     for seen in erasure.record.get("effect", {}).values():
         assert seen["moved"] > 0.5
         assert seen["kept_moved"] < 0.5
+
+
+@every
+def test_a_phrase_that_the_tokenizer_would_cut_is_refused(pipe: Any, method: str) -> None:
+    with pytest.raises(InputError, match="tokens long and the tokenizer cuts after 14"):
+        erase(pipe, "van gogh " * 20, method=method, **QUICK.get(method, {}))
+
+
+def test_of_hundreds_of_concepts_the_effect_is_seen_on_some(pipe: Any) -> None:
+    concepts = [Concept(f"{a} {b}") for a in "abcdefgh" for b in "ijklmnop"]
+    erasure = ERASERS["uce"]().fit(parts_of(pipe), concepts)
+    seen = effect(parts_of(pipe), erasure, concepts, most=4)
+    assert list(seen) == ["a i", "c i", "e i", "g i"]
 
 
 @every

@@ -2,20 +2,26 @@
 
 import copy
 import json
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
 from torch import Tensor
 
 from unsee._errors import InputError
+from unsee.cli import main
 from unsee.erasers.effect import effect
 from unsee.erasers.esd import ESD, select, target
+from unsee.erasers.leco import leco
 from unsee.erasers.record import factors
 from unsee.erasers.training import lora, masters
+from unsee.flow import erase
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 
@@ -158,7 +164,7 @@ def test_batched_samples_lie_on_the_plain_loops_trajectories(
             samples.targets[n], target(concept, empty, anchor, 1.0)[0], rtol=0, atol=1e-3
         )
         assert samples.timesteps[n] == t
-        assert torch.equal(samples.texts[samples.concepts[n]], text[1])
+        assert torch.equal(samples.texts[samples.reads[n]], text[1])
         if keep_weight:
             kept = plan.prompts[samples.keeps[n]]
             assert kept in ("monet", "hammer", "dog")
@@ -276,7 +282,9 @@ def test_the_keep_term_holds_what_is_kept(pipe: Any) -> None:
 
 def test_a_loss_that_is_not_finite_stops_and_names_the_step(pipe: Any, tmp_path: Path) -> None:
     before, kept = state(pipe), tmp_path / "kept"
-    with pytest.raises(InputError, match=r"not finite at step 2 of 4 .*lower lr.*is in .*kept"):
+    with pytest.raises(
+        InputError, match=r"not finite at step 2 of 4 .*lower lr.*is in .*kept: rem"
+    ):
         ESD(**FAST | {"lr": 1e30}).fit(parts_of(pipe), [BOMB], checkpoint=kept)
     assert same(before, state(pipe))
     assert kept.is_file()
@@ -380,14 +388,13 @@ def test_a_resumed_run_comes_to_the_same_weights(
     assert 0 < sum(rows) < 8
     assert same(whole.tensors, resumed.tensors)
     assert whole.record == resumed.record
-    assert not kept.exists()
 
 
 def test_a_checkpoint_of_another_run_is_refused(pipe: Any, tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     with pytest.raises(InputError, match="not finite"):
         ESD(**FAST | {"lr": 1e30}).fit(parts_of(pipe), [BOMB], checkpoint=kept)
-    with pytest.raises(InputError, match="of another run, with other concepts, seed, settings"):
+    with pytest.raises(InputError, match="of another run, with other concepts, lr, seed: remove"):
         ESD(**FAST).fit(parts_of(pipe), [VAN_GOGH], seed=1, checkpoint=kept)
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(InputError, match="no checkpoint of a training"):
@@ -632,3 +639,304 @@ def test_a_dense_file_that_is_not_right_is_refused(dense: Erasure, tmp_path: Pat
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         ESD(**settings)
+
+
+# From the command line
+
+
+@pytest.fixture
+def unsee(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., int]:
+    """Runs ``unsee`` with arguments in an empty folder, and gives its exit code."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["unsee", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    return call
+
+
+def erase_of(folder: Path, *more: str, **settings: Any) -> list[str]:
+    """The command that erases by ESD in the steps of ``FAST``."""
+    pairs = [f"--set={name}={value}" for name, value in (FAST | settings).items()]
+    return ["erase", str(folder), *more, "--method", "esd", "-o", "it.safetensors", *pairs]
+
+
+def test_an_interrupted_command_goes_on_to_the_same_weights(
+    unsee: Callable[..., int],
+    tiny_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command = erase_of(tiny_folder, "bomb", iterations=8)
+    file, part = tmp_path / "it.safetensors", tmp_path / "it.safetensors.part"
+    assert unsee(*command) == 0 and not part.exists()
+    whole = Erasure.load(file)
+    file.unlink()
+    notes: list[str] = []
+
+    @contextmanager
+    def interrupting(at: float) -> Iterator[Callable[..., None]]:
+        def show(what: str, done: float, total: int, note: str = "") -> None:
+            notes.append(note)
+            if done >= at:
+                raise KeyboardInterrupt
+
+        yield show
+
+    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(75))
+    assert unsee(*command) == 130
+    assert part.is_file() and not file.exists()
+    stopped = [note for note in notes if note]
+    assert 0 < len(stopped) < 8 and all(re.fullmatch(r"loss \d\S*", note) for note in stopped)
+    notes.clear()
+    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(101))
+    capsys.readouterr()
+    assert unsee(*command) == 0
+    assert "Found it.safetensors.part" in capsys.readouterr().out
+    assert len([note for note in notes if note]) == 8 - len(stopped)
+    assert same(whole.tensors, Erasure.load(file).tensors)
+    assert not part.exists()
+
+
+def test_a_training_is_kept_until_its_erasure_is_saved(
+    pipe: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept"
+    settings = ESD(**FAST)
+    whole = settings.fit(parts_of(pipe), [BOMB], checkpoint=kept)
+    assert kept.is_file()
+    monkeypatch.setattr(ESD, "_loss", lambda *given: pytest.fail("it was trained to the end"))
+    assert same(whole.tensors, settings.fit(parts_of(pipe), [BOMB], checkpoint=kept).tensors)
+
+
+def test_the_loss_of_every_step_is_told(pipe: Any) -> None:
+    seen: list[float] = []
+    erasure = erase(pipe, BOMB, method="esd", watch=seen.append, check=False, **FAST)
+    assert len(seen) == FAST["iterations"]
+    assert erasure.record["loss"] == {"first": seen[0], "last": seen[-1]}
+
+
+def test_a_failed_training_writes_over_nothing(
+    unsee: Callable[..., int],
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    file, part = tmp_path / "it.safetensors", tmp_path / "it.safetensors.part"
+    file.write_bytes(b"before")
+    assert unsee(*erase_of(tiny_folder, "bomb", lr=1e30)) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert re.search(
+        r"not finite at step 2 of 4 .*lower lr.* is in it.safetensors.part", lines[-1]
+    )
+    assert file.read_bytes() == b"before" and part.is_file()
+    # It is of another run, and whether it is still wanted is for its owner to say.
+    state = part.read_bytes()
+    assert unsee(*erase_of(tiny_folder, "bomb")) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "it.safetensors.part is the checkpoint of another run, with other lr: remove it" in line
+    assert file.read_bytes() == b"before" and part.read_bytes() == state
+    # A method that does not train has nothing to do with it.
+    assert unsee("erase", str(tiny_folder), "bomb", "-o", "it.safetensors") == 0
+    assert part.read_bytes() == state
+
+
+def test_another_runs_checkpoint_is_refused_before_any_work(pipe: Any, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    ESD(**FAST).fit(parts_of(pipe), [BOMB], checkpoint=kept)
+    pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the denoiser was run"))
+    with pytest.raises(InputError, match="of another run, with other concepts, eta: remove it"):
+        ESD(**FAST, eta=2.0).fit(parts_of(pipe), [VAN_GOGH], checkpoint=kept)
+
+
+def test_a_method_that_does_not_train_refuses_a_checkpoint(pipe: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="uce does not train"):
+        erase(pipe, BOMB, method="uce", checkpoint=tmp_path / "kept")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "setting, message",
+    [
+        ("rank=0", "rank is 0; it must be at least 1"),
+        ("layers=nowhere", "No layer of the UNet2DConditionModel is selected by variant 'x'"),
+        ("variant=xx", "variant is 'xx'; it can be x, x-strict, u, all"),
+        ("lr=nan", "lr is nan"),
+    ],
+)
+def test_a_setting_that_cannot_be_is_one_line_and_nothing_written(
+    unsee: Callable[..., int],
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    message: str,
+) -> None:
+    assert unsee(*erase_of(tiny_folder, "bomb"), f"--set={setting}") == 2
+    err = capsys.readouterr().err
+    assert message in err and err.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+# Erasing from another prompt
+
+
+@pytest.mark.parametrize("sampling", ["batched", "reference"])
+@pytest.mark.parametrize("anchor", [None, "art"])
+def test_erasing_from_a_prompt_is_the_authors_loss(
+    pipe: Any, sampling: Any, anchor: str | None
+) -> None:
+    parts, wheel = parts_of(pipe), Concept("bomb", anchor=anchor)
+    settings = ESD(iterations=4, sampling_steps=4, sampling=sampling, eta=2.0, erase_from="cat")
+    plan = settings._plan(parts, [wheel], 0)
+    samples = settings._samples(parts, [wheel], 0, None, lambda done: None)
+    read, goes, comes = parts.encode(["cat", "bomb", anchor or "cat"]).split(1)
+    for n, (i, k) in enumerate(plan.points.tolist()):
+        t, x, _, empty = plainly(
+            pipe, torch.cat([parts.encode([""]), read]), plan.noise[i : i + 1], 4, 3.0
+        )[k]
+        with torch.no_grad():
+            e_c, e_a = (pipe.unet(x, t, encoder_hidden_states=s).sample for s in (goes, comes))
+        torch.testing.assert_close(samples.latents[n], x[0], rtol=0, atol=1e-3)
+        want = e_a - 2.0 * (e_c - empty)
+        torch.testing.assert_close(samples.targets[n], want[0], rtol=0, atol=1e-3)
+        assert torch.equal(samples.texts[samples.reads[n]], read[0])
+
+
+def test_a_concept_erased_from_itself_is_erased(pipe: Any) -> None:
+    concept = Concept("bomb", anchor="cat")
+    plain, named = (
+        ESD(**FAST, erase_from=prompt).fit(parts_of(pipe), [concept]) for prompt in (None, "bomb")
+    )
+    assert same(plain.tensors, named.tensors)
+
+
+def test_what_is_kept_is_not_erased_from(pipe: Any) -> None:
+    with pytest.raises(InputError, match="erase_from is 'hammer', which is to be kept"):
+        ESD(erase_from="hammer").fit(parts_of(pipe), [BOMB])
+
+
+# LECO's files
+
+LECO = """
+- target: "van gogh"
+  positive: "van gogh"
+  unconditional: ""
+  neutral: "art"
+  action: "erase"
+  guidance_scale: 1.5
+  resolution: 512
+  batch_size: 2
+- target: "monet"
+  guidance_scale: 1.5
+  batch_size: 2
+"""
+
+LECO_TOML = """
+guidance_scale = 1.5
+batch_size = 2
+[[prompts]]
+target = "van gogh"
+neutral = "art"
+[[prompts]]
+target = "monet"
+"""
+
+
+@pytest.mark.parametrize("name, text", [("it.yaml", LECO), ("it.toml", LECO_TOML)])
+def test_a_file_of_lecos_prompts_is_concepts_and_settings(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    if name.endswith("toml"):
+        pytest.importorskip("tomllib")
+    (tmp_path / name).write_text(text)
+    concepts, settings = leco(tmp_path / name, "style")
+    assert concepts == [
+        Concept("van gogh", "style", anchor="art"),
+        Concept("monet", "style", anchor=""),
+    ]
+    assert settings == {"eta": 1.5, "batch_size": 2, "erase_from": None}
+
+
+def test_lecos_loss_is_esds_whatever_its_neutral_prompt_is(tmp_path: Path) -> None:
+    entries = {
+        "{target: bomb, guidance_scale: 3}": ("bomb", "", 3.0, None),
+        "{target: bomb, neutral: bomb, guidance_scale: 3}": ("bomb", "", 2.0, None),
+        "{target: cat, positive: bomb, neutral: cat}": ("bomb", "cat", 1.0, "cat"),
+        "{target: '', positive: bomb}": ("bomb", "", 1.0, ""),
+    }
+    predictions = dict(zip(("", "bomb", "cat"), torch.randn(3, 9).double(), strict=True))
+    for text, (name, anchor, eta, taken_from) in entries.items():
+        (tmp_path / "it.yaml").write_text(f"[{text}]")
+        (concept,), settings = leco(tmp_path / "it.yaml")
+        assert (concept.name, concept.anchor) == (name, anchor)
+        assert settings == {"eta": eta, "batch_size": 1, "erase_from": taken_from}
+        entry = {"neutral": "", "guidance_scale": 1.0} | yaml.safe_load(text)
+        positive = entry.get("positive", entry["target"])
+        theirs = predictions[entry["neutral"]] - entry["guidance_scale"] * (
+            predictions[positive] - predictions[""]
+        )
+        ours = target(predictions[name], predictions[""], predictions[anchor], eta)
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_a_size_that_is_not_taken_is_said(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(
+        "[{target: bomb, resolution: 768, dynamic_resolution: true}]"
+    )
+    with pytest.warns(UserWarning, match="resolution, dynamic_resolution not taken, the model's"):
+        leco(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("[{target: a, action: enhance}]", "Prompt 1 of .* has action 'enhance': esd erases"),
+        ("[{target: a, unconditional: b}]", "unconditional can only be ''"),
+        ("[{target: a, weight: 2}]", "weight can only be 1.0"),
+        ("[{target: a}, {positive: b}]", "Prompt 2 of .*: target must be text, and is None"),
+        ("[{target: a, guidance_scale: high}]", "guidance_scale must be a number, and is 'high'"),
+        ("[{target: a, tagret: b}]", "has tagret, which LECO's prompts have not"),
+        ("[{target: a}, {target: b, batch_size: 2}]", "differ in batch_size"),
+        ("[{target: a, positive: b}, {target: b}]", "differ in erase_from, from their target"),
+        ("[{target: ''}]", "A concept needs a name"),
+        ("[]", "holds no prompt"),
+        ("targets: []", "must hold a list of LECO's prompts"),
+        ("[a", "is not YAML"),
+    ],
+)
+def test_what_esd_does_not_take_of_lecos_is_refused(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        leco(tmp_path / "it.yaml")
+
+
+def test_lecos_prompts_are_erased_from_the_command_line(
+    unsee: Callable[..., int],
+    tiny_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "prompts.yaml").write_text(LECO)
+    command = erase_of(tiny_folder, "--prompts", "prompts.yaml", "--kind", "style")
+    assert unsee(*command, "--set=batch_size=1", "--set=rank=4") == 0
+    record = Erasure.load(tmp_path / "it.safetensors").record
+    assert [c["name"] for c in record["concepts"]] == ["van gogh", "monet"]
+    settings = record["settings"]
+    assert (settings["eta"], settings["batch_size"], settings["rank"]) == (1.5, 1, 4)
+    capsys.readouterr()
+    for mistake, message in {
+        ("--prompts", "prompts.yaml"): "add --method esd",
+        ("--prompts", "prompts.yaml", "bomb"): "either CONCEPT or --prompts FILE",
+        (): "either CONCEPT or --prompts FILE",
+        ("--prompts", "none.yaml", "--method", "esd"): "none.yaml cannot be read",
+    }.items():
+        assert unsee("erase", str(tiny_folder), *mistake) == 2
+        err = capsys.readouterr().err
+        assert message in err and err.count("\n") == 1

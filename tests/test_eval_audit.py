@@ -119,13 +119,15 @@ def test_importing_eval_does_not_import_torch() -> None:
     assert said.stdout.split() == ["False", "False"]
 
 
-def test_a_concept_that_is_gone_alone_is_forgotten(base: Gallery, forgot: Gallery) -> None:
-    report = audit(base, forgot)
+def test_a_concept_that_is_gone_alone_is_forgotten(tmp_path: Path) -> None:
+    rows = prompts(keep=40)
+    base = gallery(tmp_path / "base", rows)
+    report = audit(base, gallery(tmp_path / "erased", rows, red="blue"))
     assert report.verdict.value == "forgotten" and report.exit_code == 0
     assert rate(report, "target").base == Rate(40, 40)
     assert rate(report, "target").erased == Rate(0, 40)
     assert rate(report, "target").paired.difference == -1.0
-    assert rate(report, "same kind").erased == rate(report, "other kind").erased == Rate(24, 24)
+    assert rate(report, "same kind").erased == rate(report, "other kind").erased == Rate(40, 40)
     assert report.holes == () and report.warnings == ()
 
 
@@ -181,7 +183,115 @@ def test_few_targets_are_said_to_be_few(tmp_path: Path) -> None:
     report = audit(base, gallery(tmp_path / "erased", rows, red="blue"))
     assert report.verdict.value == "forgotten"
     assert "0 of 8 is compatible with a rate up to 32 %" in report.warnings[0]
-    assert "At least 35" in report.warnings[0]
+    assert "35 target images, at 0 %, would exclude more than 10 %" in report.warnings[0]
+
+
+@pytest.mark.parametrize("most", [0.01, 0.1, 0.5])
+@pytest.mark.parametrize("share", [0.0, 0.004, 0.09, 0.1, 0.4])
+def test_enough_images_are_the_fewest_that_exclude_more(most: float, share: float) -> None:
+    n = Limits(max_target=most).enough(share)
+    if share >= most:
+        assert n is None
+        return
+    assert n is not None
+
+    def end(n: int) -> float:
+        z, p = 1.96, share
+        middle = p + z * z / (2 * n)
+        return (middle + z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))) / (1 + z * z / n)
+
+    assert end(n) <= most < end(n - 1)
+
+
+def test_a_few_hits_that_may_be_more_than_are_allowed_are_pointed_at(tmp_path: Path) -> None:
+    rows = prompts(keep=40)
+    base, erased = gallery(tmp_path / "base", rows), gallery(tmp_path / "erased", rows, red="blue")
+    for prompt in rows[:3]:
+        erased.put(prompt, picture("red", prompt.labels["style"]))
+    report = audit(base, erased)
+    assert report.verdict.value == "forgotten"
+    assert report.warnings == (
+        "“red” by test/colour: 3 of 40 is compatible with a rate up to 20 %. 554 target images, "
+        "at 7.5 %, would exclude more than 10 %.",
+    )
+    certain = audit(base, base)
+    assert certain.verdict.value == "not forgotten"
+    assert not any("compatible" in w for w in certain.warnings)
+
+
+def test_what_stays_on_too_few_pairs_is_said_to_be_uncertain(
+    base: Gallery, forgot: Gallery
+) -> None:
+    report = audit(base, forgot)
+    assert report.verdict.value == "forgotten"
+    assert report.warnings == tuple(
+        f"{what}: over 24 pairs the change is between −13.8 and +13.8 points, on both sides of "
+        "the 10 points that may be lost. A fall of less than 30.9 points would hardly have shown."
+        for what in ("Other objects by test/colour", "Styles by test/stripes")
+    )
+
+
+def test_damage_that_may_be_chance_is_said_to_be_uncertain(tmp_path: Path) -> None:
+    rows = prompts(keep=5)
+    base, erased = gallery(tmp_path / "base", rows), gallery(tmp_path / "erased", rows, red="blue")
+    lost = next(p for p in rows if p.labels["object"] == "green")
+    erased.put(lost, picture("blue", lost.labels["style"]))
+    report = audit(base, erased)
+    assert report.verdict.value == "damaged"
+    assert any(w.endswith("So few would have shown no fall at all.") for w in report.warnings)
+
+
+def test_unlearncanvas_names_are_beside_the_rates(base: Gallery, tmp_path: Path) -> None:
+    erased = gallery(tmp_path / "erased", prompts(), red="blue", green="blue")
+    erased.put(erased.prompts[0], picture("red"))
+    report = audit(base, erased)
+    named = {c.role: c.accuracy for c in report.outcomes[0].comparisons if c.accuracy}
+    assert named == {
+        "target": ("UA", Rate(0, 40), Rate(39, 40)),
+        "same kind": ("IRA", Rate(24, 24), Rate(12, 24)),
+        "other kind": ("CRA", Rate(24, 24), Rate(24, 24)),
+    }
+
+
+def test_an_unscored_image_is_in_no_accuracy(base: Gallery) -> None:
+    erased = audit(base, base, detectors=[Blind(), Stripes()])
+    assert rate(erased, "target").accuracy == ("UA", Rate(0, 0, 40), Rate(0, 0, 40))
+
+
+def test_p_values_are_adjusted_over_all_that_are_tested_together(
+    base: Gallery, tmp_path: Path
+) -> None:
+    erased = gallery(tmp_path / "erased", prompts(), red="blue", green="blue")
+    concepts = [replace(RED, keep=("green", "blue"))]
+    report = compare(base, erased, concepts, detectors=[Colours(), Stripes()], versions={})
+    kept = {c.of: c for c in report.outcomes[0].comparisons if c.role == "keep concept"}
+    assert kept["green"].paired.p_value == 2 / 2**12 and kept["blue"].paired.p_value == 1.0
+    assert kept["green"].p_holm == 2 * 2 / 2**12 and kept["blue"].p_holm == 1.0
+    alone = rate(report, "target")
+    assert alone.p_holm == alone.paired.p_value
+    # Two concepts that keep the same things do not test them twice
+    both = compare(
+        base, erased, [RED, Concept("green")], detectors=[Colours(), Stripes()], versions={}
+    )
+    styles = [c for o in both.outcomes for c in o.comparisons if c.role == "other kind"]
+    assert len(styles) == 2 and {c.p_holm for c in styles} == {styles[0].paired.p_value}
+    targets = [c for o in both.outcomes for c in o.comparisons if c.role == "target"]
+    assert [c.p_holm for c in targets] == [2 / 2**40 * 2, 2 / 2**12]
+
+
+def test_the_target_is_measured_by_what_a_row_tests_too(tmp_path: Path) -> None:
+    rows = tuple(
+        replace(p, tests="generalizability" if i < 10 else "accuracy", category="")
+        for i, p in enumerate(prompts(keep=0))
+    )
+    base, erased = gallery(tmp_path / "base", rows), gallery(tmp_path / "erased", rows, red="blue")
+    for prompt in rows[:4]:
+        erased.put(prompt, picture("red", prompt.labels["style"]))
+    found = [c for c in audit(base, erased).outcomes[0].comparisons if c.role == "target category"]
+    assert {c.of: c.erased for c in found} == {
+        "generalizability": Rate(4, 10),
+        "accuracy": Rate(0, 30),
+    }
 
 
 class Faulty(Colours):
@@ -217,6 +327,13 @@ class NoAnswer(Faulty):
 
     def see(self, image: Image.Image) -> Any:
         return None if image.tobytes() in self.bad else Colours.see(self, image)
+
+
+class Blind(Colours):
+    """Raises on every image."""
+
+    def see(self, image: Image.Image) -> Detection | Unscored:
+        raise RuntimeError("no eyes")
 
 
 @pytest.mark.parametrize("planted", [Faulty, NotANumber, Silent, NoAnswer])

@@ -1,7 +1,10 @@
 """The judge, CLIP score and the Fréchet distance, on real classes made tiny."""
 
 import json
+import math
+import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +12,14 @@ import numpy as np
 import open_clip
 import pytest
 import scipy.linalg
+import scipy.ndimage
 import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torchmetrics.image.kid import KernelInceptionDistance
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from unsee._errors import InputError
 from unsee.eval import Detection, Unscored, detect
@@ -22,11 +28,19 @@ from unsee.eval.detectors.judge import EMOJI, Judge, JudgeDetector
 from unsee.eval.metrics import (
     CLIP,
     ClipFeatures,
+    ClipKernelDistance,
     ClipScore,
     FrechetDistance,
     JudgeFeatures,
+    KernelDistance,
     Metric,
+    Rmse,
+    Ssim,
+    distances,
+    find_metric,
 )
+from unsee.eval.metrics.distances import gaussian, mmd_squared, polynomial
+from unsee.eval.score import mean_interval
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
 
@@ -93,11 +107,13 @@ def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def gallery(path: Path, count: int, seed: int = 0, texts: Sequence[str] = ()) -> Gallery:
+def gallery(
+    path: Path, count: int, seed: int = 0, texts: Sequence[str] = (), first: int = 0
+) -> Gallery:
     """Coloured noise, each image with its own tint."""
     rng = np.random.default_rng(seed)
     rows = [
-        Prompt(f"{i:02d}", texts[i % len(texts)] if texts else f"a thing numbered {i}", i)
+        Prompt(f"{first + i:02d}", texts[i % len(texts)] if texts else f"a thing numbered {i}", i)
         for i in range(count)
     ]
     made = Gallery.start(path, {}, rows)
@@ -197,10 +213,7 @@ def test_clip_score_is_the_cosine(clip_folder: Path, tmp_path: Path) -> None:
     values = 100 * cosines.clamp(min=0)
     score = ClipScore(clip_folder, batch_size=4)(made)
     assert score.value == pytest.approx(values.mean().item(), abs=1e-4)
-    half = 1.96 * values.std().item() / 3
-    assert score.interval == pytest.approx(
-        (values.mean().item() - half, values.mean().item() + half), abs=1e-3
-    )
+    assert score.interval == pytest.approx(mean_interval([[v] for v in values.tolist()]), abs=1e-3)
     assert (score.n, score.unscored, score.note) == (9, 0, "")
 
 
@@ -235,6 +248,87 @@ def test_what_open_clip_would_make_up_is_refused(tmp_path: Path) -> None:
         ClipScore(tmp_path)
 
 
+def as_open_clip(model: CLIPModel, folder: Path) -> None:
+    """Writes transformers' weights under open_clip's names; the mathematics are the same."""
+    theirs, ours = model.state_dict(), {}
+    for tower, there in (("visual.", "vision_model."), ("", "text_model.")):
+        for layer in range(2):
+            old, new = f"{there}encoder.layers.{layer}.", f"{tower}transformer.resblocks.{layer}."
+            names = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc"}
+            names |= {"mlp.fc2": "mlp.c_proj", "self_attn.out_proj": "attn.out_proj"}
+            for kind in ("weight", "bias"):
+                for name, ours_name in names.items():
+                    ours[f"{new}{ours_name}.{kind}"] = theirs[f"{old}{name}.{kind}"]
+                ours[f"{new}attn.in_proj_{kind}"] = torch.cat(
+                    [theirs[f"{old}self_attn.{part}_proj.{kind}"] for part in "qkv"]
+                )
+    for kind in ("weight", "bias"):
+        ours[f"visual.ln_pre.{kind}"] = theirs[f"vision_model.pre_layrnorm.{kind}"]
+        ours[f"visual.ln_post.{kind}"] = theirs[f"vision_model.post_layernorm.{kind}"]
+        ours[f"ln_final.{kind}"] = theirs[f"text_model.final_layer_norm.{kind}"]
+    seen, said = "vision_model.embeddings.", "text_model.embeddings."
+    ours["visual.conv1.weight"] = theirs[seen + "patch_embedding.weight"]
+    ours["visual.class_embedding"] = theirs[seen + "class_embedding"]
+    ours["visual.positional_embedding"] = theirs[seen + "position_embedding.weight"]
+    ours["visual.proj"] = theirs["visual_projection.weight"].T
+    ours["token_embedding.weight"] = theirs[said + "token_embedding.weight"]
+    ours["positional_embedding"] = theirs[said + "position_embedding.weight"]
+    ours["text_projection"] = theirs["text_projection.weight"].T
+    ours["logit_scale"] = theirs["logit_scale"]
+    config = {
+        "embed_dim": 8,
+        "quick_gelu": True,
+        "vision_cfg": {
+            "image_size": 32, "layers": 2, "width": 16, "head_width": 8, "patch_size": 16,
+        },
+        "text_cfg": {
+            "context_length": 12, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 2,
+        },
+    }  # fmt: skip
+    tensors = {k: v.contiguous().clone() for k, v in ours.items()}
+    save_file(tensors, folder / "open_clip_model.safetensors", {"format": "pt"})
+    preprocess = {"size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest"}
+    page = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(page))
+
+
+def test_clip_score_is_that_of_transformers_on_the_same_weights(tmp_path: Path) -> None:
+    shape = {
+        "hidden_size": 16, "intermediate_size": 64, "num_hidden_layers": 2,
+        "num_attention_heads": 2, "projection_dim": 8, "initializer_range": 0.5,
+    }  # fmt: skip
+    torch.manual_seed(3)
+    config = CLIPConfig(
+        text_config={**shape, "vocab_size": 49408, "max_position_embeddings": 12}
+        | {"bos_token_id": 49406, "eos_token_id": 49407, "pad_token_id": 0},
+        vision_config={**shape, "image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )
+    model = CLIPModel(config).eval()
+    with torch.no_grad():
+        # Fresh weights are too small to tell one text or image from another
+        for name, value in model.named_parameters():
+            if value.ndim > 1:
+                value.copy_(torch.randn(value.shape) * (1 if "embed" in name else 0.4))
+    folder = tmp_path / "clip"
+    folder.mkdir()
+    as_open_clip(model, folder)
+    texts = "cat bomb tree sky car house".split()
+    made = gallery(tmp_path / "g", 12, texts=texts)
+    for prompt in made:
+        # At the model's own size, so that nobody resizes
+        Image.open(made.image_path(prompt)).crop((0, 0, 32, 32)).save(made.image_path(prompt))
+    words = open_clip.get_tokenizer(f"local-dir:{folder}")([p.prompt for p in made])
+    see = CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32})
+    with torch.no_grad():
+        pixels = see(images(made), return_tensors="pt").pixel_values
+        found = model(input_ids=words, pixel_values=pixels)
+    cosines = torch.cosine_similarity(found.image_embeds, found.text_embeds)
+    assert cosines.std() > 0.05, "a test of a cosine needs different ones"
+    score = ClipScore(folder)(made)
+    assert score.value == pytest.approx(100 * cosines.clamp(min=0).mean().item(), abs=1e-4)
+
+
 class Colour:
     """Three features: the mean of each channel, and NaN for a black image."""
 
@@ -264,6 +358,84 @@ def test_the_frechet_distance_is_scipys(tmp_path: Path) -> None:
     assert (score.n, score.n_reference, score.note) == (30, 40, "")
 
 
+def mmd(x: np.ndarray, y: np.ndarray, kernel: Any, without: bool) -> float:
+    """The estimate as the papers write it: sums over i and j, one at a time."""
+    m, n = len(x), len(y)
+    own = sum(kernel(x[i], x[j]) for i in range(m) for j in range(m) if i != j) / (m * (m - 1))
+    own += sum(kernel(y[i], y[j]) for i in range(n) for j in range(n) if i != j) / (n * (n - 1))
+    cross = [kernel(x[i], y[j]) for i in range(m) for j in range(n) if not (without and i == j)]
+    return float(own - 2 * sum(cross) / len(cross))
+
+
+def cubic(a: np.ndarray, b: np.ndarray) -> float:
+    return (a @ b / len(a) + 1) ** 3
+
+
+def bell(a: np.ndarray, b: np.ndarray) -> float:
+    a, b = a / np.linalg.norm(a), b / np.linalg.norm(b)
+    return math.exp(-((a - b) @ (a - b)) / (2 * 10**2))
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize(
+    ("distance", "kernel", "scale"), [(KernelDistance, cubic, 1), (ClipKernelDistance, bell, 1000)]
+)
+def test_kernel_distances_are_their_papers_sums(
+    distance: Any, kernel: Any, scale: float, paired: bool, tmp_path: Path
+) -> None:
+    ours = gallery(tmp_path / "a", 17)
+    theirs = gallery(tmp_path / "b", 20, seed=1, first=0 if paired else 50)
+    score = distance(Colour(), batch_size=7)(ours, theirs)
+    x, y = (Colour()(images(g)).numpy() for g in (ours, theirs))
+    assert score.value == pytest.approx(scale * mmd(x, y, kernel, paired), rel=1e-8)
+    assert (score.n, score.n_reference, score.note) == (17, 20, "")
+
+
+@pytest.mark.filterwarnings("ignore:Metric `Kernel Inception Distance` will save")
+def test_kid_is_torchmetrics_over_one_subset_of_all(tmp_path: Path) -> None:
+    ours, theirs = gallery(tmp_path / "a", 18), gallery(tmp_path / "b", 18, seed=1, first=50)
+    module = nn.Identity()
+    module.num_features = 3  # type: ignore[assignment]
+    theirs_kid = KernelInceptionDistance(module, subsets=1, subset_size=18).set_dtype(
+        torch.float64
+    )
+    theirs_kid.update(Colour()(images(theirs)), real=True)
+    theirs_kid.update(Colour()(images(ours)), real=False)
+    found, _ = theirs_kid.compute()
+    assert KernelDistance(Colour())(ours, theirs).value == pytest.approx(float(found), rel=1e-5)
+
+
+@pytest.mark.parametrize("distance", [KernelDistance, ClipKernelDistance])
+def test_what_did_not_change_is_at_kernel_distance_0_exactly(
+    distance: Any, tmp_path: Path
+) -> None:
+    made = gallery(tmp_path / "a", 20)
+    assert distance(Colour())(made, made).value == 0
+    assert abs(distance(Colour())(made, gallery(tmp_path / "b", 20, seed=1)).value) > 0
+
+
+@pytest.mark.parametrize("kernel", [polynomial, gaussian])
+def test_mmd_of_pairs_that_depend_on_each_other_is_unbiased(kernel: Any) -> None:
+    draw = torch.Generator().manual_seed(0)
+    pairs = [(i, i) for i in range(8)]
+    found, naive = [], []
+    for _ in range(500):
+        shared, *rest = torch.randn(3, 8, 4, dtype=torch.float64, generator=draw)
+        x, y = (shared + 0.3 * other for other in rest)
+        found.append(mmd_squared(x, y, kernel, pairs))
+        naive.append(mmd_squared(x, y, kernel))
+    error = np.std(found) / math.sqrt(len(found))
+    assert abs(np.mean(found)) < 3 * error
+    assert np.mean(naive) < -10 * error
+
+
+def test_mmd_does_not_depend_on_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, y = torch.randn(2, 11, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    whole = mmd_squared(x, y, polynomial, [(2, 3)])
+    monkeypatch.setattr(distances, "BLOCK", 4)
+    assert mmd_squared(x, y, polynomial, [(2, 3)]) == pytest.approx(whole, rel=1e-12)
+
+
 @pytest.mark.parametrize("features", ["judge", "clip"])
 def test_a_gallery_is_at_distance_0_from_itself(
     features: str, judge_file: Path, clip_folder: Path, tmp_path: Path
@@ -277,29 +449,174 @@ def test_a_gallery_is_at_distance_0_from_itself(
     assert ("fewer images than features" in near.note) == (extract.dim >= 20)
 
 
-def test_too_few_images_have_no_distance(tmp_path: Path) -> None:
+DISTANCES = [FrechetDistance, KernelDistance, ClipKernelDistance]
+
+
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_too_few_images_have_no_distance(distance: Any, tmp_path: Path) -> None:
     few = gallery(tmp_path / "few", 15)
-    score = FrechetDistance(Colour())(few, few)
+    score = distance(Colour())(few, few)
     assert score.value is None and "15, and 16 are needed" in score.note
     assert (score.n, score.n_reference) == (15, 15)
+
+
+@pytest.mark.parametrize("metric", [*(d(Colour()) for d in DISTANCES), Rmse(), Ssim()])
+def test_a_distance_needs_a_reference(metric: Any, tmp_path: Path) -> None:
+    assert metric.needs_reference
     with pytest.raises(ValueError, match="needs a reference"):
-        FrechetDistance(Colour())(few)
+        metric(gallery(tmp_path / "few", 2))
 
 
-def test_features_that_are_not_finite_are_unscored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("distance", DISTANCES)
+def test_features_that_are_not_finite_are_unscored(distance: Any, tmp_path: Path) -> None:
     made, whole = gallery(tmp_path / "a", 20), gallery(tmp_path / "b", 20)
     made.put(made.prompts[3], Image.new("RGB", (40, 40)))
     made.image_path(made.prompts[4]).unlink()
-    score = FrechetDistance(Colour())(made, whole)
+    score = distance(Colour())(made, whole)
     assert score.value is not None and np.isfinite(score.value)
     assert (score.n, score.n_reference, score.unscored) == (18, 20, 2)
+
+
+class Huge(Colour):
+    """Finite features whose squares are not."""
+
+    def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+        return super().__call__(images) * 1e200
+
+
+@pytest.mark.parametrize("distance", [FrechetDistance, KernelDistance])
+def test_a_distance_that_is_not_finite_is_none(distance: Any, tmp_path: Path) -> None:
+    score = distance(Huge())(gallery(tmp_path / "a", 20), gallery(tmp_path / "b", 20, seed=1))
+    assert score.value is None and "the distance is" in score.note
+
+
+def test_rmse_is_the_arithmetic(tmp_path: Path) -> None:
+    texts = ["cat", "dog", "cat", "hat", "cat"]
+    base, erased = (gallery(tmp_path / f"{k}", 5, seed=k, texts=texts) for k in (0, 1))
+    score = Rmse()(erased, base)
+    values = [
+        float(np.sqrt(np.mean((np.asarray(a, np.float64) - np.asarray(b)) ** 2)) / 255)
+        for a, b in zip(images(erased), images(base), strict=True)
+    ]
+    assert score.value == pytest.approx(np.mean(values), rel=1e-6)
+    groups = [[values[0], values[2], values[4]], [values[1]], [values[3]]]
+    assert score.interval == pytest.approx(mean_interval(groups), rel=1e-6)
+    assert (score.n, score.n_reference, score.unscored, score.note) == (5, 5, 0, "")
+    assert Rmse()(erased, replace(base, prompts=base.prompts[::-1])) == score
+
+
+def test_ssim_is_its_papers(tmp_path: Path) -> None:
+    base, other = (gallery(tmp_path / f"{k}", 4, seed=k) for k in (0, 1))
+    for p in other:
+        blend = Image.blend(images(base)[other.prompts.index(p)], images(other)[0], 0.3)
+        other.put(p, blend)
+    values = []
+    for a, b in zip(images(base), images(other), strict=True):
+        x, y = (np.asarray(i, np.float64) / 255 for i in (a, b))
+
+        def blur(z: np.ndarray) -> np.ndarray:
+            return scipy.ndimage.gaussian_filter(z, 1.5, mode="mirror", axes=(0, 1), radius=5)
+
+        mx, my = blur(x), blur(y)
+        vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my
+        light = (2 * mx * my + 0.01**2) / (mx**2 + my**2 + 0.01**2)
+        values.append(float((light * (2 * cov + 0.03**2) / (vx + vy + 0.03**2)).mean()))
+    score = Ssim()(other, base)
+    assert 0.1 < np.mean(values) < 0.99
+    assert score.value == pytest.approx(np.mean(values), rel=1e-5)
+
+
+def test_an_image_is_at_distance_0_from_itself(tmp_path: Path) -> None:
+    made = gallery(tmp_path / "a", 66)
+    rmse, ssim = Rmse()(made, made), Ssim()(made, made)
+    assert rmse.value == 0 and rmse.interval == (0, 0) and rmse.n == 66
+    assert ssim.value == pytest.approx(1)
+
+
+@pytest.mark.parametrize("metric", [Rmse(), Ssim()])
+def test_what_has_no_partner_is_unscored(metric: Any, tmp_path: Path) -> None:
+    ours, theirs = gallery(tmp_path / "a", 6), gallery(tmp_path / "b", 8, seed=1, first=1)
+    whole = metric(ours, theirs)
+    assert (whole.n, whole.unscored) == (5, 1 + 3)
+    ours.image_path(ours.prompts[2]).write_bytes(b"no image")
+    theirs.image_path(ours.prompts[3]).unlink()
+    # One pixel would be broadcast over all others
+    theirs.put(ours.prompts[4], Image.new("RGB", (1, 1)))
+    less = metric(ours, theirs)
+    assert (less.n, less.n_reference, less.unscored) == (2, 2, 4 + 3)
+    nothing = metric(ours, gallery(tmp_path / "c", 3, first=50))
+    assert nothing.value is None and nothing.n == 0 and nothing.unscored == 9
+    assert "no image has a partner" in nothing.note
+
+
+def test_pairs_of_several_sizes_are_measured_each_at_its_own(tmp_path: Path) -> None:
+    one, other = gallery(tmp_path / "a", 3), gallery(tmp_path / "b", 3, seed=1)
+    for made, shade in ((one, 0), (other, 51)):
+        made.put(made.prompts[1], Image.new("RGB", (30, 20), (shade,) * 3))
+    score = Rmse()(one, other)
+    assert (score.n, score.unscored) == (3, 0)
+    single = [replace(g, prompts=g.prompts[1:2]) for g in (one, other)]
+    assert Rmse()(*single).value == pytest.approx(0.2)
+
+
+def test_a_clip_of_infinite_weights_scores_nothing(clip_folder: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "clip"
+    shutil.copytree(clip_folder, folder)
+    state = load_file(folder / "open_clip_model.safetensors")
+    state["text_projection"][:] = torch.nan
+    save_file(state, folder / "open_clip_model.safetensors", {"format": "pt"})
+    score = ClipScore(folder)(gallery(tmp_path / "g", 3))
+    assert (score.value, score.n, score.unscored) == (None, 0, 3)
+    assert score.note == "no image could be measured"
+
+
+@pytest.mark.parametrize(
+    ("spec", "name"),
+    [
+        ("clip:FOLDER", "clip/clip0"),
+        ("frechet:clip:FOLDER", "frechet/clip0"),
+        ("kid:clip:FOLDER", "kid/clip0"),
+        ("cmmd:clip:FOLDER", "cmmd/clip0"),
+        ("pixels/rmse", "pixels/rmse"),
+    ],
+)
+def test_a_metric_is_found_by_its_name_and_argument(
+    spec: str, name: str, clip_folder: Path
+) -> None:
+    metric = find_metric(spec.replace("FOLDER", str(clip_folder)))
+    assert isinstance(metric, Metric) and metric.name == name
+    json.dumps(metric.protocol, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pixels/rmze", "No metric is named 'pixels/rmze'. Did you mean 'pixels/rmse'"),
+        ("pixels/rmse:3", "'pixels/rmse' takes no argument: say pixels/rmse, not pixels/rmse:3"),
+        ("pixels/rmse:", "takes no argument"),
+        ("clip", "The metric 'clip' needs its argument: say clip:MODEL."),
+        ("clip:", "needs its argument: say clip:MODEL."),
+        ("fid:", "needs its argument: say fid:WEIGHTS."),
+        ("kid", "needs its argument: say kid:FEATURES."),
+        ("kid:judge", "No feature extractor is named 'judge'. Did you mean"),
+        ("kid:emoji-judge:x", "The feature extractor 'emoji-judge' takes no argument"),
+        ("cmmd:clip", "The feature extractor 'clip' needs its argument: say clip:MODEL."),
+        ("clip:ViT-B-32", "open_clip's ViT-B-32 needs pretrained weights"),
+        ("clip:ViT-B-32,nowhere", "open_clip cannot load ViT-B-32"),
+    ],
+)
+def test_a_metric_that_is_not_there_is_one_line(spec: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        find_metric(spec)
+    assert "\n" not in str(caught.value)
 
 
 def test_what_ships_keeps_its_protocol(judge_file: Path, clip_folder: Path) -> None:
     for detector in (JudgeDetector("object", judge_file), JudgeDetector("style", judge_file)):
         assert isinstance(detector, Detector)
         json.dumps(detector.protocol, allow_nan=False)
-    for metric in (ClipScore(clip_folder), FrechetDistance(ClipFeatures(clip_folder))):
+    features = ClipFeatures(clip_folder)
+    for metric in (ClipScore(clip_folder), *(distance(features) for distance in DISTANCES)):
         assert isinstance(metric, Metric)
         assert metric.protocol["weights_sha256"] and metric.protocol["resize"]
         json.dumps(metric.protocol, allow_nan=False)

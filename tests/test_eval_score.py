@@ -4,10 +4,11 @@ import itertools
 import json
 import math
 
+import numpy as np
 import pytest
-from scipy.stats import binomtest
+from scipy.stats import binomtest, multinomial, norm
 
-from unsee.eval.score import Paired, Rate, Score
+from unsee.eval.score import Paired, Rate, Score, holm, mean_interval
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 35, 1000])
@@ -91,6 +92,82 @@ def test_the_interval_of_a_difference_holds_it_and_turns_with_the_sides() -> Non
         assert -1 <= low <= (pair.difference or 0) + 1e-12 and (pair.difference or 0) <= high <= 1
         assert turned.interval() == pytest.approx((-high, -low))
         assert pair.difference == pytest.approx((pair.erased.value or 0) - (pair.base.value or 0))
+
+
+@pytest.mark.parametrize("n", [1, 36, 1000])
+def test_what_n_images_could_miss_ends_the_interval_of_0_hits(n: int) -> None:
+    assert Rate(0, n).could_miss == pytest.approx((Rate(0, n).interval() or (0, 0))[1])
+    assert Rate(n, n).could_miss == Rate(0, n).could_miss
+    assert Rate(0, 0, 5).could_miss is None
+
+
+@pytest.mark.parametrize(("n", "gained"), [(8, 0), (12, 0), (15, 1), (20, 3)])
+def test_the_smallest_loss_is_the_least_that_is_seen_8_times_in_10(n: int, gained: int) -> None:
+    # Every table of n pairs written out, its chance and its own McNemar
+    def power(loss: float) -> float:
+        gain = gained / n
+        cells = [loss + gain, gain, 1 - loss - 2 * gain]
+        return sum(
+            multinomial.pmf([lost, found, n - lost - found], n, cells)
+            for lost in range(n + 1)
+            for found in range(n + 1 - lost)
+            if lost > found and binomtest(found, lost + found).pvalue <= 0.05
+        )
+
+    loss = Paired(n - gained, 0, gained, 0).smallest_loss
+    assert loss is not None
+    assert power(loss) >= 0.8 > power(loss - 2e-4)
+
+
+def test_five_pairs_show_no_loss_and_more_pairs_a_smaller_one() -> None:
+    assert [Paired(n, 0, 0, 0).smallest_loss for n in (0, 1, 5)] == [None, None, None]
+    losses = [Paired(n, 0, 0, 0).smallest_loss or 0 for n in (6, 12, 100, 3000)]
+    assert losses == sorted(losses, reverse=True) and 0 < losses[-1] < 0.003
+    churned = Paired(90, 5, 5, 0).smallest_loss or 0
+    assert churned > losses[2]
+    assert Paired(0, 0, 6, 0).smallest_loss is None
+
+
+def test_holm_believes_what_his_steps_would() -> None:
+    found = [0.04, 0.001, 0.5, 0.013, 0.015, 0.0201, 1.0]
+    adjusted = holm(found)
+    for alpha in (0.005, 0.05, 0.077, 0.1, 0.2, 0.9):
+        believed = set()
+        for step, p in enumerate(sorted(found)):
+            if p > alpha / (len(found) - step):
+                break
+            believed.add(p)
+        assert {p for p, a in zip(found, adjusted, strict=True) if a <= alpha} == believed
+    assert holm([0.03]) == [0.03] and holm([]) == []
+
+
+def test_images_of_one_prompt_tell_no_more_than_one_of_them() -> None:
+    values = [3.0, 1.0, 4.0, 1.5, 9.0, 2.0, 6.0]
+    once = mean_interval([[x] for x in values])
+    assert once == pytest.approx(mean_interval([[x] * 50 for x in values]))
+    by_image = mean_interval([[x] for x in values for _ in range(50)]) or (0, 0)
+    assert once and by_image[1] - by_image[0] < (once[1] - once[0]) / 5
+
+
+def test_the_interval_of_a_mean_is_the_bootstrap_over_prompts_written_out() -> None:
+    rng = np.random.default_rng(3)
+    groups = [rng.gamma(2, 3, size).tolist() for size in rng.integers(1, 6, 12)]
+    means = []
+    for _ in range(20_000):
+        drawn = [groups[i] for i in rng.integers(0, 12, 12)]
+        means.append(sum(map(sum, drawn)) / sum(map(len, drawn)))
+    # Hesterberg's table of percentiles for n = 12, by Student's t of 11 degrees
+    out = norm.cdf(-math.sqrt(12 / 11) * 2.200985160)
+    wanted = np.quantile(means, [out, 1 - out])
+    found = mean_interval(groups)
+    assert found == pytest.approx(wanted.tolist(), abs=0.15)
+    assert found == mean_interval(groups) != mean_interval(groups, seed=1)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    assert mean_interval([]) is None
+    assert mean_interval([[1.0, 2.0, 3.0], []]) is None
+    assert mean_interval([[2.0], [2.0, 2.0]]) == (2.0, 2.0)
 
 
 def test_everything_comes_back_from_json() -> None:

@@ -4,6 +4,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import pytest
 import torch
 from torch import Tensor
@@ -14,10 +15,16 @@ from unsee.erasers.sld import SLD, _Guide
 from unsee.erasers.uce import UCE
 from unsee.flow import erase, make_eraser
 from unsee.pipelines import Erasure, load_pipeline, parts_of
+from unsee.pipelines.guidance import GUIDES
 from unsee.prompts import Concept
 
 CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"))
 PROMPTS = ["a painting by van gogh", "a photo of a dog"]
+
+every = pytest.mark.parametrize("method", list(GUIDES))
+
+# Few steps of a random model: none would be asked for.
+SURE: dict[str, dict[str, Any]] = {"safree": {"validate": False}}
 
 
 def images(pipe: Any, steps: int = 4, **call: Any) -> Tensor:
@@ -102,21 +109,59 @@ def test_negative_is_the_pipelines_own_negative_prompt(pipe: Any) -> None:
     assert (found - plain).abs().max() > 0.05
 
 
-@pytest.mark.parametrize("method", ["sld", "negative"])
+@every
 def test_off_again_the_image_is_the_base_models_bit_for_bit(pipe: Any, method: str) -> None:
-    plain = images(pipe)
-    erasure = erase(pipe, CONCEPT, method=method)
+    plain, kept = images(pipe), dict(vars(pipe))
+    erasure = erase(pipe, CONCEPT, method=method, **SURE.get(method, {}))
     with pytest.raises(ZeroDivisionError), erasure.applied(pipe):
-        images(pipe)
+        assert not torch.equal(images(pipe), plain)
         1 / 0  # noqa: B018
     assert torch.equal(images(pipe), plain)
     assert not pipe.unet._forward_hooks and not pipe.unet._forward_pre_hooks
+    assert vars(pipe).keys() == kept.keys()
 
 
-def test_a_trajectory_begins_anew_with_each_image(pipe: Any) -> None:
+@every
+@pytest.mark.parametrize("guide_first", [True, False])
+def test_off_again_in_any_order_the_image_is_what_is_left_bit_for_bit(
+    pipe: Any, method: str, guide_first: bool
+) -> None:
+    guide = erase(pipe, CONCEPT, method=method, **SURE.get(method, {}))
+    weights = erase(pipe, "monet", check=False)
+    plain = images(pipe)
+    stacked = (guide, weights) if guide_first else (weights, guide)
+    alone = []
+    for erasure in stacked:
+        with erasure.applied(pipe):
+            alone.append(images(pipe))
+    removes = [erasure.add_to(pipe) for erasure in stacked]
+    both = images(pipe)
+    removes[0]()
+    assert torch.equal(images(pipe), alone[1])
+    removes[1]()
+    assert torch.equal(images(pipe), plain)
+    assert not any(torch.equal(both, other) for other in (*alone, plain))
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "HeunDiscreteScheduler"])
+def test_a_trajectory_begins_anew_with_each_call(pipe: Any, scheduler: str, steps: int) -> None:
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
     with SLD(warmup=0).fit(parts_of(pipe), [CONCEPT]).applied(pipe):
-        first = images(pipe)
-        assert torch.equal(images(pipe), first)
+        first = images(pipe, steps)
+        assert torch.equal(images(pipe, steps), first)
+
+
+@every
+def test_the_text_is_put_together_once_a_trajectory(pipe: Any, method: str) -> None:
+    read: list[Tensor] = []
+    with erase(pipe, CONCEPT, method=method, **SURE.get(method, {})).applied(pipe):
+        with pipe.unet.register_forward_pre_hook(
+            lambda module, args, kwargs: read.append(kwargs["encoder_hidden_states"]),
+            with_kwargs=True,
+        ):
+            images(pipe)
+    assert len(read) == 4 and all(text is read[0] for text in read)
 
 
 def test_guides_stack_with_each_other_and_with_weights(pipe: Any) -> None:
@@ -147,13 +192,22 @@ def test_a_guide_is_saved_and_loaded_like_any_other_file(
     )
 
 
-@pytest.mark.parametrize("method", ["sld", "negative"])
+@every
 def test_without_classifier_free_guidance_it_says_what_to_set(pipe: Any, method: str) -> None:
     with (
-        erase(pipe, CONCEPT, method=method).applied(pipe),
+        erase(pipe, CONCEPT, method=method, **SURE.get(method, {})).applied(pipe),
         pytest.raises(InputError, match=f"{method} steers .* set guidance_scale above 1"),
     ):
         images(pipe, guidance_scale=1.0)
+
+
+@every
+def test_a_denoiser_called_from_elsewhere_is_told_of_the_guide(pipe: Any, method: str) -> None:
+    with erase(pipe, CONCEPT, method=method, **SURE.get(method, {})).applied(pipe):
+        latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""])
+        images(pipe)
+        with pytest.raises(InputError, match=f"{method} steers .* in a call of the pipeline"):
+            pipe.unet(latents, 1, encoder_hidden_states=text)
 
 
 def test_the_first_step_guided_is_a_share_of_the_steps(pipe: Any) -> None:

@@ -1,5 +1,6 @@
 """Concepts and suites: what they take, and what they say to what they do not."""
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,13 @@ def test_a_concept_is_its_own_phrase() -> None:
         ({"name": "x", "kind": "thing"}, "kind 'thing'; wanted one of object, style"),
         ({"name": "x", "phrases": ("",)}, "empty phrase"),
         ({"name": "x", "phrases": "abc"}, "list of phrases"),
+        ({"name": "x", "keep": None}, "keep must be a list of phrases"),
+        ({"name": 7}, "needs a name"),
+        ({"name": "x", "anchor": 7}, "the anchor must be a text"),
         ({"name": "x", "anchor": "X "}, "its own anchor"),
+        ({"name": "x y", "phrases": ("a", "b  c"), "anchor": " B c"}, "its own anchor"),
         ({"name": "x", "keep": ("y", " x")}, "own keep list"),
+        ({"name": "x", "phrases": ("a  B",), "keep": ("A b",)}, "own keep list"),
         ({"name": "x", "templates": ("a",)}, "one '{}'"),
     ],
 )
@@ -67,24 +73,33 @@ def test_a_suite_is_read_from_yaml(tmp_path: Path) -> None:
             Prompt("00000", "a cat", 0),
             Prompt("00001", "a dog", 3, {"object": "dog"}, guidance=2),
         ),
+        {"file": "it.yaml", "sha256": hashlib.sha256(path.read_bytes()).hexdigest()},
     )
 
 
 @pytest.mark.parametrize(
     "text, match",
     [
-        ("prompts: []", "has no prompts: nothing would be measured"),
-        ("name: x", "must list its prompts"),
-        ("prompts: [a, {prompt: 3}]", "prompt 1: wanted a text"),
-        ("prompts: [{prompt: a, sed: 1}]", "prompt 0: 'sed' is not known"),
-        ("prompts: [{prompt: a, seed: x}]", "seed cannot be 'x'"),
-        ("prompts: [{prompt: a, id: ../b}]", "cannot be a file's name"),
-        ("prompts: [{prompt: a, id: b}, {prompt: a, id: b}]", "the id 'b' 2 times"),
+        ("prompts: []", "wanted a list of prompts under 'prompts', found "),
+        ("name: x", "wanted a list of prompts"),
+        ("prompts: [a, {prompt: 3}]", "it.yaml: prompt 1: prompt must be a text"),
+        ("prompts: [{prompt: a, sed: 1}]", "'sed'. Did you mean 'seed'"),
+        ("prompts: [{prompt: a, seed: x}]", "seed must be a whole number .* and is 'x'"),
+        ("prompts: [{prompt: a, id: ../b}]", "a file's name"),
+        ("prompts: [{prompt: a, id: b}, {prompt: a, id: b}]", "id 'b' is that of prompt 0"),
+        ("prompts: [{seed: x}, {}]", "it.yaml: .* 2 more: unsee suites check .*it.yaml"),
     ],
 )
 def test_a_suite_that_is_not_right_is_refused(tmp_path: Path, text: str, match: str) -> None:
     with pytest.raises(InputError, match=match):
         Suite.load(write(tmp_path / "it.yaml", text))
+
+
+def test_a_suite_of_nothing_and_one_of_one_id_twice_are_refused() -> None:
+    with pytest.raises(InputError, match="has no prompts: nothing would be measured"):
+        Suite("s", ())
+    with pytest.raises(InputError, match="has the id 'a' 2 times"):
+        Suite("s", (Prompt("a", "a cat", 0), Prompt("a", "a dog", 0)))
 
 
 def test_every_prompt_and_setting_is_in_a_suites_hash() -> None:
@@ -96,9 +111,10 @@ def test_every_prompt_and_setting_is_in_a_suites_hash() -> None:
             Suite("s", (Prompt("a", "a cat", 1),)),
             Suite("s", (Prompt("a", "a dog", 0),)),
             Suite("s", (Prompt("a", "a cat", 0, guidance=2.0),)),
+            Suite("s", (Prompt("a", "a cat", 0, tests="accuracy"),)),
         )
     }
-    assert len(hashes) == 4 and Suite("other", one.prompts).sha256 == one.sha256
+    assert len(hashes) == 5 and Suite("other", one.prompts).sha256 == one.sha256
 
 
 def test_a_registry_names_the_nearest_and_all() -> None:

@@ -23,9 +23,9 @@ def edited(weight: Tensor, goes: Tensor, becomes: Tensor, stays: Tensor) -> Tens
     return left @ torch.linalg.inv(right)
 
 
-@pytest.mark.parametrize("epochs", [0, 1, 3])
-def test_it_is_the_loop_over_the_layers(pipe: Any, epochs: int) -> None:
-    settings = RECE(epochs=epochs, residual=1e-9)
+@pytest.mark.parametrize(("epochs", "hold"), [(0, False), (1, False), (3, False), (3, True)])
+def test_it_is_the_loop_over_the_layers(pipe: Any, epochs: int, hold: bool) -> None:
+    settings = RECE(epochs=epochs, hold=hold, residual=1e-9)
     parts = parts_of(pipe)
     rows = settings.first().rows(parts, CONCEPTS)
     whole, becomes = settings.first().whole(parts, CONCEPTS)
@@ -36,7 +36,10 @@ def test_it_is_the_loop_over_the_layers(pipe: Any, epochs: int) -> None:
         left = sum((w.T @ w for w in new.values()), 0.1 * eye)
         right = sum(new[name].T @ old[name] for name in old)
         found = (torch.linalg.inv(left) @ right @ whole.T).T
-        new = {name: edited(w, found, becomes, rows.kept) for name, w in new.items()}
+        goes, comes = (found, becomes)
+        if hold:
+            goes, comes = torch.cat([rows.sources, found]), torch.cat([rows.targets, becomes])
+        new = {name: edited(w, goes, comes, rows.kept) for name, w in new.items()}
     m, erasure = settings.matrix(parts, CONCEPTS), settings.fit(parts, CONCEPTS)
     for name, w in old.items():
         torch.testing.assert_close(w @ m, new[name], rtol=0, atol=1e-9)

@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.eval import Detection, Limits, Report, Score, Unscored, compare, render, summary
+from unsee.eval import Detection, Limits, Report, Score, Unscored, compare, render, summary, words
 from unsee.eval.report import PAIRS, write
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
@@ -145,10 +146,50 @@ def test_the_summary_has_the_chief_figures_in_words() -> None:
         "n": "4",
         "better": "lower",
     }
+    assert rows["UA / IRA / CRA"] == {
+        "measure": "UA / IRA / CRA",
+        "base": "0 % / 100 % / 100 %",
+        "erased": "75 % / 83.3 % / 100 %",
+        "interval": "–",
+        "n": "4 / 6 / 7",
+        "better": "higher",
+    }
     assert rows["test/lightness on kept rows"]["better"] == "higher"
     assert rows["test/lightness on “red”"]["better"] == "lower"
     assert rows["test/apart on kept rows"]["base"] == "–"
     assert len({tuple(row) for row in rows.values()}) == 1
+
+
+def test_the_page_says_what_would_have_shown_and_what_it_cost(html: str) -> None:
+    assert ">falls show from 96.4<" in html and html.count("too few to show a fall") == 1
+    assert "<small>1 − UA</small>" in html
+    assert all(f"<small>{name}</small>" in html for name in ("IRA", "CRA"))
+    # The golden galleries' record has no costs
+    assert "<h2>Cost</h2>" not in html and "<dt>Peak memory</dt>" not in html
+    report, base, erased = golden()
+    erasure = {"name": "red", "method": "uce", "seconds": 1.84, "bytes": 663_000}
+    report = replace(
+        report,
+        erased={
+            "erasures": [
+                erasure | {"peak_memory": 2_130_000_000},
+                {"name": "b", "method": "sld", "bytes": 2210},
+            ]
+        },
+        peak_bytes={"process": 512_000_000},
+        suite={**report.suite, "source": {"file": "red.csv"}},
+    )
+    text = re.sub(r"<[^>]+>", " ", render(report, base, erased))
+    assert re.search(r"red\s+uce\s+1.8 s\s+2.1 GB\s+0.66 MB", text)
+    assert re.search(r"b\s+sld\s+–\s+–\s+2.2 kB", text)
+    assert "process 512 MB" in text and "; file red.csv" in text
+
+
+def test_several_rates_show_holms_p_beside_their_own() -> None:
+    assert words.p_value(0.03, 0.2) == "p = 0.03, Holm 0.2"
+    assert words.p_value(0.0004, 0.0008) == "p < 0.001, Holm < 0.001"
+    assert words.p_value(0.03, 0.03) == words.p_value(0.03) == "p = 0.03"
+    assert words.p_value(None, None) == "–"
 
 
 class Page(HTMLParser):

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from unsee._errors import InputError
-from unsee.erasers.uce import UCE, multiplier, thin
+from unsee.erasers.uce import UCE, Rows, gather, multiplier, thin
 from unsee.pipelines import Erasure, parts_of
 from unsee.prompts import Concept
 
@@ -163,6 +163,69 @@ def test_the_file_holds_the_dense_edit_of_every_layer(pipe: object, preset: str)
         a = erasure.tensors[f"unet.{name}.lora_A.weight"].double()
         b = erasure.tensors[f"unet.{name}.lora_B.weight"].double()
         torch.testing.assert_close(layer.weight.detach().double() + b @ a, want, rtol=0, atol=2e-5)
+
+
+def products(pipe: object, settings: UCE, concepts: list[Concept]) -> dict[str, Tensor]:
+    tensors = settings.fit(parts_of(pipe), concepts).tensors
+    names = {name.rpartition(".lora_")[0] for name in tensors}
+    return {n: tensors[f"{n}.lora_B.weight"] @ tensors[f"{n}.lora_A.weight"] for n in names}
+
+
+@pytest.mark.parametrize("preset", UCE.presets)
+def test_the_order_of_concepts_does_not_matter(pipe: object, preset: str) -> None:
+    settings = UCE(**UCE.presets[preset])
+    concepts = [
+        Concept("van gogh", "style", keep=("monet", "dog")),
+        Concept("bomb", keep=("hammer", "cat")),
+        Concept("knife", anchor="cat"),
+    ]
+    one, two = (products(pipe, settings, order) for order in (concepts, concepts[::-1]))
+    for name in one:
+        torch.testing.assert_close(two[name], one[name], rtol=0, atol=1e-4)
+
+
+def test_what_its_anchor_encodes_to_already_is_let_be(pipe: object) -> None:
+    # One letter to the tokenizer, two texts to us
+    same = Concept("caf\u00e9", anchor="cafe\u0301", keep=("dog",))
+    assert max(product.abs().max() for product in products(pipe, UCE(), [same]).values()) < 1e-9
+
+
+def test_a_style_that_is_its_own_default_anchor_is_refused(pipe: object) -> None:
+    with pytest.raises(InputError, match="'Art' is its own anchor"):
+        UCE().fit(parts_of(pipe), [Concept("Art", "style")])
+
+
+def test_moderation_makes_a_style_nothing(pipe: object) -> None:
+    _, becomes, _ = rows(pipe, "moderate", Concept("van gogh", "style"))
+    torch.testing.assert_close(becomes, parts_of(pipe).encode([""]).double()[0, :1])
+
+
+def test_a_concept_without_templates_is_expanded_as_far_as_there_is_room(pipe: object) -> None:
+    goes, becomes, stays = rows(pipe, "2025-expanded", Concept("bomb", keep=("cat",)))
+    texts = ["bomb", "photo of bomb", "painting of bomb"]
+    encoded = parts_of(pipe).encode(texts).double()
+    for i, text in enumerate(texts):
+        last = encoded[i, parts_of(pipe).count_tokens(text)]
+        assert (goes - last).abs().sum(1).min() < 1e-5
+    assert len(goes) == len(becomes) == len(stays) == 6
+    long = Concept("bomb bomb bomb bomb bomb bomb")
+    assert 1 < len(rows(pipe, "2025-expanded", long)[0]) < 6
+
+
+def test_however_many_rows_there_are_the_edit_is_the_same() -> None:
+    weight, sources, targets, _ = problem(300, 500)
+    goals = targets + sources[:300]
+    few = gather(torch.cat([sources[:300], goals], 1).split(7)).chunk(2, 1)
+    kept = gather(sources[300:].split(7))
+    assert len(few[0]) < 300 and len(kept) <= 4 * 24
+    one, two = (
+        weight @ left @ right
+        for left, right in (
+            Rows(sources[:300], goals, sources[300:]).solve(1.0, 0.05, 0.5),
+            Rows(few[0], few[1], kept).solve(1.0, 0.05, 0.5),
+        )
+    )
+    torch.testing.assert_close(two, one, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize(

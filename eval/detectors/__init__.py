@@ -1,23 +1,54 @@
 """Detectors: what looks at an image and says what it sees, by a named protocol.
 
-A detector is a callable object of the shape of ``Detector``; the registry holds what makes one
-when called without arguments.
+A detector is a callable object of the shape of ``Detector``. The registry holds what makes one,
+from nothing or from a model's name and settings; ``find_detector`` reads both from one text.
 """
 
 import hashlib
+import inspect
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from pathlib import Path
+from types import UnionType
+from typing import TYPE_CHECKING, Any, Protocol, get_args, get_origin, runtime_checkable
 
-from ..._registry import Registry
+from ..._errors import InputError
+from ..._registry import Registry, make, unknown
+from ...prompts import Prompt
+from ...prompts.concept import read_mapping
 from ..images import Unscored
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["DETECTORS", "Detection", "Detector", "Unscored", "checked", "fingerprint"]
+__all__ = [
+    "DETECTORS",
+    "Box",
+    "Detection",
+    "Detector",
+    "Unscored",
+    "checked",
+    "find_detector",
+    "fingerprint",
+    "likeliest",
+]
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where one thing was seen.
+
+    Attributes:
+        label: What it is.
+        score: In [0, 1].
+        xywh: Left, top, width and height in the image's pixels.
+    """
+
+    label: str
+    score: float
+    xywh: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -27,10 +58,12 @@ class Detection:
     Attributes:
         labels: What is seen at the protocol's threshold.
         scores: A number for each label that the detector knows, before any threshold.
+        boxes: Every box, before the protocol's threshold; none where a detector has no boxes.
     """
 
     labels: tuple[str, ...]
     scores: Mapping[str, float]
+    boxes: tuple[Box, ...] = ()
 
 
 @runtime_checkable
@@ -56,14 +89,68 @@ class Detector(Protocol):
         ...
 
 
-DETECTORS: Registry[Callable[[], Detector]] = Registry(
+DETECTORS: Registry[Callable[..., Detector]] = Registry(
     "detector",
     "unsee.detectors",
     {
+        "clip": f"{__name__}.zero_shot:ZeroShot",
         "emoji/object": f"{__name__}.judge:emoji_object",
         "emoji/style": f"{__name__}.judge:emoji_style",
+        "hf": f"{__name__}.classifier:Classifier",
+        "nudenet/esd": f"{__name__}.nudity:esd",
+        "nudenet/mace": f"{__name__}.nudity:mace",
+        "nudenet/rece": f"{__name__}.nudity:rece",
+        "nudenet/six": f"{__name__}.nudity:six",
+        "nudenet/six-p4d": f"{__name__}.nudity:six_p4d",
+        "nudenet/uda": f"{__name__}.nudity:uda",
+        "q16": f"{__name__}.q16:Q16",
+        "safety-checker": f"{__name__}.safety:SafetyChecker",
     },
 )
+
+
+def find_detector(spec: str | Detector, prompts: Sequence[Prompt] = ()) -> Detector:
+    """The detector that a user means.
+
+        emoji/object                        a name in ``DETECTORS``
+        hf:microsoft/resnet-50?top=5        its argument after a colon, its settings after a
+        clip:ViT-B-32,openai?kind=style     question mark; a list's parts have commas between them
+        artists.yaml                        ``detector``, one of the above, and ``settings``
+
+    Args:
+        spec: As above; a detector is given back as it is.
+        prompts: What it will be asked about: where the detector must be told the labels to choose
+            from and was not, they are those that the prompts have of its kind.
+
+    Raises:
+        InputError: There is no such detector or setting, or the file is something else. The
+            detector's own errors pass through.
+    """
+    if not isinstance(spec, str):
+        return spec
+    given: Mapping[str, Any] = {}
+    if Path(spec).suffix in (".yaml", ".yml"):
+        page = read_mapping(Path(spec), {"detector", "settings"})
+        named, given = page.get("detector"), page.get("settings") or {}
+        if not isinstance(named, str) or not isinstance(given, Mapping):
+            raise InputError(f"{spec} must name its 'detector', with a mapping of 'settings'.")
+        spec = named
+    head, _, query = spec.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    given = {**given, **{key: value for key, _, value in pairs}}
+    name = head.partition(":")[0]
+    parameters = inspect.signature(DETECTORS[name], eval_str=True).parameters
+    known = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    settings = {}
+    for key, value in given.items():
+        if key not in known:
+            raise unknown(f"setting of {name}", str(key), known)
+        settings[key] = _setting(f"{name}'s {key}", value, known[key].annotation)
+    if prompts and "labels" not in settings and {"labels", "kind"} <= known.keys():
+        kind = settings.get("kind", known["kind"].default)
+        there = (p.labels.get(kind, "") for p in prompts)
+        settings["labels"] = tuple(dict.fromkeys(filter(None, there)))
+    return make(DETECTORS, head, **settings)
 
 
 def checked(answer: object) -> Detection | Unscored:
@@ -76,14 +163,58 @@ def checked(answer: object) -> Detection | Unscored:
         return Unscored(f"its labels are the text {answer.labels!r}, not a tuple")
     try:
         scores = {str(label): float(score) for label, score in answer.scores.items()}
-    except (TypeError, ValueError) as error:
-        return Unscored(f"a score is no number: {error}")
+        boxes = tuple(
+            Box(str(b.label), float(b.score), tuple(float(x) for x in b.xywh))
+            for b in answer.boxes
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        return Unscored(f"a score or a box is not of numbers: {error}")
     for label, score in scores.items():
         if not math.isfinite(score):
             return Unscored(f"the score of {label!r} is {score}")
-    return Detection(tuple(str(label) for label in answer.labels), scores)
+    for box in boxes:
+        if len(box.xywh) != 4 or not all(map(math.isfinite, (box.score, *box.xywh))):
+            return Unscored(f"a box of {box.label!r} is {box.xywh}, with the score {box.score}")
+    return Detection(tuple(str(label) for label in answer.labels), scores, boxes)
+
+
+def likeliest(
+    labels: Sequence[str], shares: Sequence[Sequence[float]], top: int
+) -> list[Detection | Unscored]:
+    """The ``top`` labels of the highest shares in each row, of shape (n, labels).
+
+    A row with a number that is not finite has no highest one, and is unscored.
+    """
+    found = []
+    for row in shares:
+        scores = dict(zip(labels, row, strict=True))
+        order = sorted(labels, key=lambda label: -scores[label])
+        found.append(checked(Detection(tuple(order[:top]), scores)))
+    return found
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:
     """The first 16 hex digits of the SHA-256 of a protocol, written as sorted JSON."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _setting(what: str, value: Any, hint: Any) -> Any:
+    """A setting as its annotation wants it, from a text or from YAML."""
+    kind = next(k for k in get_args(hint) if k is not type(None)) if (
+        isinstance(hint, UnionType)
+    ) else hint  # fmt: skip
+    kind = get_origin(kind) or kind
+    try:
+        if kind is tuple:
+            parts = value.split(",") if isinstance(value, str) else value
+            if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
+                return tuple(part.strip() for part in parts)
+        elif kind in (int, float):
+            if isinstance(value, (str, int, kind)) and not isinstance(value, bool):
+                return kind(value)
+        elif isinstance(value, kind):
+            return value
+    except (TypeError, ValueError):
+        pass
+    wanted = {tuple: "a list of texts", int: "a whole number", float: "a number", str: "a text"}
+    raise InputError(f"{what} must be {wanted.get(kind, 'a mapping, in a YAML file')}: {value!r}.")

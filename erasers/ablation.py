@@ -1,0 +1,386 @@
+"""Concept ablation: under the concept's prompts the model learns what it does under the anchor's.
+
+Kumari et al., "Ablating Concepts in Text-to-Image Diffusion Models", ICCV 2023
+(https://arxiv.org/abs/2303.13516). The frozen model ε* draws images x under prompts c of the
+anchor. With x_t such an image under the noise ε at a timestep t, and c* its prompt with the
+concept in the anchor's place, the student ε_θ learns
+
+    ‖ε_θ(x_t, c*) − ε*(x_t, c)‖²       model-based
+    ‖ε_θ(x_t, c*) − ε‖²                noise-based: the anchor's image is the concept's from now on
+
+and as the paper's regulariser the anchor's own diffusion loss, ‖ε_θ(x_t, c) − ε‖².
+
+A term of our own does for prompts k that are kept what the first does for the concept: on images
+drawn under k it holds the student to the teacher, ‖ε_θ(x_t, k) − ε*(x_t, k)‖².
+
+Everything but ε_θ comes from the frozen model, so images and targets are made first, in batches.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .._errors import InputError
+from ..pipelines.erasure import Erasure
+from ..pipelines.parts import Parts
+from ..prompts import Concept
+from .esd import VARIANTS, select
+from .record import run, trained
+from .training import autocast, check_run, frozen, learnable, lora, masters, precision, train
+
+
+@dataclass(frozen=True)
+class Term:
+    """One term of the loss: what the student is to predict for each sample, on the CPU.
+
+    Attributes:
+        weight: Of the mean square.
+        texts: Which of the prompts' embeddings, shape (samples,).
+        latents: x_t, shape (samples, *latent_shape).
+        timesteps: t, shape (samples,).
+        targets: Shape (samples, *latent_shape).
+    """
+
+    weight: float
+    texts: Tensor
+    latents: Tensor
+    timesteps: Tensor
+    targets: Tensor
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """All that is drawn.
+
+    Attributes:
+        prompts: The texts, the empty one first.
+        drawn: Under which of them each image is drawn, the anchors' before what is kept.
+        images, kept: The image of each sample, of an anchor and of what is kept.
+        concepts: The text c* of each sample, shape (samples,).
+        timesteps: Shape (samples,).
+        start: Noise from which the images are drawn, shape (images, *latent_shape).
+        noise: ε, shape (samples, *latent_shape).
+    """
+
+    prompts: list[str]
+    drawn: Tensor
+    images: Tensor
+    kept: Tensor
+    concepts: Tensor
+    timesteps: Tensor
+    start: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Concept ablation.
+
+    A concept that names no anchor becomes what is left of its templates without it. The paper's
+    anchors are what the concept is one of: "painting" for an artist, "robot" for R2D2.
+
+    The defaults are ours: they did well on the built-in model. ``presets``: "2023" is the authors'
+    code for styles and objects on Stable Diffusion, on two devices: 100 steps of 8 images, and a
+    rate of 2e-6 for each of these. It draws its images by a stochastic sampler under prompts of a
+    language model, and has AdamW's weight decay, which is not offered here.
+
+    Attributes:
+        loss: ``model-based`` or ``noise-based``, as the authors call them.
+        variant: What is trained, as ESD names it: ``x-strict``, the keys and values of cross
+            attention, is the paper's choice; ``all`` is its full weights.
+        layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
+        iterations: Steps of Adam.
+        lr: Adam's learning rate.
+        batch_size: Samples a step.
+        anchor_weight: Of the regulariser. The paper's is 1 where it is used.
+        keep_weight: Of the term that holds what is kept; 0 is the paper's loss.
+        images: How many the frozen model draws of the anchors, and as many of what is kept. The
+            paper's are 1000, its code's 200.
+        sampling_steps: Steps for an image.
+        guidance: Scale of classifier-free guidance of the images.
+        sampling_batch: Images at a time.
+        expand: Whether phrases, anchors and what is kept stand in their concept's templates, or
+            by themselves.
+        rank: None trains the weights themselves; a number, a LoRA of that rank.
+        store: ``lora``, or ``dense`` for the weights' whole change, which only unsee reads.
+        residual: As ESD's.
+        precision: As ESD's.
+        gradient_checkpointing: Less memory, and about a third more time a step.
+    """
+
+    loss: Literal["model-based", "noise-based"] = "model-based"
+    variant: Literal["x", "x-strict", "u", "all"] = "x-strict"
+    layers: str = "*"
+    iterations: int = 200
+    lr: float = 1e-3
+    batch_size: int = 8
+    anchor_weight: float = 1.0
+    keep_weight: float = 1.0
+    images: int = 64
+    sampling_steps: int = 20
+    guidance: float = 6.0
+    sampling_batch: int = 16
+    expand: bool = True
+    rank: int | None = None
+    store: Literal["lora", "dense"] = "lora"
+    residual: float = 0.1
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    gradient_checkpointing: bool = False
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "2023": {
+            "iterations": 100,
+            "lr": 1.6e-5,
+            "anchor_weight": 0.0,
+            "keep_weight": 0.0,
+            "images": 200,
+            "sampling_steps": 50,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        for name, choices in {
+            "loss": ("model-based", "noise-based"),
+            "variant": VARIANTS,
+            "store": ("lora", "dense"),
+            "precision": ("auto", "float32", "bfloat16"),
+        }.items():
+            if (value := getattr(self, name)) not in choices:
+                raise InputError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
+        counts = ("iterations", "batch_size", "images", "sampling_steps", "sampling_batch", "rank")
+        for name in counts:
+            if (number := getattr(self, name)) is not None and number < 1:
+                raise InputError(f"{name} is {number}; it must be at least 1.")
+        if not self.lr > 0:
+            raise InputError(f"lr is {self.lr}; at 0 or less nothing is erased.")
+        for name in ("anchor_weight", "keep_weight"):
+            if not (weight := getattr(self, name)) >= 0:
+                raise InputError(f"{name} is {weight}; it cannot be below 0.")
+        if not 0 <= self.residual < 1:
+            raise InputError(f"residual is {self.residual}; it must be at least 0 and below 1.")
+        if self.rank is not None and self.store == "dense":
+            raise InputError(
+                f"rank is {self.rank} and store is 'dense': a LoRA is stored as it is."
+            )
+
+    def fit(
+        self,
+        parts: Parts,
+        concepts: Sequence[Concept],
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] = lambda done: None,
+        checkpoint: Path | None = None,
+        watch: Callable[[float], None] = lambda loss: None,
+    ) -> Erasure:
+        """As ``Eraser.fit``.
+
+        Args:
+            checkpoint: A file by which a run that was interrupted goes on, to the same weights;
+                see ``train``. The images are made again. Remove it once the erasure is saved.
+            watch: Called with the loss of each step.
+
+        Raises:
+            InputError: No layer is selected, the loss is not finite, or the checkpoint is of
+                another run.
+        """
+        everything = self.store == "dense"
+        layers = select(parts, self.variant, self.layers, everything=everything)
+        denoiser: Any = parts.denoiser
+        compute = precision(self.precision, denoiser.dtype)
+        this = run(parts, "ablation", self, concepts, seed, layers) if checkpoint else {}
+        if checkpoint:
+            check_run(checkpoint, this)
+        plan = self._plan(parts, concepts, seed)
+        rows = 2 * self.sampling_steps * len(plan.drawn)
+        rows += (1 + bool(len(plan.kept))) * len(plan.images)
+        # A step goes forward and back: three times a prediction's arithmetic.
+        steps = 3 * len(plan.images) * (1 + (self.anchor_weight > 0) + bool(len(plan.kept)))
+        share = rows / (rows + steps)
+        sampler = parts.sampler(self.sampling_steps)
+        with frozen(denoiser, self.gradient_checkpointing):
+            texts, terms = self._terms(parts, plan, compute, lambda done: progress(share * done))
+            if self.rank is not None:
+                student = lora(denoiser, layers, self.rank, seed)
+            else:
+                student = masters(denoiser, learnable(denoiser, layers, everything))
+            with student as parameters:
+                losses = train(
+                    parameters,
+                    lambda step: self._loss(parts, sampler, texts, terms, step, compute),
+                    steps=self.iterations,
+                    lr=self.lr,
+                    run=this,
+                    checkpoint=checkpoint,
+                    progress=lambda done: progress(share + (1 - share) * done),
+                    watch=watch,
+                )
+        return trained(parts, "ablation", self, concepts, seed, layers, parameters, losses)
+
+    def _loss(
+        self,
+        parts: Parts,
+        sampler: Any,
+        texts: Tensor,
+        terms: Sequence[Term],
+        step: int,
+        compute: torch.dtype | None,
+    ) -> Tensor:
+        at = slice(step * self.batch_size, (step + 1) * self.batch_size)
+        device = texts.device
+        x = torch.cat([term.latents[at] for term in terms]).to(device)
+        t = torch.cat([term.timesteps[at] for term in terms]).to(device)
+        text = texts[torch.cat([term.texts[at] for term in terms])]
+        with autocast(device, compute):
+            eps = parts.predict(x, t, text, sampler).float()
+        losses = [
+            term.weight * functional.mse_loss(made, term.targets[at].to(device))
+            for term, made in zip(terms, eps.chunk(len(terms)), strict=True)
+        ]
+        return torch.stack(losses).sum()
+
+    # What the student is shown
+
+    @torch.no_grad()
+    def _terms(
+        self,
+        parts: Parts,
+        plan: _Plan,
+        compute: torch.dtype | None,
+        progress: Callable[[float], None],
+    ) -> tuple[Tensor, list[Term]]:
+        """The prompts' embeddings, shape (prompts, tokens, dim), and the terms of the loss."""
+        texts = torch.cat(
+            [parts.encode(plan.prompts[i : i + 64]) for i in range(0, len(plan.prompts), 64)]
+        )
+        sampler, t = parts.sampler(self.sampling_steps), plan.timesteps
+        with autocast(texts.device, compute):
+            images = self._images(parts, plan, texts, progress)
+
+            def noised(of: Tensor) -> Tensor:
+                x: Tensor = sampler.add_noise(images[of], plan.noise, t)
+                return x
+
+            def teacher(latents: Tensor, prompts: Tensor) -> Tensor:
+                """ε* for each sample, on the CPU."""
+                found = []
+                for start in range(0, len(latents), self.sampling_batch):
+                    at = slice(start, start + self.sampling_batch)
+                    x, times = latents[at].to(texts.device), t[at].to(texts.device)
+                    found.append(parts.predict(x, times, texts[prompts[at]], sampler))
+                return torch.cat(found).float().cpu()
+
+            x, anchors = noised(plan.images), plan.drawn[plan.images]
+            truth = _truth(sampler, images[plan.images], plan.noise, t)
+            goal = teacher(x, anchors) if self.loss == "model-based" else truth
+            terms = [Term(1.0, plan.concepts, x, t, goal)]
+            if self.anchor_weight > 0:
+                terms.append(Term(self.anchor_weight, anchors, x, t, truth))
+            if len(plan.kept):
+                x, kept = noised(plan.kept), plan.drawn[plan.kept]
+                terms.append(Term(self.keep_weight, kept, x, t, teacher(x, kept)))
+        progress(1.0)
+        return texts, terms
+
+    def _images(
+        self, parts: Parts, plan: _Plan, texts: Tensor, progress: Callable[[float], None]
+    ) -> Tensor:
+        """The frozen model's latents, shape (images, *latent_shape), on the CPU."""
+        images = []
+        for start in range(0, len(plan.drawn), self.sampling_batch):
+            batch = slice(start, start + self.sampling_batch)
+            sampler = parts.sampler(self.sampling_steps)
+            drawn = plan.drawn[batch]
+            text = texts[torch.cat([torch.zeros_like(drawn), drawn])]
+            x = plan.start[batch].to(texts.device) * sampler.init_noise_sigma
+            for t in sampler.timesteps:
+                eps = parts.predict(torch.cat([x, x]), t, text, sampler).float()
+                empty, prompt = eps.chunk(2)
+                x = sampler.step(empty + self.guidance * (prompt - empty), t, x).prev_sample
+            images.append(x.cpu())
+            progress(0.9 * min(1.0, batch.stop / len(plan.drawn)))
+        return torch.cat(images)
+
+    def _plan(self, parts: Parts, concepts: Sequence[Concept], seed: int) -> _Plan:
+        samples = self.iterations * self.batch_size
+        # Noise first: it does not change with what is erased.
+        draw = torch.Generator().manual_seed(seed)
+        noise = torch.randn((samples, *parts.latent_shape()), generator=draw)
+        span = parts.sampler(self.sampling_steps).config.num_train_timesteps
+        timesteps = torch.randint(span, (samples,), generator=draw)
+
+        prompts = {"": 0}
+
+        def index(template: str, phrase: str) -> int:
+            return prompts.setdefault(template.replace("{}", phrase), len(prompts))
+
+        # A concept without an image would not be erased.
+        count = max(min(self.images, samples), len(concepts))
+        templates = [self._templates(concept, draw) for concept in concepts]
+        images, turns = [], []
+        for i in range(count):
+            place, own = i // len(concepts), templates[i % len(concepts)]
+            images.append((concepts[i % len(concepts)], own[place % len(own)]))
+            # Other phrases when the templates come round again.
+            turns.append(place + place // len(own))
+        drawn = [index(template, concept.anchor or "") for concept, template in images]
+        order = self._turns(count, samples, draw)
+        goes = []
+        for i in order.tolist():
+            concept, template = images[i]
+            goes.append(index(template, concept.phrases[turns[i] % len(concept.phrases)]))
+            turns[i] += 1
+
+        keeps = [
+            (template, phrase)
+            for concept, own in zip(concepts, templates, strict=True)
+            for template in own
+            for phrase in concept.keep
+        ]
+        kept = torch.empty(0, dtype=torch.long)
+        if keeps and self.keep_weight > 0:
+            more = min(self.images, samples)
+            which = torch.randint(len(keeps), (more,), generator=draw).tolist()
+            drawn += [index(*keeps[i]) for i in which]
+            kept = count + self._turns(more, samples, draw)
+        start = torch.randn((len(drawn), *parts.latent_shape()), generator=draw)
+        return _Plan(
+            prompts=list(prompts),
+            drawn=torch.tensor(drawn),
+            images=order,
+            kept=kept,
+            concepts=torch.tensor(goes),
+            timesteps=timesteps,
+            start=start,
+            noise=noise,
+        )
+
+    def _templates(self, concept: Concept, draw: torch.Generator) -> list[str]:
+        if not self.expand:
+            return ["{}"]
+        order = torch.randperm(len(concept.templates), generator=draw).tolist()
+        return [concept.templates[i] for i in order]
+
+    @staticmethod
+    def _turns(count: int, samples: int, draw: torch.Generator) -> Tensor:
+        """Each of so many in turn, in an order drawn anew each time round, shape (samples,)."""
+        rounds = -(-samples // count)
+        return torch.cat([torch.randperm(count, generator=draw) for _ in range(rounds)])[:samples]
+
+
+def _truth(sampler: Any, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
+    """What a perfect denoiser predicts of noised images, in the model's own terms."""
+    kind = sampler.config.prediction_type
+    if kind == "epsilon":
+        return noise
+    if kind == "v_prediction":
+        velocity: Tensor = sampler.get_velocity(images, noise, timesteps)
+        return velocity
+    raise InputError(
+        f"The model predicts {kind!r}; concept ablation knows 'epsilon' and 'v_prediction'."
+    )

@@ -1,0 +1,197 @@
+"""SAFREE: the prompt's words that lie near a concept are moved out of its subspace.
+
+Yoon et al., "SAFREE: Training-Free and Adaptive Guard for Safe Text-to-Image and Video
+Generation", ICLR 2025 (https://arxiv.org/abs/2410.12761). With C the pooled embeddings of the
+concept's phrases, p_i the prompt's pooled embedding while its i-th token is masked, I those of
+all tokens, e the embedding of a token that cross attention reads, and P the orthogonal projection
+onto what vectors span,
+
+    d_i = ‖(I − P_C) p_i‖                    how far the prompt is from the concept without token i
+    token i is a trigger  ⇔  d_i ≥ (1 + α) · mean of d_j over j ≠ i
+    e′ = (I − P_C) P_I e                     takes the place of e where the token is a trigger
+    β = 1 − mean of cos(e, e′) over the prompt's tokens
+    steps = round(10 σ(5 (10 β − 5.333)))    so many of the first steps of 50 read e′, the rest e
+
+Nothing is trained and the denoiser has no further rows; a prompt costs one batch of the text
+encoder, of a row a token. A prompt without a trigger gives the base model's image. What other
+tokens have heard of a trigger in the text encoder stays in them. Anchors and what is to be kept
+have no place in it.
+
+Where the paper leaves a choice: a token is masked by hiding it from the attention of all others,
+β counts begin- and end-of-text as well, and the one token of a prompt is compared with the prompt
+itself. The paper's re-attention, which damps low frequencies of the skip features (scales 0.9 and
+0.2), is not here; nor, unless ``negative`` is set, the negative prompt of the published code.
+"""
+
+import math
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from .._errors import InputError
+from ..pipelines.erasure import Erasure
+from ..pipelines.guidance import Guide, Start
+from ..pipelines.parts import Parts
+from ..prompts import Concept
+from .record import encode_concepts, guidance
+
+
+@dataclass(frozen=True)
+class SAFREE:
+    """SAFREE without re-attention. The defaults are the authors'.
+
+    Attributes:
+        margin: α, by how much the distance without a trigger stands out, relative.
+        validate: Whether β says how many steps read the moved text; if not, all do.
+        limit: The most steps that β can ask for, of 50; of another number as great a share.
+        sharpness: How fast their number grows with β.
+        midpoint: Ten times the β that asks for half of ``limit``.
+        negative: Whether the phrases also take the place of the negative prompt, as in the
+            published code, whose figures therefore include it.
+    """
+
+    margin: float = 0.01
+    validate: bool = True
+    limit: int = 10
+    sharpness: float = 5.0
+    midpoint: float = 5.333
+    negative: bool = False
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "every-step": {"validate": False},
+        "with-negative": {"negative": True},
+    }
+
+    def __post_init__(self) -> None:
+        for name in ("margin", "limit", "sharpness"):
+            if getattr(self, name) < 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it cannot be below 0.")
+
+    def fit(
+        self,
+        parts: Parts,
+        concepts: Sequence[Concept],
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> Erasure:
+        progress(1.0)
+        return guidance(parts, "safree", self, concepts, seed)
+
+
+def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+    """What makes the guide of a record, for a trajectory."""
+    settings = SAFREE(**record["settings"])
+    phrases = [phrase for concept in record["concepts"] for phrase in concept["phrases"]]
+    concept = span(torch.cat([pooled(parts.pipe, phrase)[:1] for phrase in phrases]))
+    negative = encode_concepts(parts, record["concepts"]) if settings.negative else None
+
+    def start(steps: int, prompts: Sequence[str]) -> Guide:
+        if not prompts:
+            raise InputError(
+                "safree reads the prompt's words, and this call has embeddings in their place: "
+                "pass prompt, not prompt_embeds."
+            )
+        masked = {prompt: pooled(parts.pipe, prompt) for prompt in dict.fromkeys(prompts)}
+        return _Guide(settings, steps, concept, [masked[prompt] for prompt in prompts], negative)
+
+    return start
+
+
+@torch.no_grad()
+def pooled(pipe: Any, text: str) -> Tensor:
+    """The pooled embedding of a text as it is, and without each of its tokens in turn.
+
+    Returns:
+        Shape (1 + tokens, dim), the first row the text as it is, on the CPU.
+    """
+    encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
+    words = pipe.maybe_convert_prompt(text, tokenizer)
+    ids = tokenizer(words, truncation=True, return_tensors="pt").input_ids.to(encoder.device)
+    # Row i hides token i; begin-of-text, token 0, is seen by all, so that row 0 hides none.
+    seen = 1 - torch.eye(ids.shape[1], dtype=torch.long, device=ids.device)[:-1]
+    seen[0] = 1
+    output = encoder(ids.expand(len(seen), -1), attention_mask=seen)
+    return cast(Tensor, output.pooler_output.cpu())
+
+
+def span(vectors: Tensor) -> Tensor:
+    """An orthonormal basis of what vectors (n, dim) span, shape (rank, dim), float64."""
+    _, scales, basis = torch.linalg.svd(vectors.double(), full_matrices=False)
+    # A direction that is no more than the vectors' rounding is none.
+    kept: Tensor = basis[scales > scales[0] * len(vectors) * torch.finfo(vectors.dtype).eps]
+    return kept
+
+
+def project(vectors: Tensor, basis: Tensor) -> Tensor:
+    """P v for each vector (…, dim), onto what an orthonormal basis (rank, dim) spans."""
+    within: Tensor = vectors @ basis.T @ basis
+    return within
+
+
+def triggers(masked: Tensor, concept: Tensor, margin: float) -> Tensor:
+    """Which tokens of a prompt bring it near the concept.
+
+    Args:
+        masked: The prompt's pooled embedding as it is and without each token, (1 + tokens, dim).
+        concept: A basis of the concept's subspace.
+        margin: α.
+
+    Returns:
+        Shape (tokens,), bool.
+    """
+    masked = masked.double()
+    whole, d = (masked - project(masked, concept)).norm(dim=1).split([1, len(masked) - 1])
+    others = (d.sum() - d) / (len(d) - 1) if len(d) > 1 else whole
+    hit: Tensor = d >= (1 + margin) * others
+    return hit
+
+
+@dataclass
+class _Guide:
+    settings: SAFREE
+    steps: int
+    concept: Tensor
+    masked: Sequence[Tensor]
+    negative: Tensor | None
+    changes: Collection[int] = ()
+
+    def before(
+        self, step: int, empty: Tensor, prompt: Tensor
+    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+        if self.negative is not None:
+            empty = self.negative.to(empty).expand_as(empty)
+        moved, ends = prompt.clone(), []
+        for row, masked in enumerate(self.masked):
+            text, end = self.filtered(prompt[row].cpu().double(), masked)
+            ends.append(end)
+            if step < end:
+                moved[row] = text.to(prompt)
+        self.changes = ends
+        return empty, moved, ()
+
+    def filtered(self, e: Tensor, masked: Tensor) -> tuple[Tensor, int]:
+        """A prompt's text (tokens, dim) with its triggers moved, and how many steps read it."""
+        s, count = self.settings, len(masked) - 1
+        hit = torch.zeros(len(e), dtype=torch.bool)
+        hit[1 : 1 + count] = triggers(masked, self.concept, s.margin)
+        if not hit.any():
+            return e, 0
+        inside = project(e, span(masked[1:]))
+        clean = inside - project(inside, self.concept)
+        text = torch.where(hit[:, None], clean, e)
+        if not s.validate:
+            return text, self.steps
+        words = slice(count + 2)
+        beta = 1 - float(functional.cosine_similarity(e[words], clean[words]).mean())
+        share = 1 / (1 + math.exp(-s.sharpness * (10 * beta - s.midpoint)))
+        return text, round(s.limit * share * self.steps / 50)
+
+    def after(
+        self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        return empty, prompt

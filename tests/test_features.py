@@ -1,0 +1,188 @@
+"""Networks whose weights are files: FID's Inception and LPIPS, real classes, random weights."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from PIL import Image
+from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
+from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
+
+from unsee._errors import InputError
+from unsee.eval.metrics import FrechetDistance, InceptionFeatures, Lpips, Metric, find_metric
+from unsee.gallery import Gallery
+from unsee.prompts import Prompt
+
+
+def gallery(path: Path, count: int, seed: int = 0, side: int = 64) -> Gallery:
+    """Noise in blocks of eight pixels, about a tint of each image."""
+    rng = np.random.default_rng(seed)
+    made = Gallery.start(path, {}, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
+    for prompt in made:
+        small = rng.integers(0, 128, (side // 8, side // 8, 3)) + rng.integers(0, 128, 3)
+        made.put(prompt, Image.fromarray(small.astype(np.uint8).repeat(8, 0).repeat(8, 1)))
+    return made
+
+
+def pixels(of: Gallery) -> torch.Tensor:
+    """Shape (n, 3, height, width), uint8."""
+    rows = [np.asarray(Image.open(of.image_path(p)).convert("RGB")) for p in of]
+    return torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2)
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """torch's cache, empty, and every download refused."""
+    for name in ("https_proxy", "HTTPS_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch" / "hub" / "checkpoints"
+
+
+@pytest.fixture(scope="module")
+def inception(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file such as torch-fidelity's, of random weights."""
+
+    class Fresh(NoTrainInceptionV3):
+        def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+            """Keeps the weights that it was made with."""
+
+    folder = tmp_path_factory.mktemp("inception")
+    torch.save({}, folder / "empty.pth")
+    torch.manual_seed(0)
+    network = Fresh("inception-v3-compat", ["64"], str(folder / "empty.pth"))
+    path = folder / "inception.pth"
+    torch.save(network.state_dict(), path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def squeeze(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file such as torchvision's, of random weights."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("lpips") / "squeeze.pth"
+    torch.save(torchvision.models.squeezenet1_1(weights=None).state_dict(), path)
+    return path
+
+
+@pytest.mark.parametrize("antialias", [False, True])
+def test_fid_is_torchmetrics_with_its_own_inception(
+    antialias: bool, inception: Path, tmp_path: Path
+) -> None:
+    # 400 pixels are shrunk, so that antialiasing matters; layer 64 is the quickest
+    ours, theirs = (gallery(tmp_path / f"{k}", 4, seed=k, side=400) for k in (0, 1))
+    features = InceptionFeatures(inception, layer=64, antialias=antialias, device="cpu")
+    score = FrechetDistance(features, least=2, batch_size=3)(ours, theirs)
+    whole = FrechetInceptionDistance(
+        64, feature_extractor_weights_path=str(inception), antialias=antialias
+    )
+    whole.update(pixels(theirs), real=True)
+    whole.update(pixels(ours), real=False)
+    # torchmetrics sums its features' squares in float32 here, and differently
+    assert score.value == pytest.approx(float(whole.compute()), rel=1e-3)
+    assert score.n == score.n_reference == 4 and score.unscored == 0
+
+
+def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path: Path) -> None:
+    metric = find_metric(f"fid:{inception}")
+    assert isinstance(metric, Metric) and metric.name == "fid/inception-2048"
+    assert metric.protocol["layer"] == "2048" and metric.protocol["pixels"].startswith("[0, 255]")
+    assert "not antialiased" in metric.protocol["resize"]
+    assert len(metric.protocol["weights_sha256"]) == 64
+    other = find_metric(f"kid:inception-2048-antialias:{inception}")
+    assert other.name == "kid/inception-2048-antialias"
+    assert other.protocol["resize"] == "bilinear, antialiased"
+    features = InceptionFeatures(inception, device="cpu")
+    [image] = [Image.open(p) for p in [gallery(tmp_path / "g", 1).path / "images" / "00.png"]]
+    assert features([image]).shape == (1, features.dim) == (1, 2048)
+
+
+@pytest.mark.parametrize("maker", [InceptionFeatures, lambda f: Lpips("squeeze", f)])
+def test_a_file_of_no_weights_is_refused(maker: Any, squeeze: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is not there"):
+        maker(tmp_path / "nowhere.pth")
+    bad = tmp_path / "bad.pth"
+    bad.write_bytes(squeeze.read_bytes()[:1000])
+    with pytest.raises(InputError, match="holds no weights"):
+        maker(bad)
+    torch.save({"whole": torch.nn.Linear(1, 1)}, bad)
+    with pytest.raises(InputError, match="holds no weights"):
+        maker(bad)
+    torch.save({"epoch": 3}, bad)
+    with pytest.raises(InputError, match="a mapping from name to tensor was wanted"):
+        maker(bad)
+    torch.save({"other.weight": torch.zeros(1)}, bad)
+    with pytest.raises(InputError, match=r"cannot be loaded from|holds no squeeze") as caught:
+        maker(bad)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_that_are_not_to_be_had_are_one_line(no_network: Path) -> None:
+    with pytest.raises(InputError, match="Give a local copy of torchvision's weights, as in"):
+        Lpips("squeeze")
+    pytest.importorskip("torch_fidelity")
+    with pytest.raises(InputError, match="nor fetched: .* as in fid:FILE") as caught:
+        find_metric("fid")
+    assert "\n" not in str(caught.value)
+
+
+def test_inception_without_torch_fidelity_says_how_to_get_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
+    with pytest.raises(InputError, match=r"pip install 'unsee\[fid\]'"):
+        find_metric("fid")
+
+
+def test_lpips_is_torchmetrics_image_by_image(
+    squeeze: Path, no_network: Path, tmp_path: Path
+) -> None:
+    base, erased = (gallery(tmp_path / f"{k}", 5, seed=k) for k in (0, 1))
+    no_network.mkdir(parents=True)
+    (no_network / "squeezenet1_1-b8a52dc0.pth").write_bytes(squeeze.read_bytes())
+    values = learned_perceptual_image_patch_similarity(
+        pixels(erased) / 255, pixels(base) / 255, "squeeze", reduction="none", normalize=True
+    )
+    assert values.std() > 0
+    for metric in (Lpips("squeeze", squeeze, device="cpu"), find_metric("lpips/squeeze")):
+        score = metric(erased, base)
+        assert score.value == pytest.approx(values.mean().item(), rel=1e-5)
+        assert score.n == 5 and score.interval is not None
+        low, high = score.interval
+        assert values.min() - 1e-6 <= low < score.value < high <= values.max() + 1e-6
+    assert metric(base, base).value == 0
+
+
+def test_lpips_reads_each_network_of_torchvisions(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    base, erased = (gallery(tmp_path / f"{k}", 2, seed=k) for k in (0, 1))
+    whole = torchvision.models.alexnet(weights=None).features
+    path = tmp_path / "alex.pth"
+    torch.save({f"features.{k}": v for k, v in whole.state_dict().items()}, path)
+    metric = find_metric(f"lpips/alex:{path}")
+    assert metric.name == "lpips/alex" and isinstance(metric, Metric)
+    kept = dict(metric._model.net.named_parameters())  # type: ignore[attr-defined]
+    torch.testing.assert_close(kept["slice2.3.weight"].cpu(), whole[3].weight.detach())
+    assert (metric(erased, base).value or 0) > 0
+    with pytest.raises(InputError, match="holds no squeeze of torchvision's"):
+        Lpips("squeeze", path)
+
+
+def test_pairs_too_small_for_the_network_are_unscored(squeeze: Path, tmp_path: Path) -> None:
+    tiny = gallery(tmp_path / "a", 3, side=8)
+    score = Lpips("squeeze", squeeze, device="cpu")(tiny, tiny)
+    assert score.value is None and score.unscored == 3
+
+
+def test_making_a_network_leaves_the_global_generator_alone(
+    squeeze: Path, inception: Path
+) -> None:
+    before = torch.get_rng_state()
+    Lpips("squeeze", squeeze, device="cpu")
+    InceptionFeatures(inception, device="cpu")
+    assert torch.equal(torch.get_rng_state(), before)

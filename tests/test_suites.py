@@ -1,0 +1,524 @@
+"""Suites: those that ship, public tables, filters, and what is said of a file's faults."""
+
+import csv
+import hashlib
+import json
+import sys
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import pyarrow.parquet
+import pytest
+
+from unsee._errors import InputError
+from unsee.cli import main
+from unsee.flow import generate_gallery
+from unsee.gallery import Gallery
+from unsee.pipelines import generate
+from unsee.prompts import SUITES, TESTS, Concept, Prompt, check_suite, emoji, find_suite
+from unsee.prompts.where import Where
+
+NUDITY = Concept("nudity", "unsafe", phrases=("nudity", "nude"))
+MADE = ("artists", "brands", "figures", "objects", "unsafe")
+
+I2P = {
+    "prompt": "a portrait",
+    "categories": "sexual, shocking",
+    "hard": 1,
+    "nudity_percentage": 72.5,
+    "sd_seed": 2219463985,
+    "sd_guidance_scale": 7.0,
+    "sd_image_width": 512,
+    "sd_image_height": 768,
+    "sd_model": "1.4",
+}
+ATTACK = {
+    "case_number": 4,
+    "prompt": "a field",
+    "evaluation_seed": 7,
+    "evaluation_guidance": 7.5,
+}
+TABLES: dict[str, tuple[dict[str, Any], Prompt]] = {
+    "I2P": (
+        I2P,
+        Prompt(
+            *("00000", "a portrait", 2219463985, {"unsafe": "nudity"}, "sexual, shocking", 7.0),
+            **{"width": 512, "height": 768, "tests": "accuracy"},
+        ),
+    ),
+    "UnlearnDiffAtk": (
+        ATTACK,
+        Prompt("4", "a field", 7, {"unsafe": "nudity"}, guidance=7.5, tests="accuracy"),
+    ),
+    "COCO": (
+        {
+            "case_number": 3,
+            "source": "coco",
+            "prompt": "a dog",
+            "evaluation_seed": 9,
+            "coco_id": 5,
+        },
+        Prompt("3", "a dog", 9, category="coco", tests="locality"),
+    ),
+    "COCO by image_id": (
+        {"image_id": 3, "prompt": "a dog", "evaluation_seed": 9},
+        Prompt("3", "a dog", 9, tests="locality"),
+    ),
+    "artists": (
+        {"case_number": 0, "prompt": "wheat by Monet", "artist": "Monet", "evaluation_seed": 1},
+        Prompt("0", "wheat by Monet", 1, {"style": "Monet"}, tests="accuracy"),
+    ),
+    "Imagenette": (
+        {"prompt": "a church", "class": "church", "evaluation_seed": 1},
+        Prompt("00000", "a church", 1, {"object": "church"}, tests="accuracy"),
+    ),
+    "Ring-A-Bell": (
+        {"sensitive prompt": "xz undressed", "normal prompt": "xz dressed"},
+        Prompt("00000", "xz undressed", 0, {"unsafe": "nudity"}, tests="generalizability"),
+    ),
+    "MMA-Diffusion": (
+        {"target_prompt": "undressed", "adv_prompt": "undr zz", "sanitized_adv_prompt": "zz"},
+        Prompt("00000", "undr zz", 0, {"unsafe": "nudity"}, tests="generalizability"),
+    ),
+}
+
+
+def table(path: Path, *rows: dict[str, Any]) -> str:
+    """Rows as a file of the kind that the name's end says."""
+    if path.suffix == ".csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+    return str(path)
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("shape", TABLES)
+def test_every_public_suites_columns_are_known(tmp_path: Path, shape: str, end: str) -> None:
+    row, prompt = TABLES[shape]
+    suite = find_suite(table(tmp_path / f"it.{end}", row), [NUDITY])
+    assert suite.prompts == (prompt,)
+    assert suite.name == "it" and suite.source["shape"] == shape.partition(" by ")[0]
+    assert check_suite(str(tmp_path / f"it.{end}"))[1] == []
+
+
+def test_the_source_has_the_files_own_hash_and_the_filter(tmp_path: Path) -> None:
+    name = table(tmp_path / "i2p.csv", I2P, I2P | {"hard": 0}, I2P | {"hard": ""})
+    suite = find_suite(name, where="hard == 1 and 'sexual' in categories")
+    assert suite.source == {
+        "file": "i2p.csv",
+        "sha256": hashlib.sha256((tmp_path / "i2p.csv").read_bytes()).hexdigest(),
+        "shape": "I2P",
+        "where": "hard == 1 and 'sexual' in categories",
+    }
+    assert [p.id for p in suite.prompts] == ["00000"]
+    with pytest.raises(InputError, match="has no row that --where 'hard == 7' fits"):
+        find_suite(name, where="hard == 7")
+
+
+def test_a_filter_does_not_change_the_ids_and_seeds_of_what_is_left(tmp_path: Path) -> None:
+    rows = [{"prompt": f"cat {i}", "lives": i} for i in range(4)]
+    name = table(tmp_path / "it.jsonl", *rows)
+    assert find_suite(name, where="lives >= 2").prompts == find_suite(name).prompts[2:]
+    assert [p.seed for p in find_suite(name).prompts] == [0, 1, 2, 3]
+
+
+def test_a_tables_label_is_of_the_kind_of_the_concept_that_it_names(tmp_path: Path) -> None:
+    name = table(tmp_path / "it.csv", {"prompt": "x", "concept": " Nude"}, {"prompt": "y"})
+    one, two = find_suite(name, [NUDITY]).prompts
+    assert one.labels == {"unsafe": "Nude"} and two.labels == {}
+    name = table(tmp_path / "church.csv", ATTACK)
+    church = Concept("church")
+    assert find_suite(name, [church]).prompts[0].labels == {"object": "church"}
+    # Which of two a row asks for, it does not say
+    assert find_suite(name, [church, NUDITY]).prompts[0].labels == {}
+    i2p = table(tmp_path / "i2p.csv", I2P)
+    assert find_suite(i2p, [church]).prompts[0].labels == {}
+
+
+def test_a_dataset_is_read_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "set").mkdir()
+    table(tmp_path / "set" / "train.jsonl", I2P, I2P | {"hard": 0})
+    suite = find_suite(f"hf:{tmp_path}/set", [NUDITY], where="hard == 1")
+    assert suite.prompts == (TABLES["I2P"][1],) and suite.name == "set"
+    assert suite.source["split"] == "train" and len(suite.source["sha256"]) == 64
+    table(tmp_path / "set" / "test.jsonl", I2P)
+    with pytest.raises(InputError, match=r"has the splits .*: say which, such as hf:"):
+        find_suite(f"hf:{tmp_path}/set")
+    assert len(find_suite(f"hf:{tmp_path}/set:test").prompts) == 1
+
+
+@pytest.mark.parametrize(
+    "module, name, extra",
+    [("datasets", "hf:a/b", "datasets"), ("pyarrow.parquet", "it.parquet", "pyarrow")],
+)
+def test_an_extra_that_is_not_there_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, name: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, module, None)
+    monkeypatch.chdir(tmp_path)
+    Path("it.parquet").touch()
+    with pytest.raises(InputError, match=rf"need.* {extra}: pip install 'unsee\[suites\]'"):
+        find_suite(name)
+
+
+@pytest.mark.parametrize(
+    "name, text, match",
+    [
+        ("a.csv", "text,seed\nx,1\n", "has the columns text, seed, and wanted is 'prompt', or "),
+        ("a.csv", "", "has no row"),
+        ("a.csv", "prompt\n", "has no row"),
+        ("a.csv", "prompt,prompt\nx,y\n", "has a column twice"),
+        ("a.csv", "prompt,seed\nx,1\ny\n", "line 3: wanted 2 cells, .* found fewer"),
+        ("a.csv", "prompt,seed\nx,1,2\n", "line 2: wanted 2 cells, .* found more"),
+        ("a.csv", 'prompt\n"x\n', "cannot be read"),
+        ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', "line 2 is not JSON"),
+        ("a.jsonl", "[1]\n", "line 1: wanted an object"),
+        ("a.parquet", "x", "is no Parquet file"),
+        ("a.txt", "x", "is no suite: wanted .yaml, .yml, .csv"),
+        ("a.yaml", "promts: [a]", "has promts, which is not known"),
+    ],
+)
+def test_a_file_that_is_no_suite_is_refused(
+    tmp_path: Path, name: str, text: str, match: str
+) -> None:
+    with pytest.raises(InputError, match=match):
+        find_suite(write(tmp_path / name, text))
+
+
+def test_what_is_not_there_is_one_line() -> None:
+    for name in ("none.csv", "none.jsonl", "none.parquet", "none.yaml"):
+        with pytest.raises(InputError, match=f"{name} cannot be read"):
+            find_suite(name)
+    with pytest.raises(InputError, match="Did you mean 'artists'"):
+        find_suite("artist")
+
+
+ROW = {"a": "72.5", "b": 0, "c": "sexual, hate", "two words": True, "empty": "", "none": None}
+
+
+@pytest.mark.parametrize(
+    "text, fits",
+    [
+        ("a > 50", True),
+        ("a>50 and b == 1", False),
+        ("a > 50 or b == 1 and b == 2", True),
+        ("(a > 50 or b == 1) and b == 2", False),
+        ("not a > 50", False),
+        ("not (b == 1 or b == 2)", True),
+        ("'sexual' in c and 'violence' not in c", True),
+        ("c == 'sexual, hate'", True),
+        ('c != "x"', True),
+        ("`two words` == 1", True),
+        ("50 <= a", True),
+        ("b > -1e3", True),
+        ("a >= b", True),
+        ("empty == 0 or empty != 0 or none < 1 or none != 'x'", False),
+    ],
+)
+def test_a_filter_fits_what_it_says(text: str, fits: bool) -> None:
+    assert Where(text, list(ROW))(ROW, "row 0") is fits
+
+
+@pytest.mark.parametrize(
+    "text, match",
+    [
+        ("a >> 50", "character 4: wanted a column, a number or a text in quotes, found '>'"),
+        ("a = 50", r"character 3: '=' is not known here \(for equal, write ==\)"),
+        ("a > 50 b == 1", "character 8: wanted 'and', 'or' or the end, found 'b'"),
+        ("a > 50 and", "character 11: wanted a column.*found the end"),
+        ("(a > 50", r"character 8: wanted '\)', found the end"),
+        ("a", "character 2: wanted one of ==, "),
+        ("", "character 1: wanted a column"),
+        ("a > 50x", "character 5: '5' is not known"),
+        ("'sexual", "character 1"),
+        ("a not 5", "character 7: wanted 'in'"),
+        ("ab > 5", "No column is named 'ab'. Did you mean '"),
+        ("__import__('os') == 1", "No column is named '__import__'"),
+        ("a.real == 1", "character 2: '.' is not known"),
+    ],
+)
+def test_a_filter_that_cannot_be_read_says_where(text: str, match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        Where(text, list(ROW))
+
+
+def test_a_cell_that_should_be_a_number_is_named() -> None:
+    with pytest.raises(InputError, match="row 3: 'sexual, hate' is no number"):
+        Where("c > 5", list(ROW))(ROW, "row 3")
+
+
+def test_a_suite_of_yaml_is_filtered_by_its_prompts_attributes(tmp_path: Path) -> None:
+    text = "prompts: [{prompt: a, labels: {style: noto}, seed: 4}, {prompt: b, category: far}]"
+    name = write(tmp_path / "it.yaml", text)
+    assert [p.prompt for p in find_suite(name, where="seed > 2").prompts] == ["a"]
+    assert [p.prompt for p in find_suite(name, where="style == 'noto'").prompts] == ["a"]
+    assert find_suite(name, where="category == 'far'").source["where"] == "category == 'far'"
+    with pytest.raises(InputError, match="fits none of the 2 prompts"):
+        find_suite(name, where="seed > 5")
+
+
+FAULTS = """
+nme: x
+prompts:
+- a cat
+- {prompt: " "}
+- {prompt: a, id: same, seed: 1.5}
+- {prompt: b, id: same}
+- {prompt: c, sed: 1}
+- {prompt: d, labels: {object: ""}}
+- {prompt: e, labels: dog}
+- {prompt: f, tests: acuracy}
+- {prompt: g, width: 500, steps: 0, guidance: -1}
+- {seed: 3}
+- {prompt: h, id: ../up}
+"""
+
+
+def test_everything_wrong_with_a_suite_is_said_at_once(tmp_path: Path) -> None:
+    prompts, faults = check_suite(write(tmp_path / "it.yaml", FAULTS))
+    assert [p.prompt for p in prompts] == ["a cat"]
+    wanted = [
+        "No field of a suite is named 'nme'. Did you mean 'name'?",
+        "prompt 1: prompt must be a text that is not blank, and is ' '",
+        "prompt 2: seed must be a whole number from 0 to 2**64 - 1, and is 1.5",
+        "prompt 3: its id 'same' is that of prompt 2 already",
+        "prompt 4: No field of a prompt is named 'sed'. Did you mean 'seed'?",
+        "prompt 5: labels must be a mapping from a kind, such as object, to a text",
+        "prompt 6: labels must be",
+        "prompt 7: tests must be one of accuracy, locality, generalizability, and is 'acuracy'",
+        "prompt 8: width must be a multiple of 8, and is 500",
+        "prompt 8: steps must be a whole number of 1 or more, and is 0",
+        "prompt 8: guidance must be a number of 0 or more, and is -1",
+        "prompt 9: it has no prompt",
+        "prompt 10: id must be a text that can be a file's name, and is '../up'",
+    ]
+    assert len(faults) == len(wanted)
+    for fault in wanted:
+        assert any(f.startswith(fault) for f in faults), fault
+
+
+def test_faults_of_a_table_are_said_by_line(tmp_path: Path) -> None:
+    text = "prompt,id,seed,guidence,labels\na,1,2.0,,\n,2,x,,\nb,1,3,,z\n"
+    prompts, faults = check_suite(write(tmp_path / "it.csv", text))
+    assert [(p.id, p.seed) for p in prompts] == [("1", 2)]
+    assert [f.partition(" must")[0] for f in faults] == [
+        "the column 'guidence' is not known. Did you mean 'guidance'?",
+        "line 3: prompt",
+        "line 3: seed",
+        "line 4: labels",
+        "line 4: its id '1' is that of line 2 already.",
+    ]
+    with pytest.raises(InputError, match="4 more: unsee suites check"):
+        find_suite(str(tmp_path / "it.csv"))
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_a_suite_that_ships_is_right_and_tests_all_three(name: str) -> None:
+    suite = find_suite(name)
+    assert 60 <= len(suite.prompts) <= 200
+    assert {p.tests for p in suite.prompts} == set(TESTS)
+    assert all(p.seed == 0 and p.category and len(p.labels) == 1 for p in suite.prompts)
+    assert len({p.prompt for p in suite.prompts}) == len(suite.prompts)
+    assert suite == find_suite(name) and (SUITES[name].__doc__ or "").count("\n") == 0
+    path = Path(emoji.__file__).parent / "suites" / f"{name}.yaml"
+    assert check_suite(str(path)) == (suite.prompts, [])
+
+
+@pytest.mark.parametrize(
+    "name, concept",
+    [
+        ("artists", Concept("van-gogh", "style", phrases=("van gogh",))),
+        ("objects", Concept("teapot")),
+        ("figures", Concept("Marie Curie", "person")),
+        ("brands", Concept("a brand of nobody")),
+        ("unsafe", NUDITY),
+    ],
+)
+def test_a_suite_made_to_measure_is_a_quarter_targets_with_neighbours(
+    name: str, concept: Concept
+) -> None:
+    suite = find_suite(name, [concept], 144)
+    names = {concept.name.lower(), *(p.lower() for p in concept.phrases)}
+    target = [p for p in suite.prompts if p.labels.get(concept.kind, "").lower() in names]
+    assert Counter(p.tests for p in target) == {"accuracy": 24, "generalizability": 12}
+    kept = [p for p in suite.prompts if p not in target]
+    assert {p.tests for p in kept} == {"locality"} and len(kept) == 108
+    # How many are near is a third, where the concept is one that the suite knows
+    near = [p for p in kept if p.category == target[0].category]
+    assert (len(near) == 0) if "nobody" in concept.name else (8 <= len(near) <= 36)
+    assert len({p.category for p in kept}) > 2
+    assert len({(p.prompt, p.seed) for p in suite.prompts}) == 144
+
+
+def test_a_concept_is_found_by_alias_and_by_category() -> None:
+    by_alias = find_suite("artists", [Concept("Gauguin", "style")], 40).prompts[0]
+    assert by_alias.prompt == "a painting by Paul Gauguin"
+    assert by_alias.labels == {"style": "Gauguin"}
+    group = find_suite("artists", [Concept("impressionism", "style")], 96).prompts[:16]
+    assert {p.labels["style"] for p in group} == {"impressionism"}
+    assert {p.prompt.partition(" by ")[2] for p in group} >= {"Claude Monet", "Edgar Degas"}
+
+
+def test_what_else_is_unsafe_need_not_stay() -> None:
+    kept = [p for p in find_suite("unsafe", [NUDITY]).prompts if p.tests == "locality"]
+    assert not any("unsafe" in p.labels for p in kept)
+
+
+def test_what_goes_is_not_among_what_is_kept() -> None:
+    suite = find_suite("artists", [Concept("lighthouse", "style")])
+    assert not any(p.labels == {"object": "lighthouse"} for p in suite.prompts)
+    with pytest.raises(InputError, match="'bomb' is of kind object, and the suite 'artists'"):
+        find_suite("artists", [Concept("bomb")])
+
+
+GRID = """
+kind: styl
+template: {}
+templates: {accuracy: [a thing, 3, "{x} {}"], acuracy: ["{}"]}
+entries: {one: [Monet, Monet], two: {monet: ["", x]}, three: Degas}
+keep: {far: [dog]}
+"""
+
+
+def test_everything_wrong_with_a_grid_is_said_at_once(tmp_path: Path) -> None:
+    prompts, faults = check_suite(write(tmp_path / "it.yaml", GRID))
+    assert prompts == ()
+    for fault in (
+        "No field of a grid is named 'template'. Did you mean 'templates'?",
+        "kind must be one of object, style, person, unsafe, and is 'styl'.",
+        "templates, accuracy: each must have one '{}', unlike 'a thing'.",
+        "templates: No kind of test is named 'acuracy'. Did you mean 'accuracy'?",
+        "templates, accuracy: wanted a text that is not blank, found 3.",
+        "templates, accuracy: each must have one '{}', unlike '{x} {}'.",
+        "templates must have 'locality', for what is under keep.",
+        "entries, one: a name is there twice.",
+        "entries, two, monet: wanted a text that is not blank, found ''.",
+        "entries, two: 'monet' is there under entries, one already.",
+        "entries, three: wanted a list of texts, found 'Degas'.",
+    ):
+        assert any(f.startswith(fault) for f in faults), fault
+    assert len(faults) == 11
+
+
+def test_a_grid_of_ones_own_is_made_to_measure(tmp_path: Path) -> None:
+    text = 'kind: style\ntemplates: {accuracy: ["by {}"]}\nentries: {a: [x, y], b: {z: }}\n'
+    name = write(tmp_path / "it.yaml", text)
+    assert [p.prompt for p in find_suite(name).prompts] == ["by x", "by y", "by z"]
+    suite = find_suite(name, [Concept("x", "style")], 8)
+    assert [(p.prompt, p.seed) for p in suite.prompts] == [
+        *(("by x", 0), ("by x", 1), ("by y", 0)),
+        *(("by z", seed) for seed in range(5)),
+    ]
+    assert suite.source["file"] == "it.yaml"
+
+
+@pytest.mark.parametrize("name", ["kitchen knife", "contrast"])
+def test_the_emoji_suite_says_what_each_prompt_tests(name: str) -> None:
+    concept = emoji.concept(name)
+    assert concept is not None
+    suite = find_suite("emoji", [concept], 144)
+    here = emoji.world()
+    target = [p for p in suite.prompts if p.labels[concept.kind] == name]
+    assert Counter(p.tests for p in target) == {"accuracy": 24, "generalizability": 12}
+    assert {p.tests for p in suite.prompts if p not in target} == {"locality"}
+    said = {t.format(**p.labels) for t in here.templates for p in target}
+    for prompt in target:
+        assert (prompt.prompt in said) == (prompt.tests == "accuracy")
+    if concept.kind == "object":
+        kept = [p for p in suite.prompts if p not in target]
+        assert sum(p.category == here.group_of(name) for p in kept) == 36
+    with pytest.raises(InputError, match="made for what was erased: name a concept"):
+        find_suite("emoji")
+
+
+def test_prompts_of_equal_settings_share_a_batch(pipe: Any, tmp_path: Path) -> None:
+    rows = [
+        Prompt(f"{i}", "a dog", i, guidance=(2.0, 3.0)[i % 2], width=16, height=16)
+        for i in range(6)
+    ]
+    gallery = Gallery.start(tmp_path, {}, rows)
+    assert list(generate(pipe, gallery, batch_size=8, steps=1)) == [3, 3]
+    assert gallery.missing() == []
+
+
+def test_the_gallery_says_which_file_its_prompts_are_from(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    suite = find_suite(table(tmp_path / "it.csv", {"prompt": "a dog", "width": 16, "height": 24}))
+    gallery = generate_gallery(tiny_folder, [], suite, tmp_path / "made", steps=1)
+    assert gallery.made_by["suite"] == {"name": "it", **suite.source}
+    assert gallery.prompts == suite.prompts and not gallery.missing()
+
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Run:
+    """Runs ``unsee`` with arguments in an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["unsee", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = capsys.readouterr()
+        return int(end.value.code or 0), out, err
+
+    return call
+
+
+def test_check_exits_with_2_and_every_fault_or_with_0(run: Run, tmp_path: Path) -> None:
+    write(tmp_path / "bad.yaml", FAULTS)
+    code, out, err = run("suites", "check", "bad.yaml")
+    assert code == 2 and len(out.splitlines()) == 13 and err == "unsee: bad.yaml has 13 faults.\n"
+    write(tmp_path / "good.yaml", "prompts: [a dog, a cat]")
+    code, out, err = run("suites", "check", "good.yaml")
+    assert code == 0 and "good.yaml: 2 prompts, nothing wrong." in out and err == ""
+
+
+def test_check_counts_a_models_tokens(run: Run, tmp_path: Path, tiny_folder: Path) -> None:
+    write(tmp_path / "it.yaml", f"prompts: [a dog, {'a dog ' * 10}]")
+    code, out, err = run("suites", "check", "it.yaml", "--model", str(tiny_folder))
+    assert code == 2 and err == "unsee: it.yaml has 1 fault.\n"
+    assert out == f"00001: {tiny_folder} reads 16 tokens, and the prompt has 22.\n"
+    code, _, err = run("suites", "check", "it.yaml", "--model", "./nothing")
+    assert code == 2 and "No tokenizer could be loaded from './nothing'" in err
+
+
+def test_show_counts_what_a_suite_has(run: Run, tmp_path: Path) -> None:
+    table(tmp_path / "i2p.csv", I2P, I2P | {"hard": 0})
+    code, out, _ = run("suites", "show", "i2p.csv", "--where", "hard == 1")
+    assert code == 0 and "i2p: 1 prompts" in out and "accuracy 1" in out and "hard == 1" in out
+    code, out, _ = run("suites", "show", "emoji", "--concept", "bomb", "--size", "16")
+    assert code == 0 and "accuracy 3" in out and "generalizability 1" in out
+    code, out, _ = run("list", "suites")
+    assert code == 0 and "Painters by movement" in out and "Every object in every style" in out
+
+
+def test_a_tables_rows_are_generated(run: Run, tmp_path: Path, tiny_folder: Path) -> None:
+    rows = [{"prompt": "a dog", "seed": i, "width": 16, "height": 16} for i in range(3)]
+    table(tmp_path / "it.csv", *rows)
+    code, _, err = run(
+        *("generate", str(tiny_folder), "--suite", "it.csv", "--where", "seed > 0"),
+        *("--steps", "1", "-o", "made"),
+    )
+    assert code == 0, err
+    assert {p.name for p in (tmp_path / "made/images").iterdir()} == {"00001.png", "00002.png"}
