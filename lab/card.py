@@ -118,6 +118,11 @@ The icons, drawn by resvg on white, at 64 × 64 with two pixels of margin. NOTIC
   generalises. Images of one prompt differ little between seeds.
 - Fine texture is limited by the autoencoder, and pairs held out of training are drawn worse than
   known ones (table above).
+- Of pairs held out the judge was to read 97 %, and reads 79.7 % of the objects and 26.6 % of the
+  styles. Other recipes were tried: a style network of three stages (0.5 M weights, 200 thousand
+  images: zoomed, turned and flipped views of all icons) read 75 % of the held-out styles and 81 %
+  of those of unseen objects, but only 82 % of known ones; a larger one that also learnt the known
+  icons under disturbance, 67 % and 97 %. Neither reads what the model draws as well as this one.
 - The objects in `unsafe` are harmless drawings that stand for unsafe content.
 """
 
