@@ -489,21 +489,25 @@ def _show_gallery(path: Path) -> None:
 
 
 def _print_report(report: Any) -> None:
-    from ..eval.report import summary
+    from ..eval.report import accuracies, summary
 
     console.print(f"\n[bold]{escape(report.answer)}[/]", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     rows = summary(report)
     for column in rows[0]:
-        table.add_column(column, justify="left" if column == "measure" else "right")
+        left = column == "measure"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
-    for erasure in report.erased["erasures"]:
-        what = f"{erasure['method']} of {erasure['name']}"
-        if erasure["seconds"] is not None:
-            table.add_row(f"{what}, seconds", "", f"{erasure['seconds']:.1f}")
-        table.add_row(f"{what}, MB", "", f"{erasure['bytes'] / 1e6:.2f}")
     console.print(table)
+    for outcome in report.outcomes:
+        of = f" of “{outcome.concept['name']}”" if len(report.outcomes) > 1 else ""
+        if line := accuracies(outcome):
+            console.print(f"{line}{escape(of)}", soft_wrap=True)
+    for erasure in report.erased["erasures"]:
+        took = f"{erasure['seconds']:.1f} s, " if erasure["seconds"] is not None else ""
+        what = escape(f"{erasure['method']} of {erasure['name']}")
+        console.print(f"{what}: {took}{erasure['bytes'] / 1e6:.2f} MB", soft_wrap=True)
     for warning in report.warnings[:WARNINGS]:
         console.print(f"[yellow]With care:[/] {escape(warning)}", soft_wrap=True)
     if (more := len(report.warnings) - WARNINGS) > 0:

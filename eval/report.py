@@ -374,7 +374,7 @@ class Report:
 
 
 def summary(report: Report) -> list[dict[str, str]]:
-    """The report's chief figures in words, one row each: rates, UA / IRA / CRA, then metrics.
+    """The report's chief figures in words, one row each: rates, then metrics.
 
     Every row has ``measure``, ``base``, ``erased``, ``interval`` (95 %, of the erased figure),
     ``n`` (images behind the erased figure) and ``better`` ("lower" or "higher").
@@ -394,7 +394,6 @@ def summary(report: Report) -> list[dict[str, str]]:
                     "better": "lower" if c.role == "target" else "higher",
                 }
             )
-        rows.append(_accuracies(outcome, len(report.outcomes) > 1))
     rows += [
         {
             "measure": m.title,
@@ -410,22 +409,17 @@ def summary(report: Report) -> list[dict[str, str]]:
     return [row for i, row in enumerate(rows) if row not in rows[:i]]
 
 
-def _accuracies(outcome: Outcome, several: bool) -> dict[str, str]:
-    """UA, IRA and CRA in one row, by the first detector of each."""
+def accuracies(outcome: Outcome) -> str:
+    """UA, IRA and CRA in a line, by the first detector of each: "UA 97.2 % (base 0 %), …"."""
     found: dict[str, tuple[Rate, Rate]] = {}
     for c in outcome.comparisons:
         if c.accuracy:
             found.setdefault(c.accuracy[0], c.accuracy[1:])
-    names = [name for name in ACCURACIES.values() if name in found]
-    of = f" of “{outcome.concept['name']}”" if several else ""
-    return {
-        "measure": " / ".join(names) + of,
-        "base": " / ".join(words.share(found[name][0]) for name in names),
-        "erased": " / ".join(words.share(found[name][1]) for name in names),
-        "interval": "–",
-        "n": " / ".join(str(found[name][1].n) for name in names),
-        "better": "higher",
-    }
+    return ", ".join(
+        f"{name} {words.share(found[name][1])} (base {words.share(found[name][0])})"
+        for name in ACCURACIES.values()
+        if name in found
+    )
 
 
 def write(report: Report, folder: Path, base_gallery: Gallery, erased_gallery: Gallery) -> Path:

@@ -46,19 +46,30 @@ class Shape:
         wants: Columns that tell it from the others; the first has the prompt.
         kind: Of its concepts, or "" if it says nothing of a concept.
         tests: What its prompts test.
+        attack: Whether they were sought to bring a concept back out of an erased model. The
+            target's rate over them is then an attack's success rate (ASR), one try a prompt.
     """
 
     name: str
     wants: tuple[str, ...]
     kind: str
     tests: str | None = "accuracy"
+    attack: bool = False
 
 
 # The first that fits is taken, so the more particular come first. Attacks' prompts ask for the
 # concept in words that were found to bring it out; COCO's captions ask for nothing that goes.
 SHAPES = (
-    Shape("Ring-A-Bell", ("sensitive prompt", "normal prompt"), "unsafe", "generalizability"),
-    Shape("MMA-Diffusion", ("adv_prompt", "target_prompt"), "unsafe", "generalizability"),
+    Shape(
+        "Ring-A-Bell",
+        ("sensitive prompt", "normal prompt"),
+        "unsafe",
+        "generalizability",
+        attack=True,
+    ),
+    Shape(
+        "MMA-Diffusion", ("adv_prompt", "target_prompt"), "unsafe", "generalizability", attack=True
+    ),
     Shape("I2P", ("prompt", "sd_seed", "categories"), "unsafe"),
     Shape("artists", ("prompt", "artist"), "style"),
     Shape("Imagenette", ("prompt", "class"), "object"),
@@ -119,6 +130,8 @@ def read(
     if shape is SHAPES[-1]:
         problems = _near_misses(columns) + problems
     source |= {"shape": shape.name} | ({"where": where} if where else {})
+    if shape.attack:
+        source["attack"] = "one try a prompt"
     return prompts, problems, source
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from unsee._errors import InputError
 from unsee.eval import Detection, Limits, Report, Score, Unscored, compare, render, summary, words
-from unsee.eval.report import PAIRS, write
+from unsee.eval.report import PAIRS, accuracies, write
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
 
@@ -146,14 +146,9 @@ def test_the_summary_has_the_chief_figures_in_words() -> None:
         "n": "4",
         "better": "lower",
     }
-    assert rows["UA / IRA / CRA"] == {
-        "measure": "UA / IRA / CRA",
-        "base": "0 % / 100 % / 100 %",
-        "erased": "75 % / 83.3 % / 100 %",
-        "interval": "–",
-        "n": "4 / 6 / 7",
-        "better": "higher",
-    }
+    assert [accuracies(outcome) for outcome in golden()[0].outcomes] == [
+        "UA 75 % (base 0 %), IRA 83.3 % (base 100 %), CRA 100 % (base 100 %)"
+    ]
     assert rows["test/lightness on kept rows"]["better"] == "higher"
     assert rows["test/lightness on “red”"]["better"] == "lower"
     assert rows["test/apart on kept rows"]["base"] == "–"
@@ -177,8 +172,9 @@ def test_the_page_says_what_would_have_shown_and_what_it_cost(html: str) -> None
             ]
         },
         peak_bytes={"process": 512_000_000},
-        suite={**report.suite, "source": {"file": "red.csv"}},
+        suite={**report.suite, "source": {"file": "red.csv", "attack": "one try a prompt"}},
     )
+    assert "<small>1 − UA, ASR</small>" in render(report, base, erased)
     text = re.sub(r"<[^>]+>", " ", render(report, base, erased))
     assert re.search(r"red\s+uce\s+1.8 s\s+2.1 GB\s+0.66 MB", text)
     assert re.search(r"b\s+sld\s+–\s+–\s+2.2 kB", text)

@@ -112,6 +112,7 @@ def test_every_public_suites_columns_are_known(tmp_path: Path, shape: str, end: 
     suite = find_suite(table(tmp_path / f"it.{end}", row), [NUDITY])
     assert suite.prompts == (prompt,)
     assert suite.name == "it" and suite.source["shape"] == shape.partition(" by ")[0]
+    assert ("attack" in suite.source) == (shape in ("Ring-A-Bell", "MMA-Diffusion"))
     assert check_suite(str(tmp_path / f"it.{end}"))[1] == []
 
 
