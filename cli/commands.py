@@ -337,7 +337,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for it all.")] = Path(
         "runs/demo"
     ),
-    size: Annotated[int, typer.Option(min=4, help="Prompts of each audit.")] = 144,
+    size: Annotated[int, typer.Option(min=4, help="Prompts of each audit.")] = 120,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
     from ..flow import audit, erase
@@ -357,7 +357,15 @@ def demo(
             )
             erasure.save(path)
             reports.append(
-                audit(pipe, path, out=out / stem, size=size, command=_command(), progress=show)
+                audit(
+                    pipe,
+                    path,
+                    out=out / stem,
+                    size=size,
+                    batch_size=24,
+                    command=_command(),
+                    progress=show,
+                )
             )
     for report in reports:
         _print_report(report)
