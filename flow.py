@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .eval.folder import FolderScore
     from .eval.report import Report
     from .pipelines.erasure import Erasure
+    from .pipelines.parts import Parts
 
 Progress = Callable[[str, int, int], None]
 
@@ -87,6 +88,7 @@ def erase(
         kind: What the concepts are, where they are phrases of your own.
         seed: Of every draw.
         check: Whether to look at the effect afterwards; it goes into the record as ``effect``.
+            A closed form needs the whole model for this alone.
         checkpoint: A file by which a method that trains goes on after an interrupt, to the same
             weights; remove it once the erasure is saved.
         progress: Called with the share that is done, in [0, 1].
@@ -100,7 +102,7 @@ def erase(
         InputError: Something in the arguments cannot be; before any work is done.
     """
     from .erasers.effect import HARDLY, effect
-    from .pipelines import load_pipeline, parts_of
+    from .pipelines import load_pipeline, load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
     training: dict[str, Any] = {}
@@ -113,8 +115,12 @@ def erase(
         )
     name = str(model) if isinstance(model, (str, Path)) else str(model.name_or_path)
     wanted = _concepts(concepts, name, keep, anchor, kind)
-    pipe = load_pipeline(model, **_unchecked(name)) if isinstance(model, (str, Path)) else model
-    parts = parts_of(pipe)
+
+    def taken(load: Callable[..., Any]) -> "Parts":
+        named = isinstance(model, (str, Path))
+        return parts_of(load(model, **_unchecked(name)) if named else model)
+
+    parts = taken(load_text_side if eraser.text_only else load_pipeline)
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
     record = dict(erasure.record) | {
@@ -122,6 +128,8 @@ def erase(
         "peak_memory": _peak_bytes().get("cuda", _peak_bytes().get("process")),
     }
     if check and record["kind"] != "guidance":  # which leaves the denoiser as it is
+        if eraser.text_only:
+            parts = taken(load_pipeline)
         record["effect"] = effect(parts, erasure, wanted, seed=seed)
         for concept, seen in record["effect"].items():
             if seen["moved"] < HARDLY:

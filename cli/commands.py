@@ -77,6 +77,9 @@ def erase(
         typer.Option(help="What a phrase of your own is: object, style, person, unsafe."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    check: Annotated[
+        bool, typer.Option(help="Look at how far the concept moved; not looking is sooner.")
+    ] = True,
     out: Annotated[
         Path | None, typer.Option("-o", "--out", help="The file. [default: CONCEPT.safetensors]")
     ] = None,
@@ -123,6 +126,7 @@ def erase(
             anchor=anchor,
             kind=kind,
             seed=seed,
+            check=check,
             checkpoint=part,
             progress=shown,
             watch=losses.append,

@@ -17,9 +17,12 @@ class Eraser(Protocol):
     One that trains takes a ``checkpoint`` and a ``watch`` in ``fit`` as well: see ``ESD.fit``.
 
     Attributes:
+        text_only: Whether ``fit`` asks the denoiser for no prediction and reads of its weights
+            those of ``Parts.text_layers`` alone, so that no more need be loaded.
         presets: Settings by name, such as an author's published ones.
     """
 
+    text_only: ClassVar[bool]
     presets: ClassVar[dict[str, dict[str, Any]]]
 
     def fit(

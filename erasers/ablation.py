@@ -29,9 +29,9 @@ from .._errors import InputError
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
-from .esd import VARIANTS, select
+from .esd import select
 from .record import run, trained
-from .training import autocast, check_run, frozen, learnable, lora, masters, precision, train
+from .training import autocast, check, check_run, frozen, precision, student, train
 
 
 @dataclass(frozen=True)
@@ -132,6 +132,7 @@ class Ablation:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
+    text_only: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2023": {
             "iterations": 100,
@@ -144,29 +145,7 @@ class Ablation:
     }
 
     def __post_init__(self) -> None:
-        for name, choices in {
-            "loss": ("model-based", "noise-based"),
-            "variant": VARIANTS,
-            "store": ("lora", "dense"),
-            "precision": ("auto", "float32", "bfloat16"),
-        }.items():
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
-        counts = ("iterations", "batch_size", "images", "sampling_steps", "sampling_batch", "rank")
-        for name in counts:
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise InputError(f"{name} is {number}; it must be at least 1.")
-        if not self.lr > 0:
-            raise InputError(f"lr is {self.lr}; at 0 or less nothing is erased.")
-        for name in ("anchor_weight", "keep_weight"):
-            if not (weight := getattr(self, name)) >= 0:
-                raise InputError(f"{name} is {weight}; it cannot be below 0.")
-        if not 0 <= self.residual < 1:
-            raise InputError(f"residual is {self.residual}; it must be at least 0 and below 1.")
-        if self.rank is not None and self.store == "dense":
-            raise InputError(
-                f"rank is {self.rank} and store is 'dense': a LoRA is stored as it is."
-            )
+        check(self)
 
     def fit(
         self,
@@ -205,11 +184,8 @@ class Ablation:
         sampler = parts.sampler(self.sampling_steps)
         with frozen(denoiser, self.gradient_checkpointing):
             texts, terms = self._terms(parts, plan, compute, lambda done: progress(share * done))
-            if self.rank is not None:
-                student = lora(denoiser, layers, self.rank, seed)
-            else:
-                student = masters(denoiser, learnable(denoiser, layers, everything))
-            with student as parameters:
+            learns = student(denoiser, layers, self.rank, everything, seed)
+            with learns as parameters:
                 losses = train(
                     parameters,
                     lambda step: self._loss(parts, sampler, texts, terms, step, compute),

@@ -36,9 +36,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from .record import run, trained
-from .training import autocast, check_run, frozen, learnable, lora, masters, precision, train
-
-VARIANTS = ("x", "x-strict", "u", "all")
+from .training import autocast, check, check_run, frozen, precision, student, train
 
 
 def target(concept: Tensor, empty: Tensor, anchor: Tensor, eta: float) -> Tensor:
@@ -204,6 +202,7 @@ class ESD:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
+    text_only: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": {
             "sampling": "reference",
@@ -222,27 +221,7 @@ class ESD:
     }
 
     def __post_init__(self) -> None:
-        for name, choices in {
-            "variant": VARIANTS,
-            "sampling": ("batched", "reference"),
-            "store": ("lora", "dense"),
-            "precision": ("auto", "float32", "bfloat16"),
-        }.items():
-            if (value := getattr(self, name)) not in choices:
-                raise InputError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
-        for name in ("iterations", "batch_size", "sampling_steps", "sampling_batch", "rank"):
-            if (number := getattr(self, name)) is not None and number < 1:
-                raise InputError(f"{name} is {number}; it must be at least 1.")
-        if not self.lr > 0:
-            raise InputError(f"lr is {self.lr}; at 0 or less nothing is erased.")
-        if not self.keep_weight >= 0:
-            raise InputError(f"keep_weight is {self.keep_weight}; it cannot be below 0.")
-        if not 0 <= self.residual < 1:
-            raise InputError(f"residual is {self.residual}; it must be at least 0 and below 1.")
-        if self.rank is not None and self.store == "dense":
-            raise InputError(
-                f"rank is {self.rank} and store is 'dense': a LoRA is stored as it is."
-            )
+        check(self)
 
     def fit(
         self,
@@ -286,11 +265,8 @@ class ESD:
             samples = self._samples(
                 parts, concepts, seed, compute, lambda done: progress(share * done)
             )
-            if self.rank is not None:
-                student = lora(denoiser, layers, self.rank, seed)
-            else:
-                student = masters(denoiser, learnable(denoiser, layers, everything))
-            with student as parameters:
+            learns = student(denoiser, layers, self.rank, everything, seed)
+            with learns as parameters:
                 losses = train(
                     parameters,
                     lambda step: self._loss(parts, sampler, samples, step, compute),

@@ -93,6 +93,7 @@ class MACE:
     tokens: Literal["all", "around"] = "all"
     residual: float = 0.02
 
+    text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "object": {"ridge": 1000.0, "keep_scale": 0.0, "prior_scale": 0.0, "residual": 1e-6},
     }

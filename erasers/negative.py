@@ -23,6 +23,7 @@ from .record import encode_concepts, guidance
 class Negative:
     """The negative prompt, which has no settings."""
 
+    text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def fit(

@@ -74,6 +74,7 @@ class RECE:
     expand: bool = True
     residual: float = 0.01
 
+    text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "nudity": {"hold": False, "expand": False, "residual": 1e-6},
         "style": {

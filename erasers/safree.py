@@ -61,6 +61,7 @@ class SAFREE:
     midpoint: float = 5.333
     negative: bool = False
 
+    text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "every-step": {"validate": False},
         "with-negative": {"negative": True},

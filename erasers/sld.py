@@ -46,6 +46,7 @@ class SLD:
     momentum: float = 0.3
     momentum_decay: float = 0.4
 
+    text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "weak": {
             "scale": 200.0,

@@ -98,6 +98,7 @@ class SPM:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
+    text_only: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2024": {
             "iterations": 3000,

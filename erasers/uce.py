@@ -135,6 +135,7 @@ class UCE:
     style_anchor: str = "art"
     residual: float = 0.02
 
+    text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": _2025,
         "2025-expanded": _2025 | {"expand": True},

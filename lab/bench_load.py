@@ -5,8 +5,8 @@
 Makes a folder of Stable Diffusion 1.5's shapes with random weights in float16, about 2 GB, or
 takes one that is there. The measure is to read the text encoder and the cross-attention key and
 value weights once, into float32. Beside it stands one concept with the settings of 2025, by way
-of a pipeline that is made of those parts alone, the rest of its UNet left without memory, and by
-way of ``load_pipeline``, which reads all of the pipeline.
+of ``load_text_side``, which reads no more than that, and of ``load_pipeline``, which reads all of
+the pipeline.
 
 Prints a row for each: seconds to load, to encode the two prompts, to fit (encoding included), to
 save, in all, and the ratio to the reading.
@@ -29,12 +29,13 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from unsee.erasers.uce import UCE
-from unsee.pipelines import load_pipeline, parts_of
+from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.load import EMOJI
 from unsee.prompts import Concept
 
 TEXT = "text_encoder/model.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
+UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
 READ = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
@@ -89,25 +90,11 @@ def read(folder: Path) -> list[Tensor]:
 
 
 def whole(folder: Path) -> Any:
-    return load_pipeline(folder, device="cpu", safety_checker=None, requires_safety_checker=False)
+    return load_pipeline(folder, device="cpu", **UNCHECKED)
 
 
-def alone(folder: Path) -> Any:
-    with init_empty_weights():
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-    for name, tensor in weights(folder / UNET, READ):
-        layer = unet.get_submodule(name.removesuffix(".weight"))
-        layer.weight = nn.Parameter(tensor, requires_grad=False)
-    return StableDiffusionPipeline(
-        vae=None,
-        text_encoder=CLIPTextModel.from_pretrained(folder / "text_encoder", dtype=torch.float32),
-        tokenizer=CLIPTokenizer.from_pretrained(folder / "tokenizer"),
-        unet=unet,
-        scheduler=None,
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
+def text_side(folder: Path) -> Any:
+    return load_text_side(folder, **UNCHECKED)
 
 
 def main() -> None:
@@ -121,7 +108,7 @@ def main() -> None:
         once = min(timed(lambda: read(folder))[0] for _ in range(3))
         print(json.dumps({"way": "read", "seconds": round(once, 3)}), flush=True)
         eraser = UCE(**UCE.presets["2025"])
-        for way, load in {"parts alone": alone, "load_pipeline": whole}.items():
+        for way, load in {"load_text_side": text_side, "load_pipeline": whole}.items():
             rows = []
             for _ in range(2):
                 start = time.perf_counter()

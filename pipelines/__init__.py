@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from .erasure import Erasure as Erasure
     from .generation import generate as generate
     from .load import load_pipeline as load_pipeline
+    from .load import load_text_side as load_text_side
     from .parts import Parts as Parts
     from .parts import parts_of as parts_of
 
@@ -19,10 +20,11 @@ _EXPORTS = {
     "Parts": "parts",
     "generate": "generation",
     "load_pipeline": "load",
+    "load_text_side": "load",
     "parts_of": "parts",
 }
 
-__all__ = ["MODELS", "Erasure", "Parts", "generate", "load_pipeline", "parts_of"]
+__all__ = ["MODELS", "Erasure", "Parts", "generate", "load_pipeline", "load_text_side", "parts_of"]
 
 
 def __getattr__(name: str) -> object:

@@ -1,14 +1,18 @@
-"""A pipeline with its erasures in it."""
+"""A pipeline with its erasures in it, or as little of one as an eraser reads."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from .._errors import InputError
 from .._registry import unknown
 from . import MODELS
 from .erasure import Erasure
+from .stable_diffusion import text_layers
 
 EMOJI = str(Path(__file__).parent / "emoji")
 
@@ -33,9 +37,59 @@ def load_pipeline(
         InputError: There is no such model, or an erasure cannot be read or was made for another.
     """
     from accelerate import PartialState
-    from diffusers import DiffusionPipeline
 
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    pipe = _assembled(base, lambda folder: from_pretrained, dtype)
+    for erasure in loaded:
+        erasure.add_to(pipe)
+    return pipe.to(PartialState().device if device is None else device)
+
+
+def load_text_side(base: str | Path, **from_pretrained: Any) -> Any:
+    """Loads what a model makes of text, on the CPU in float32: enough for a closed form.
+
+    That is the tokenizer, the text encoder and, of the denoiser, the layers that read the text;
+    its other weights are left without memory, and there is no autoencoder. A model that is no
+    folder, or whose denoiser is not one file of safetensors, is loaded whole.
+
+    Args:
+        base: As ``load_pipeline``.
+        from_pretrained: Passed on to ``DiffusionPipeline.from_pretrained``.
+
+    Raises:
+        InputError: There is no such model.
+    """
+
+    def parts(folder: Path) -> dict[str, Any]:
+        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+        if not weights.is_file():
+            return from_pretrained
+        return from_pretrained | {"unet": _shell(weights), "vae": None}
+
+    return _assembled(base, parts, torch.float32)
+
+
+def _shell(weights: Path) -> Any:
+    """A UNet of which only the layers that read the text have memory."""
+    from accelerate import init_empty_weights
+    from diffusers import UNet2DConditionModel
+
+    with init_empty_weights():
+        config = UNet2DConditionModel.load_config(weights.parent)
+        unet: Any = UNet2DConditionModel.from_config(config)
+    with safe_open(weights, "pt") as file:
+        for name, layer in text_layers(unet).items():
+            weight = file.get_tensor(f"{name}.weight").float()
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+    return unet
+
+
+def _assembled(
+    base: str | Path, arguments: Callable[[Path], dict[str, Any]], dtype: torch.dtype
+) -> Any:
+    """The pipeline of a model, with arguments that may depend on its folder."""
+    from diffusers import DiffusionPipeline
+
     folder = MODELS[str(base)] if str(base) in MODELS else str(base)
     if "/" not in folder and not Path(folder).exists():
         error = unknown("built-in model", folder, MODELS)
@@ -45,8 +99,8 @@ def load_pipeline(
     if Path(folder).exists() and not (Path(folder) / "model_index.json").is_file():
         raise InputError(f"{folder} is no diffusers model: it has no model_index.json.")
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **from_pretrained)
-    except (OSError, ValueError) as error:
+        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **arguments(Path(folder)))
+    except (OSError, ValueError, SafetensorError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
             f"No model could be loaded as {str(base)!r}: wanted a folder, a Hugging Face id or "
@@ -54,6 +108,4 @@ def load_pipeline(
         ) from error
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(base))
-    for erasure in loaded:
-        erasure.add_to(pipe)
-    return pipe.to(PartialState().device if device is None else device)
+    return pipe

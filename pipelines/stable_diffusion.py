@@ -43,11 +43,7 @@ class StableDiffusionParts:
         return cast(Tensor, embeddings)
 
     def text_layers(self) -> dict[str, nn.Linear]:
-        return {
-            name: module
-            for name, module in self.denoiser.named_modules()
-            if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
-        }
+        return text_layers(self.denoiser)
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         factor = self.pipe.vae_scale_factor
@@ -68,3 +64,12 @@ class StableDiffusionParts:
         sampler = DDIMScheduler.from_config(self.pipe.scheduler.config)
         sampler.set_timesteps(steps)
         return sampler
+
+
+def text_layers(unet: nn.Module) -> dict[str, nn.Linear]:
+    """The keys and values of cross attention, by their names in the UNet."""
+    return {
+        name: module
+        for name, module in unet.named_modules()
+        if name.endswith(("attn2.to_k", "attn2.to_v")) and isinstance(module, nn.Linear)
+    }

@@ -1,6 +1,7 @@
 """What holds for every eraser that is registered, those of other packages too."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from unsee._errors import InputError
 from unsee.erasers import ERASERS
 from unsee.erasers.effect import effect
 from unsee.flow import erase, make_eraser
-from unsee.pipelines import Erasure, parts_of
+from unsee.pipelines import Erasure, load, load_text_side, parts_of
 from unsee.prompts import Concept
 
 CONCEPTS = [
@@ -94,6 +95,42 @@ def test_the_file_round_trips_with_its_whole_record(
     assert [Concept(**concept) for concept in record["concepts"]] == CONCEPTS
     assert record["seed"] == 0 and record["seconds"] > 0
     assert record["versions"].keys() >= {"unsee", "torch", "diffusers"}
+
+
+@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].text_only])
+def test_the_text_side_alone_gives_the_same_file(
+    pipe: Any, tiny_folder: Path, method: str
+) -> None:
+    shell = load_text_side(tiny_folder)
+    assert shell.vae is None and shell.unet.conv_in.weight.is_meta
+    one, two = (
+        make_eraser(method, **QUICK.get(method, {})).fit(parts_of(p), CONCEPTS, seed=3)
+        for p in (pipe, shell)
+    )
+    assert one.record == two.record and one.tensors.keys() == two.tensors.keys()
+    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+
+
+def test_the_denoiser_is_not_read_where_nobody_looks(
+    tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = erase(str(tiny_folder), CONCEPTS)
+    assert looked.record["effect"]["bomb"]["moved"] > 0.5
+    monkeypatch.setattr(load, "load_pipeline", None)
+    blind = erase(str(tiny_folder), CONCEPTS, check=False)
+    assert "effect" not in blind.record
+    assert all(torch.equal(blind.tensors[name], looked.tensors[name]) for name in looked.tensors)
+
+
+def test_a_denoiser_that_is_cut_short_is_one_line(tiny_folder: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "cut")
+    weights = copy / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(InputError, match="No model could be loaded as"):
+        erase(str(copy), CONCEPTS)
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(InputError, match="No model could be loaded as"):
+        erase(str(copy), CONCEPTS, check=False)
 
 
 @every
