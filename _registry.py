@@ -15,8 +15,8 @@ T = TypeVar("T")
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not there: the nearest name, and those that there are.
 
-    >>> print(unknown("eraser", "ucee", ["uce", "esd"]))
-    No eraser is named 'ucee'. Did you mean 'uce'? There are: esd, uce.
+    >>> print(unknown("method", "ucee", ["uce", "esd"]))
+    No method is named 'ucee'. Did you mean 'uce'? There are: esd, uce.
     """
     names = sorted(known)
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)

@@ -85,6 +85,7 @@ def erase(
     ] = None,
 ) -> None:
     """Erase concepts from a model, into a small file."""
+    from ..eval import words
     from ..flow import erase, make_eraser, trains
 
     if bool(concept) == bool(prompts):
@@ -140,7 +141,7 @@ def erase(
     console.print(
         f"Erased [bold]{escape(erasure.name)}[/] from {escape(model)} with {method} in "
         f"{erasure.record['seconds']:.1f} s: [bold]{escape(str(path))}[/] "
-        f"({path.stat().st_size / 1e6:.2f} MB{rank})",
+        f"({words.bytes_(path.stat().st_size)}{rank})",
         soft_wrap=True,
     )
     for name, seen in erasure.record.get("effect", {}).items():
@@ -501,6 +502,7 @@ def _show_gallery(path: Path) -> None:
 
 
 def _print_report(report: Any) -> None:
+    from ..eval import words
     from ..eval.report import accuracies, summary
 
     console.print(f"\n[bold]{escape(report.answer)}[/]", soft_wrap=True)
@@ -519,7 +521,7 @@ def _print_report(report: Any) -> None:
     for erasure in report.erased["erasures"]:
         took = f"{erasure['seconds']:.1f} s, " if erasure["seconds"] is not None else ""
         what = escape(f"{erasure['method']} of {erasure['name']}")
-        console.print(f"{what}: {took}{erasure['bytes'] / 1e6:.2f} MB", soft_wrap=True)
+        console.print(f"{what}: {took}{words.bytes_(erasure['bytes'])}", soft_wrap=True)
     for warning in report.warnings[:WARNINGS]:
         console.print(f"[yellow]With care:[/] {escape(warning)}", soft_wrap=True)
     if (more := len(report.warnings) - WARNINGS) > 0:

@@ -45,7 +45,7 @@ class Eraser(Protocol):
 
 
 ERASERS: Registry[type[Eraser]] = Registry(
-    "eraser",
+    "method",
     "unsee.erasers",
     {
         "ablation": "unsee.erasers.ablation:Ablation",

@@ -86,7 +86,7 @@ MISTAKES = {
         "bomb",
         "--method",
         "ucee",
-    ): "No eraser is named 'ucee'. Did you mean 'uce'?",
+    ): "No method is named 'ucee'. Did you mean 'uce'?",
     ("erase", "TINY", "bomb", "--preset", "205"): "preset of uce is named '205'",
     ("erase", "TINY", "bomb", "--set", "rigde=1"): "Did you mean 'ridge'?",
     ("erase", "TINY", "bomb", "--set", "ridge"): "--set wants NAME=VALUE",

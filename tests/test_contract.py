@@ -181,7 +181,7 @@ def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
     for call, match in {
         lambda: erase(
             pipe, "bomb", method="ucee"
-        ): "No eraser is named 'ucee'. Did you mean 'uce'",
+        ): "No method is named 'ucee'. Did you mean 'uce'",
         lambda: erase(pipe, "bomb", preset="2024"): "No preset of uce is named '2024'.*2025",
         lambda: erase(pipe, "bomb", rigde=1): "setting of uce.*Did you mean 'ridge'",
         lambda: erase(pipe, []): "no concept",
