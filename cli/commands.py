@@ -6,7 +6,7 @@ import shlex
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -45,6 +45,9 @@ Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [defaul
 
 LABELS = 20
 """How many labels of a detector a table in the terminal has."""
+
+KEPT = 20
+"""How many of the phrases that a concept keeps the terminal has."""
 
 WARNINGS = 4
 """How many of a report's warnings the terminal has."""
@@ -144,14 +147,8 @@ def erase(
         f"({words.bytes_(path.stat().st_size)}{rank})",
         soft_wrap=True,
     )
-    for name, seen in erasure.record.get("effect", {}).items():
-        kept = seen["kept_moved"]
-        rest = "" if kept is None else f"; what is kept moved by {kept:.0%}"
-        console.print(
-            f"The prediction on {escape(name)} went {seen['moved']:.0%} of the way to its "
-            f"anchor's{rest}.",
-            soft_wrap=True,
-        )
+    for line in _effects(erasure.record):
+        console.print(escape(line), soft_wrap=True)
     _next(
         f"unsee audit {shlex.quote(model)} --erasure {shlex.quote(str(path))} -o runs/{path.stem}"
     )
@@ -477,18 +474,34 @@ def _show_erasure(path: Path) -> None:
     for concept in record["concepts"]:
         table.add_row("concept", f"{concept['name']} ({concept['kind']})")
         table.add_row("phrases", ", ".join(concept["phrases"]))
-        table.add_row("anchor", repr(concept["anchor"] or ""))
-        table.add_row("keep", ", ".join(concept["keep"]) or "nothing")
+        anchor = concept["anchor"]
+        table.add_row("anchor", "the method's own" if anchor is None else repr(anchor))
+        kept = concept["keep"]
+        more = f" and {len(kept) - KEPT} more" if len(kept) > KEPT else ""
+        table.add_row("keep", escape(", ".join(kept[:KEPT])) + more or "nothing")
     table.add_row("method", record["method"])
     table.add_row("settings", json.dumps(record["settings"]))
     table.add_row("base", f"{record['base']['name']} ({record['base']['class']})")
     table.add_row("fingerprint", record["base"]["fingerprint"][0])
     table.add_row("layers", str(len(record["base"]["layers"])))
-    table.add_row("effect", json.dumps(record.get("effect", "not looked at")))
+    for line in _effects(record) or ["not looked at"]:
+        table.add_row("effect", escape(line))
     table.add_row("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))
     console.print(table)
     base = shlex.quote(record["base"]["name"])
     _next(f"unsee audit {base} --erasure {shlex.quote(str(path))} -o runs/{path.stem}")
+
+
+def _effects(record: Mapping[str, Any]) -> list[str]:
+    """How far each concept moved, a line each; none where nobody looked."""
+    lines = []
+    for name, seen in record.get("effect", {}).items():
+        kept = seen["kept_moved"]
+        rest = "" if kept is None else f"; what is kept moved by {kept:.0%}"
+        lines.append(
+            f"The prediction on {name} went {seen['moved']:.0%} of the way to its anchor's{rest}."
+        )
+    return lines
 
 
 def _show_gallery(path: Path) -> None:
