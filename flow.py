@@ -113,7 +113,7 @@ def erase(
         raise InputError(
             f"{method} does not train and has nothing to go on from: leave checkpoint out."
         )
-    name = str(model) if isinstance(model, (str, Path)) else str(model.name_or_path)
+    name = _name(model)
     wanted = _concepts(concepts, name, keep, anchor, kind)
 
     def taken(load: Callable[..., Any]) -> "Parts":
@@ -123,9 +123,10 @@ def erase(
     parts = taken(load_text_side if eraser.text_only else load_pipeline)
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
+    seconds, peak = round(time.perf_counter() - start, 3), _peak_bytes()
     record = dict(erasure.record) | {
-        "seconds": round(time.perf_counter() - start, 3),
-        "peak_memory": _peak_bytes().get("cuda", _peak_bytes().get("process")),
+        "seconds": seconds,
+        "peak_memory": peak.get("cuda", peak.get("process")),
     }
     if check and record["kind"] != "guidance":  # which leaves the denoiser as it is
         if eraser.text_only:

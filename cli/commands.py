@@ -6,7 +6,7 @@ import shlex
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
@@ -311,9 +311,7 @@ def score(
         console.print(f"[bold yellow]Unscored:[/] {escape(hole)}", soft_wrap=True)
     if found.answer:
         console.print(f"[bold]{escape(found.answer)}[/]", soft_wrap=True)
-    lines = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in ("measure", "value", "interval", "n"):
-        lines.add_column(column, justify="left" if column == "measure" else "right")
+    lines = _figures(("measure", "value", "interval", "n"))
 
     def row(what: str, rate: Any) -> None:
         interval = words.interval(rate.interval())
@@ -519,11 +517,8 @@ def _print_report(report: Any) -> None:
     from ..eval.report import accuracies, summary
 
     console.print(f"\n[bold]{escape(report.answer)}[/]", soft_wrap=True)
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
     rows = summary(report)
-    for column in rows[0]:
-        left = column == "measure"
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    table = _figures(rows[0])
     for row in rows:
         table.add_row(*(escape(value) for value in row.values()))
     console.print(table)
@@ -539,6 +534,15 @@ def _print_report(report: Any) -> None:
         console.print(f"[yellow]With care:[/] {escape(warning)}", soft_wrap=True)
     if (more := len(report.warnings) - WARNINGS) > 0:
         console.print(f"[dim]{more} more in the report.[/]")
+
+
+def _figures(columns: Iterable[str]) -> Table:
+    """A table of what was measured, its first column ``measure``; figures are never broken."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        left = column == "measure"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    return table
 
 
 def _settings(method: str, pairs: list[str]) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def run(
     layers: Sequence[str],
 ) -> dict[str, Any]:
     """What a training is, as JSON: the ``run`` by which ``train`` knows its checkpoint."""
-    weights = {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
+    weights = _weights(parts, layers)
     return {
         "method": method,
         **dataclasses.asdict(settings),
@@ -181,6 +181,11 @@ def factors(
     return found, float(left_out[rank])
 
 
+def _weights(parts: Parts, layers: Iterable[str]) -> dict[str, Tensor]:
+    """The weights that an erasure is bound to, by layer."""
+    return {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
+
+
 def _record(
     parts: Parts,
     kind: str,
@@ -190,7 +195,7 @@ def _record(
     seed: int,
     layers: Iterable[str],
 ) -> dict[str, Any]:
-    weights = {n: w for n, w in weights_of(parts.denoiser, layers).items() if w is not None}
+    weights = _weights(parts, layers)
     return {
         "format": FORMAT,
         "kind": kind,

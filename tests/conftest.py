@@ -1,6 +1,8 @@
 """A real Stable Diffusion pipeline, made tiny: random weights, every class diffusers' own."""
 
 import logging
+import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ import torch
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from unsee.cli import main
 from unsee.pipelines import load_pipeline
 
 WORDS = (
@@ -114,6 +117,23 @@ def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pipe(tiny_folder: Path) -> Any:
     """The tiny model, loaded."""
     return load_pipeline(tiny_folder, device="cpu")
+
+
+@pytest.fixture
+def run(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str, str]]:
+    """Runs ``unsee`` with arguments in an empty folder: exit code, output, errors."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["unsee", *arguments])
+        with pytest.raises(SystemExit) as end:
+            main()
+        out, err = (re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text) for text in capsys.readouterr())
+        return int(end.value.code or 0), out, err
+
+    return call
 
 
 @pytest.fixture(autouse=True)

@@ -1,32 +1,11 @@
 """The command line, as a stranger would use it."""
 
-import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from unsee.cli import main
-
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Run:
-    """Runs ``unsee`` with arguments in an empty folder: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unsee", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = (re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text) for text in capsys.readouterr())
-        return int(end.value.code or 0), out, err
-
-    return call
 
 
 def test_help_names_every_command(run: Run) -> None:

@@ -1,9 +1,8 @@
 """Images from anywhere: what ``unsee score`` says of them, and that no failure looks safe."""
 
 import json
-import re
-import sys
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.cli import main
 from unsee.eval import Detection, Rate, Score, Unscored
 from unsee.eval.folder import FolderScore, measure, open_folder
 from unsee.gallery import Gallery
@@ -197,18 +195,10 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs ``unsee score`` with arguments: exit code, output, errors."""
+def run(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs ``unsee score`` with arguments in a wide terminal: exit code, output, errors."""
     monkeypatch.setenv("COLUMNS", "200")
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unsee", "score", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = (re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text) for text in capsys.readouterr())
-        return int(end.value.code or 0), out, err
-
-    return call
+    return partial(run, "score")
 
 
 def test_the_command_prints_a_table_and_writes_two_files(run: Run, folder: Path) -> None:

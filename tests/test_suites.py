@@ -14,7 +14,6 @@ import pyarrow.parquet
 import pytest
 
 from unsee._errors import InputError
-from unsee.cli import main
 from unsee.flow import generate_gallery
 from unsee.gallery import Gallery
 from unsee.pipelines import generate
@@ -467,23 +466,6 @@ def test_the_gallery_says_which_file_its_prompts_are_from(
 
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def run(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Run:
-    """Runs ``unsee`` with arguments in an empty folder: exit code, output, errors."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["unsee", *arguments])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capsys.readouterr()
-        return int(end.value.code or 0), out, err
-
-    return call
 
 
 def test_check_exits_with_2_and_every_fault_or_with_0(run: Run, tmp_path: Path) -> None:
