@@ -162,7 +162,7 @@ def audit(
     """Measures what is left of the erased concepts, against the base model on the same seeds.
 
     Writes ``base/`` and ``erased/`` (galleries, with every detector's answers in their
-    ``scores.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
+    ``answers.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
     the same galleries is not made again, nor is an image asked about twice.
 
     Args:
@@ -187,8 +187,8 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval import find_detector, find_metric
+    from .eval.answers import Answers, detect
     from .eval.audit import compare, target_rows
-    from .eval.detect import Scores, detect
     from .eval.report import Limits, write
     from .pipelines import Erasure
 
@@ -220,9 +220,9 @@ def audit(
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
 
-    def scored(gallery: Gallery, what: str) -> Scores:
-        file = gallery.path / "scores.jsonl"
-        known = Scores.load(file) if file.is_file() else None
+    def scored(gallery: Gallery, what: str) -> Answers:
+        file = gallery.path / "answers.jsonl"
+        known = Answers.load(file) if file.is_file() else None
         found = detect(
             gallery,
             eyes,
@@ -242,8 +242,8 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
-        base_scores=scored(base_gallery, "base"),
-        erased_scores=scored(erased_gallery, "erased"),
+        base_answers=scored(base_gallery, "base"),
+        erased_answers=scored(erased_gallery, "erased"),
         limits=Limits(allow_unscored=allow_unscored),
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -271,8 +271,8 @@ def score(
 ) -> "FolderScore":
     """Measures images that came from anywhere; no pipeline is loaded.
 
-    Writes ``scores.jsonl``, every answer of every detector, and ``score.json``, what follows. An
-    image that is there already in ``scores.jsonl`` is not asked about again.
+    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. An
+    image that is there already in ``answers.jsonl`` is not asked about again.
 
     Args:
         folder: Images, or a gallery.
@@ -291,12 +291,12 @@ def score(
         InputError: There is no image, or something in the arguments cannot be; before any work.
     """
     from .eval import find_detector, find_metric
-    from .eval.detect import Scores
+    from .eval.answers import Answers
     from .eval.folder import measure, open_folder
 
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
-    file = there / "scores.jsonl"
+    file = there / "answers.jsonl"
     found, scores = measure(
         gallery,
         [find_detector(d, gallery.prompts) for d in detectors],
@@ -304,7 +304,7 @@ def score(
         reference=None if reference is None else open_folder(Path(reference)),
         concept=concept,
         kind=kind,
-        known=Scores.load(file) if file.is_file() else None,
+        known=Answers.load(file) if file.is_file() else None,
         batch_size=batch_size,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),

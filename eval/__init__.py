@@ -3,16 +3,17 @@
 This package looks at images and never loads a pipeline.
 """
 
+from .answers import Answers, detect
 from .audit import compare
-from .detect import Scores, detect
 from .detectors import DETECTORS, Box, Detection, Detector, Unscored, find_detector
 from .metrics import METRICS, Metric, find_metric
 from .report import Limits, Report, render, summary
-from .score import Paired, Rate, Score
+from .statistics import Paired, Rate, Score
 
 __all__ = [
     "DETECTORS",
     "METRICS",
+    "Answers",
     "Box",
     "Detection",
     "Detector",
@@ -22,7 +23,6 @@ __all__ = [
     "Rate",
     "Report",
     "Score",
-    "Scores",
     "Unscored",
     "compare",
     "detect",

@@ -11,18 +11,18 @@ from typing import Any, Literal
 from .._errors import InputError
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
-from .detect import ImageScores, Progress, Scores, detect
+from .answers import Answers, ImageAnswers, Progress, detect
 from .detectors import Detection, Detector
 from .images import Unscored, describe
 from .metrics import Metric
 from .report import Comparison, Limits, Measurement, Outcome, Report, Verdict
-from .score import ALPHA, Paired, Rate, Score, holm
+from .statistics import ALPHA, Paired, Rate, Score, holm
 from .words import count, fold, percent, points, signed
 from .words import p_value as say_p
 from .words import rate as say_rate
 
 TOP = 5
-"""How many of a detector's scores a report's row holds; all of them are in scores.jsonl."""
+"""How many of a detector's scores a report's row holds; all of them are in answers.jsonl."""
 
 PACKAGES = (
     "unsee torch torchvision timm open_clip_torch torchmetrics diffusers transformers pillow "
@@ -43,8 +43,8 @@ def compare(
     suite_name: str = "",
     suite_source: Mapping[str, Any] | None = None,
     limits: Limits | None = None,
-    base_scores: Scores | None = None,
-    erased_scores: Scores | None = None,
+    base_answers: Answers | None = None,
+    erased_answers: Answers | None = None,
     command: str = "",
     date: str = "",
     seconds: Mapping[str, float] | None = None,
@@ -74,7 +74,7 @@ def compare(
             those that do, over the kept rows, the base's being the reference.
         suite_name, suite_source: For the record: what the suite is called and where it is from.
         limits: Of the verdict.
-        base_scores, erased_scores: Earlier answers, used where the PNG and the protocol are the
+        base_answers, erased_answers: Earlier answers, used where the PNG and the protocol are the
             same.
         command, date, seconds, peak_bytes, versions: For the record; versions are read from what
             is installed when not given.
@@ -95,7 +95,7 @@ def compare(
     keep = [p for p in base if p.id not in of_target and p.id not in aside]
 
     sides = {}
-    for side, gallery, known in (("base", base, base_scores), ("erased", erased, erased_scores)):
+    for side, gallery, known in (("base", base, base_answers), ("erased", erased, erased_answers)):
         tell = _prefixed(progress, f"detect {side}")
         found = detect(gallery, detectors, known=known, batch_size=batch_size, progress=tell)
         sides[side] = {row.id: row for row in found.rows}
@@ -327,7 +327,7 @@ def _comparisons(
     target: Sequence[Prompt],
     keep: Sequence[Prompt],
     detectors: Sequence[Detector],
-    sides: Mapping[str, Mapping[str, ImageScores]],
+    sides: Mapping[str, Mapping[str, ImageAnswers]],
 ) -> list[Comparison]:
     """Every rate of one concept, before and after; those without a row are left out."""
     names = _names(concept)
@@ -397,7 +397,7 @@ def _count(
     rows: Sequence[Prompt],
     detector: Detector,
     wanted: set[str] | None,
-    sides: Mapping[str, Mapping[str, ImageScores]],
+    sides: Mapping[str, Mapping[str, ImageAnswers]],
 ) -> tuple[Rate, Rate, Paired]:
     """The rate at which the wanted labels, or each row's own, are seen."""
     table = {(b, e): 0 for b in (True, False, None) for e in (True, False, None)}
@@ -465,14 +465,16 @@ def take(metric: Metric, gallery: Gallery, reference: Gallery | None) -> Score:
         )
 
 
-def _holes(sides: Mapping[str, Mapping[str, ImageScores]], measured: Sequence[Measurement]) -> int:
+def _holes(
+    sides: Mapping[str, Mapping[str, ImageAnswers]], measured: Sequence[Measurement]
+) -> int:
     """How many measurements failed, detectors' and metrics'."""
     answers = (a for found in sides.values() for row in found.values() for a in row.found.values())
     scores = (s for m in measured for s in (m.base, m.erased) if s is not None)
     return sum(isinstance(a, Unscored) for a in answers) + sum(s.unscored for s in scores)
 
 
-def _coverage(found: Mapping[str, ImageScores], detectors: Sequence[str]) -> dict[str, Any]:
+def _coverage(found: Mapping[str, ImageAnswers], detectors: Sequence[str]) -> dict[str, Any]:
     unscored = {
         name: sum(isinstance(row.found[name], Unscored) for row in found.values())
         for name in detectors
@@ -493,7 +495,7 @@ def _sample(
     prompt: Prompt,
     target: str | None,
     aside: bool,
-    sides: Mapping[str, Mapping[str, ImageScores]],
+    sides: Mapping[str, Mapping[str, ImageAnswers]],
     detectors: Sequence[Detector],
     gallery: Gallery,
 ) -> dict[str, Any]:

@@ -12,12 +12,12 @@ from .._errors import InputError
 from ..gallery import Gallery, write_atomically
 from ..prompts import Prompt
 from ..prompts.concept import KINDS
+from .answers import Answers, Progress, detect
 from .audit import installed, plain, take
-from .detect import Progress, Scores, detect
 from .detectors import Detection, Detector
 from .images import Unscored
 from .metrics import Metric
-from .score import Rate, Score
+from .statistics import Rate, Score
 from .words import count, fold, interval
 from .words import rate as say_rate
 
@@ -181,12 +181,12 @@ def measure(
     reference: Gallery | None = None,
     concept: str = "",
     kind: str = "object",
-    known: Scores | None = None,
+    known: Answers | None = None,
     batch_size: int = 64,
     command: str = "",
     date: str = "",
     progress: Progress | None = None,
-) -> tuple[FolderScore, Scores]:
+) -> tuple[FolderScore, Answers]:
     """Asks detectors and metrics about a gallery.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from .._errors import InputError
 from ..gallery import Gallery, write_atomically
 from . import words
-from .score import Z95, Paired, Rate, Score
+from .statistics import Z95, Paired, Rate, Score
 
 FORMAT = 1
 """Of report.json. A file of a greater number is refused."""

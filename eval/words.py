@@ -1,6 +1,6 @@
 """Figures in words, the same in verdicts, tables and pages."""
 
-from .score import Paired, Rate, Score
+from .statistics import Paired, Rate, Score
 
 
 def percent(value: float) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from scipy.stats import binom
 
-from unsee.eval.score import Z95, Paired, Rate, mean_interval
+from unsee.eval.statistics import Z95, Paired, Rate, mean_interval
 
 SIZES = (20, 100, 1000)
 RESULT = Path(__file__).parent / "results" / "coverage.md"

@@ -11,23 +11,22 @@ bias is edited too, ``.bias_delta``. The kind ``guidance`` has no tensors: its r
 
 import hashlib
 import json
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._errors import InputError
 from ..gallery import write_atomically
-from .guidance import add_guide
+from .kinds import KINDS
+from .kinds.dense import DenseErasures, deltas_of, parameters_of
 from .parts import weights_of
-from .transport import add_transport
 
 FORMAT = 1
 
@@ -115,7 +114,7 @@ class Erasure:
         if denoiser is None:
             raise InputError(f"{made_for}, a {base['class']}; {type(pipe).__name__} was given.")
         weights = {}
-        dense = getattr(denoiser, "dense_erasures", _DenseErasures())
+        dense = getattr(denoiser, "dense_erasures", DenseErasures())
         for name, weight in weights_of(denoiser, base["layers"]).items():
             # What was there before any dense erasure is the base.
             weight = dense.originals.get(f"{name}.weight", weight)
@@ -133,8 +132,8 @@ class Erasure:
                 f"fingerprint {base['fingerprint'][0][:12]}…, found {found_prints[0][:12]}…."
             )
         if self.record["kind"] == "dense":
-            parameters = _parameters(denoiser)
-            for name, delta in _deltas(self).items():
+            parameters = parameters_of(denoiser)
+            for name, delta in deltas_of(self).items():
                 parameter = parameters.get(name)
                 if parameter is None or parameter.shape != delta.shape:
                     found = "none" if parameter is None else str(tuple(parameter.shape))
@@ -149,14 +148,7 @@ class Erasure:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        if self.record["kind"] == "guidance":
-            return add_guide(pipe, self.record)
-        add = {"lowrank": _add_lora, "dense": _add_dense}[self.record["kind"]]
-        denoiser = getattr(pipe, self.record["base"]["prefix"])
-        remove = add(denoiser, self)
-        if transport := self.record.get("transport"):
-            return _transported(pipe, list(denoiser.peft_config)[-1], transport, remove)
-        return remove
+        return KINDS[self.record["kind"]].put(pipe, self)
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
@@ -166,110 +158,6 @@ class Erasure:
             yield
         finally:
             remove()
-
-
-def _add_lora(denoiser: Any, erasure: Erasure) -> Callable[[], None]:
-    others = list(getattr(denoiser, "peft_config", {}))
-    active = denoiser.active_adapters() if others else []
-    name = "".join(c if c.isalnum() else "-" for c in erasure.name)
-    if name in others:
-        name = f"{name}-{len(others)}"
-    # The tensors that peft draws to begin with are replaced at once.
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # Several at once are what is meant here.
-        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
-        denoiser.load_lora_adapter(
-            dict(erasure.tensors), prefix=erasure.record["base"]["prefix"], adapter_name=name
-        )
-    # Not set_adapters, which would put the scales of the others back to 1.
-    denoiser.set_adapter([*active, name])
-
-    def remove() -> None:
-        # Those that are there now: more may have come since.
-        if len(denoiser.peft_config) > 1:
-            active = [other for other in denoiser.active_adapters() if other != name]
-            denoiser.delete_adapters(name)
-            denoiser.set_adapter(active)
-        else:
-            denoiser.unload_lora()
-
-    return remove
-
-
-def _transported(
-    pipe: Any, adapter: str, transport: Mapping[str, Any], remove: Callable[[], None]
-) -> Callable[[], None]:
-    try:
-        end = add_transport(pipe, adapter, transport)
-    except BaseException:
-        remove()
-        raise
-
-    def remove_both() -> None:
-        end()
-        remove()
-
-    return remove_both
-
-
-@dataclass
-class _DenseErasures:
-    """The dense erasures in a denoiser, and the parameters that it had without them, by name.
-
-    Kept as the denoiser's attribute ``dense_erasures`` while there are any.
-    """
-
-    originals: dict[str, Tensor] = field(default_factory=dict)
-    added: list[dict[str, Tensor]] = field(default_factory=list)
-
-
-def _deltas(erasure: Erasure) -> dict[str, Tensor]:
-    prefix = erasure.record["base"]["prefix"]
-    return {
-        key.removeprefix(f"{prefix}.").removesuffix("_delta"): delta
-        for key, delta in erasure.tensors.items()
-    }
-
-
-def _parameters(denoiser: nn.Module) -> dict[str, nn.Parameter]:
-    """By the names that they have when no LoRA is around their layers."""
-    return {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
-
-
-@torch.no_grad()
-def _add_dense(denoiser: Any, erasure: Erasure) -> Callable[[], None]:
-    if not hasattr(denoiser, "dense_erasures"):
-        denoiser.dense_erasures = _DenseErasures()
-    dense: _DenseErasures = denoiser.dense_erasures
-    deltas, parameters = _deltas(erasure), _parameters(denoiser)
-    for name in deltas:
-        dense.originals.setdefault(name, parameters[name].detach().clone())
-    dense.added.append(deltas)
-    _settle(dense, parameters, deltas)
-
-    def remove() -> None:
-        dense.added = [others for others in dense.added if others is not deltas]
-        _settle(dense, _parameters(denoiser), deltas)
-        for name in deltas:
-            if not any(name in others for others in dense.added):
-                del dense.originals[name]
-        if not dense.added:
-            del denoiser.dense_erasures
-
-    return remove
-
-
-@torch.no_grad()
-def _settle(
-    dense: _DenseErasures, parameters: Mapping[str, nn.Parameter], names: Iterable[str]
-) -> None:
-    # Always from the original: taking a delta off again would leave a rounding behind.
-    for name in names:
-        parameter, value = parameters[name], dense.originals[name]
-        deltas = [d[name] for d in dense.added if name in d]
-        if deltas:
-            value = value.float() + sum(delta.to(value.device) for delta in deltas)
-        parameter.copy_(value)
 
 
 def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
@@ -307,11 +195,11 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[st
         }
     except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(f"{path} has a record without its layers: {error!r}.") from error
-    if kind not in ("lowrank", "dense", "guidance"):
+    if kind not in KINDS:
         raise InputError(
             f"{path} is of the kind {kind!r}, which this version does not know: upgrade unsee."
         )
-    wanted = (_wanted_dense if kind == "dense" else _wanted_lowrank)(layers, tensors)
+    wanted = KINDS[kind].shapes(layers, tensors)
     if missing := sorted(set(wanted) - set(tensors)):
         raise InputError(f"{path} lacks {missing[0]} ({len(missing)} missing).")
     if extra := sorted(set(tensors) - set(wanted)):
@@ -322,22 +210,3 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[st
             raise InputError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}.")
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {key} has values that are not finite.")
-
-
-_Shapes = dict[str, tuple[int, ...]]
-
-
-def _wanted_lowrank(layers: _Shapes, tensors: Mapping[str, Tensor]) -> _Shapes:
-    wanted: _Shapes = {}
-    for name, (out, *rest) in layers.items():
-        b = tensors.get(f"{name}.lora_B.weight")
-        rank = b.shape[1] if b is not None and b.ndim == 1 + len(rest) else 0
-        wanted[f"{name}.lora_A.weight"] = (rank, *rest)
-        wanted[f"{name}.lora_B.weight"] = (out, rank, *(1 for _ in rest[1:]))
-    return wanted
-
-
-def _wanted_dense(layers: _Shapes, tensors: Mapping[str, Tensor]) -> _Shapes:
-    wanted = {f"{name}.weight_delta": shape for name, shape in layers.items()}
-    biases = {f"{name}.bias_delta": shape[:1] for name, shape in layers.items()}
-    return wanted | {key: shape for key, shape in biases.items() if key in tensors}

@@ -24,7 +24,7 @@ from transformers import (
 )
 
 from unsee._errors import InputError
-from unsee.eval import Box, Detection, Detector, Scores, Unscored, detect, find_detector
+from unsee.eval import Answers, Box, Detection, Detector, Unscored, detect, find_detector
 from unsee.eval.detectors import DETECTORS, checked, nudity
 from unsee.eval.detectors.classifier import Classifier
 from unsee.eval.detectors.q16 import Q16
@@ -227,8 +227,8 @@ def test_another_threshold_needs_no_second_run(photographs: list[Path], tmp_path
     faces = ("FACE_FEMALE", "FACE_MALE")
     low, high = (nudity.NudeNet(f"test/{t}", faces, t, strict=True) for t in (0.3, 0.65))
     made = gallery(tmp_path / "g", [Image.open(path) for path in photographs[:3]])
-    detect(made, [low]).save(tmp_path / "scores.jsonl")
-    rows = Scores.load(tmp_path / "scores.jsonl").rows
+    detect(made, [low]).save(tmp_path / "answers.jsonl")
+    rows = Answers.load(tmp_path / "answers.jsonl").rows
     again = [
         low.decide(a.boxes) for row in rows if isinstance(a := row.found["test/0.3"], Detection)
     ]

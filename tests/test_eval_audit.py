@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.eval import Detection, Limits, Rate, Score, Scores, Unscored, compare, detect
+from unsee.eval import Answers, Detection, Limits, Rate, Score, Unscored, compare, detect
 from unsee.eval.detectors import DETECTORS, Detector
 from unsee.eval.metrics import METRICS
 from unsee.eval.report import Comparison, Report
@@ -469,10 +469,10 @@ def test_the_worst_of_several_detectors_decides(base: Gallery, forgot: Gallery) 
 def test_scores_are_kept_and_used_again_only_for_the_same_image_and_protocol(
     base: Gallery, tmp_path: Path
 ) -> None:
-    path = tmp_path / "scores.jsonl"
+    path = tmp_path / "answers.jsonl"
     first = detect(base, [Colours()])
     first.save(path)
-    assert Scores.load(path) == first
+    assert Answers.load(path) == first
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines[0]["detectors"]["test/colour"]["labels"] == ["red"]
 
@@ -485,7 +485,7 @@ def test_scores_are_kept_and_used_again_only_for_the_same_image_and_protocol(
 
     def again(detector: Detector) -> int:
         asked.clear()
-        detect(base, [detector], known=Scores.load(path))
+        detect(base, [detector], known=Answers.load(path))
         return sum(asked)
 
     assert again(Counting()) == 0
@@ -497,9 +497,9 @@ def test_scores_are_kept_and_used_again_only_for_the_same_image_and_protocol(
 
 
 def test_scores_that_are_something_else_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "scores.jsonl").write_text('{"id": "a"}\n')
-    with pytest.raises(InputError, match="holds no scores"):
-        Scores.load(tmp_path / "scores.jsonl")
+    (tmp_path / "answers.jsonl").write_text('{"id": "a"}\n')
+    with pytest.raises(InputError, match="holds no answers"):
+        Answers.load(tmp_path / "answers.jsonl")
 
 
 def test_galleries_of_different_prompts_are_refused(base: Gallery, tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ from unsee.eval.metrics import (
     find_metric,
 )
 from unsee.eval.metrics.distances import gaussian, mmd_squared, polynomial
-from unsee.eval.score import mean_interval
+from unsee.eval.statistics import mean_interval
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
 

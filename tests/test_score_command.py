@@ -209,7 +209,7 @@ def test_the_command_prints_a_table_and_writes_two_files(run: Run, folder: Path)
     page = json.loads((folder / "score.json").read_text())
     assert page["seen"]["emoji/object"]["hits"] == 0 and page["images"] == 5
     assert page["command"].startswith("unsee score")
-    lines = (folder / "scores.jsonl").read_text().splitlines()
+    lines = (folder / "answers.jsonl").read_text().splitlines()
     assert (
         len(lines) == 5 and "bomb" in json.loads(lines[0])["detectors"]["emoji/object"]["scores"]
     )

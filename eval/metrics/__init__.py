@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from ..._registry import Registry, make
 from ...gallery import Gallery
-from ..score import Score
+from ..statistics import Score
 from .clip import ClipScore
 from .distances import ClipKernelDistance, FrechetDistance, KernelDistance
 from .features import (

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...gallery import Gallery
-from ..score import Score
+from ..statistics import Score
 from .features import CLIP, OpenClip, gather
 from .mean import INTERVAL, mean_by_prompt
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..._registry import make
 from ...gallery import Gallery
-from ..score import Score
+from ..statistics import Score
 from .features import FEATURES, Features, InceptionFeatures, emoji_clip, emoji_judge, gather
 
 if TYPE_CHECKING:

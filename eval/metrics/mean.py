@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
-from ..score import Score, mean_interval
+from ..statistics import Score, mean_interval
 
 INTERVAL = "bootstrap by prompt"
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..._errors import InputError
 from ...gallery import Gallery
 from ..images import Picture, Unscored, ask, batches, describe
-from ..score import Score
+from ..statistics import Score
 from .features import load_tensors, weights_sha256
 from .mean import INTERVAL, mean_by_prompt
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest, multinomial, norm
 
-from unsee.eval.score import Paired, Rate, Score, holm, mean_interval
+from unsee.eval.statistics import Paired, Rate, Score, holm, mean_interval
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 35, 1000])

@@ -1,8 +1,8 @@
 """Detectors over a gallery, failing closed, and their answers as a file.
 
-One line of scores.jsonl is one image: its id, the PNG's SHA-256, and for each detector the labels,
-the scores and the boxes, or why there are none. Scores and boxes are those before the protocol's
-threshold, so that another threshold needs no second run.
+One line of answers.jsonl is one image: its id, the PNG's SHA-256, and for each detector the
+labels, the scores and the boxes, or why there are none. Scores and boxes are those before the
+protocol's threshold, so that another threshold needs no second run.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
-class ImageScores:
+class ImageAnswers:
     """What every detector said of one image.
 
     Attributes:
@@ -52,7 +52,7 @@ class ImageScores:
         return {"id": self.id, "sha256": self.sha256, "blank": self.blank, "detectors": found}
 
     @classmethod
-    def from_json(cls, page: Mapping[str, Any]) -> "ImageScores":
+    def from_json(cls, page: Mapping[str, Any]) -> "ImageAnswers":
         return cls(
             page["id"],
             page["sha256"],
@@ -77,10 +77,10 @@ class ImageScores:
 
 
 @dataclass(frozen=True)
-class Scores:
+class Answers:
     """Every detector's answer on every image of a gallery, in its order."""
 
-    rows: tuple[ImageScores, ...]
+    rows: tuple[ImageAnswers, ...]
 
     def save(self, path: Path) -> None:
         """Writes the whole file or nothing."""
@@ -88,7 +88,7 @@ class Scores:
         write_atomically(path, "".join(lines))
 
     @classmethod
-    def load(cls, path: Path) -> "Scores":
+    def load(cls, path: Path) -> "Answers":
         """Reads what ``save`` wrote.
 
         Raises:
@@ -96,21 +96,21 @@ class Scores:
         """
         try:
             lines = path.read_text(encoding="utf-8").splitlines()
-            return cls(tuple(ImageScores.from_json(json.loads(line)) for line in lines))
+            return cls(tuple(ImageAnswers.from_json(json.loads(line)) for line in lines))
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} holds no scores: {error!r}") from error
+            raise InputError(f"{path} holds no answers: {error!r}") from error
 
 
 def detect(
     gallery: Gallery,
     detectors: Sequence[Detector],
     *,
-    known: Scores | None = None,
+    known: Answers | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
-) -> Scores:
+) -> Answers:
     """Asks every detector about every image.
 
     A missing or unreadable image, a detector that raises or answers for another number of images,
@@ -128,7 +128,7 @@ def detect(
         raise InputError(f"A detector is there twice: {', '.join(names)}. Name each once.")
     protocols = {d.name: fingerprint(d.protocol) for d in detectors}
     earlier = {row.id: row for row in known.rows} if known else {}
-    rows: list[ImageScores] = []
+    rows: list[ImageAnswers] = []
     for pictures in batches(gallery, batch_size):
         found: list[dict[str, Detection | Unscored]] = [{} for _ in pictures]
         for detector in detectors:
@@ -150,9 +150,9 @@ def detect(
             for place, new in zip(todo, answers, strict=True):
                 found[place][name] = checked(new)
         rows += [
-            ImageScores(p.prompt.id, p.sha256, p.blank, by_name, protocols)
+            ImageAnswers(p.prompt.id, p.sha256, p.blank, by_name, protocols)
             for p, by_name in zip(pictures, found, strict=True)
         ]
         if progress:
             progress("detect", len(rows), len(gallery))
-    return Scores(tuple(rows))
+    return Answers(tuple(rows))

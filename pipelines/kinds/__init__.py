@@ -1,0 +1,39 @@
+"""The kinds of erasure, a file each: its tensors' shapes, how it is put on and taken off."""
+
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+from torch import Tensor
+
+from . import dense, guidance, lowrank
+
+if TYPE_CHECKING:
+    from ..erasure import Erasure
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+class Kind(Protocol):
+    """What the module of a kind has."""
+
+    @staticmethod
+    def shapes(layers: Shapes, tensors: Mapping[str, Tensor]) -> Shapes:
+        """The tensors that a file must have, by name, for layers whose weights have these shapes.
+
+        Args:
+            layers: ``<prefix>.<module>`` to the shape of its weight (out, …).
+            tensors: Those that it has, where they leave something open, such as the rank.
+        """
+        ...
+
+    @staticmethod
+    def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
+        """Puts an erasure whose base was checked into a pipeline; returns what takes it out."""
+        ...
+
+
+_MODULES: dict[str, ModuleType] = {"lowrank": lowrank, "dense": dense, "guidance": guidance}
+KINDS: Mapping[str, Kind] = {name: cast(Kind, module) for name, module in _MODULES.items()}
+
+__all__ = ["KINDS", "Kind", "Shapes"]
