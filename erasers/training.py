@@ -206,7 +206,7 @@ def train(
     try:
         for step in range(len(losses), steps):
             value = loss(step)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             gradients = [p.grad for p in parameters.values() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             if not (torch.isfinite(value) and torch.isfinite(norm)):
