@@ -33,6 +33,7 @@ from ..pipelines import generate
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
+from ..records import Debiased
 from .record import lowrank
 from .uce import UCE, Rows, embeddings, gather, thin, times
 
@@ -112,8 +113,7 @@ class Debias:
             progress: Called with the share of the rounds that is done, in [0, 1].
 
         Returns:
-            The edit, whose record has under ``debias`` the desired shares, the observed ones of
-            each concept and round (the first is the base's), and α.
+            The edit, with what was seen on the way in ``measured.debias``.
 
         Warns:
             UserWarning: A share is still off after the last round.
@@ -176,8 +176,8 @@ class Debias:
                 stacklevel=2,
             )
         found = {c.name: push for c, push in zip(concepts, pushes, strict=True)}
-        more = {"debias": {"desired": desired, "observed": observed, "pushes": found}}
-        return replace(erasure, record={**erasure.record, **more})
+        debias = Debiased(desired, tuple(observed), found)
+        return replace(erasure, measured=replace(erasure.measured, debias=debias))
 
     def _observe(
         self, parts: Parts, concept: Concept, desired: Shares, vote: Vote, seed: int

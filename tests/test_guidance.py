@@ -184,7 +184,7 @@ def test_a_guide_is_saved_and_loaded_like_any_other_file(
 ) -> None:
     erasure = erase(pipe, CONCEPT, method="sld", preset="max")
     erasure.save(tmp_path / "it.safetensors")
-    assert Erasure.load(tmp_path / "it.safetensors").record["kind"] == "guidance"
+    assert Erasure.load(tmp_path / "it.safetensors").record.kind == "guidance"
     with erasure.applied(pipe):
         want = images(pipe)
     assert torch.equal(
