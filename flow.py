@@ -46,7 +46,7 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
         InputError: There is no such method, preset or setting, or a value that cannot be.
     """
     cls = ERASERS[method]
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = {f.name for f in dataclasses.fields(cls)}
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {method}", name, known)

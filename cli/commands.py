@@ -553,7 +553,7 @@ def _settings(method: str, pairs: list[str]) -> dict[str, Any]:
 
     cls = ERASERS[method]
     hints = get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
     settings = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
