@@ -79,7 +79,7 @@ def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any) -> Non
             t, noise = plan.timesteps[n, None], plan.noise[n, None]
 
             def noised(x: Tensor, t: Tensor = t, noise: Tensor = noise) -> Tensor:
-                return alphas[t] ** 0.5 * x + (1 - alphas[t]) ** 0.5 * noise
+                return torch.add(alphas[t] ** 0.5 * x, (1 - alphas[t]) ** 0.5 * noise)
 
             x, k = noised(drawn[plan.images[n]]), noised(drawn[plan.kept[n]])
             goes, comes = plan.concepts[n, None], plan.drawn[plan.images[n], None]

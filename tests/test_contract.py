@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -181,7 +182,7 @@ def test_an_erasure_that_hardly_moves_the_concept_says_so(pipe: Any) -> None:
 
 
 def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
-    for call, match in {
+    refused: dict[Callable[[], object], str] = {
         lambda: erase(
             pipe, "bomb", method="ucee"
         ): "No method is named 'ucee'. Did you mean 'uce'",
@@ -193,6 +194,7 @@ def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
         lambda: erase(pipe, " "): "empty",
         lambda: erase(pipe, "van gogh " * 20): "tokens long and the tokenizer cuts after 14",
         lambda: erase("no/such/model", "bomb"): "No model could be loaded as 'no/such/model'",
-    }.items():
+    }
+    for call, match in refused.items():
         with pytest.raises(InputError, match=match):
             call()

@@ -108,7 +108,7 @@ def test_the_smallest_loss_is_the_least_that_is_seen_8_times_in_10(n: int, gaine
         gain = gained / n
         cells = [loss + gain, gain, 1 - loss - 2 * gain]
         return sum(
-            multinomial.pmf([lost, found, n - lost - found], n, cells)
+            float(multinomial.pmf([lost, found, n - lost - found], n, cells))
             for lost in range(n + 1)
             for found in range(n + 1 - lost)
             if lost > found and binomtest(found, lost + found).pvalue <= 0.05
