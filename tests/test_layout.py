@@ -12,7 +12,7 @@ import pytest
 import unsee
 
 ROOT = Path(__file__).parents[1]
-BELOW = {"_errors", "_registry", "gallery"}
+BELOW = {"_errors", "_registry", "_settings", "gallery"}
 MAY_IMPORT = {
     "prompts": BELOW - {"gallery"},
     "pipelines": BELOW | {"prompts"},
@@ -48,7 +48,9 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", ["unsee", "unsee._registry", "unsee.gallery", *MODULES])
+@pytest.mark.parametrize(
+    "name", ["unsee", "unsee._registry", "unsee._settings", "unsee.gallery", *MODULES]
+)
 def test_doctests(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 
