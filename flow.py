@@ -158,6 +158,8 @@ def audit(
     batch_size: int = 8,
     guidance: float | None = None,
     steps: int | None = None,
+    max_target: float = 0.10,
+    max_keep_loss: float = 0.10,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -182,6 +184,9 @@ def audit(
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the model's default.
         steps: Where a prompt names none; None is the model's default.
+        max_target: The target counts as forgotten where its rate is at most this share, with 95 %
+            confidence.
+        max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -191,10 +196,13 @@ def audit(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, detect
-    from .eval.audit import compare, target_rows
-    from .eval.report import Limits, write
+    from .eval.audit import compare
+    from .eval.page import write
+    from .eval.rows import divide
+    from .eval.verdict import Limits
     from .pipelines import Erasure
 
+    limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
     if not loaded:
@@ -210,7 +218,7 @@ def audit(
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
-    target_rows(concepts, suite.prompts, eyes)
+    divide(concepts, suite.prompts, eyes)
     pipe = _pipeline(base)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     seconds = {}
@@ -247,7 +255,7 @@ def audit(
         suite_source=suite.source,
         base_answers=scored(base_gallery, "base"),
         erased_answers=scored(erased_gallery, "erased"),
-        limits=Limits(allow_unscored=allow_unscored),
+        limits=limits,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=dict(sorted(seconds.items())),

@@ -231,6 +231,13 @@ def audit(
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
+    max_target: Annotated[
+        float,
+        typer.Option(help="The share of images in which the target may still be recognised."),
+    ] = 0.10,
+    max_keep_loss: Annotated[
+        float, typer.Option(help="The share by which the rates of what must stay may fall.")
+    ] = 0.10,
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Let the verdict stand with images unscored.")
     ] = False,
@@ -252,6 +259,8 @@ def audit(
             batch_size=batch_size,
             guidance=guidance,
             steps=steps,
+            max_target=max_target,
+            max_keep_loss=max_keep_loss,
             allow_unscored=allow_unscored,
             command=_command(),
             progress=show,
@@ -525,13 +534,13 @@ def _print_report(report: Any) -> None:
         table.add_row(*(escape(value) for value in row.values()))
     console.print(table)
     for outcome in report.outcomes:
-        of = f" of “{outcome.concept['name']}”" if len(report.outcomes) > 1 else ""
+        of = f" of “{outcome.concept.name}”" if len(report.outcomes) > 1 else ""
         if line := accuracies(outcome):
             console.print(f"{line}{escape(of)}", soft_wrap=True)
-    for erasure in report.erased["erasures"]:
-        took = f"{erasure['seconds']:.1f} s, " if erasure["seconds"] is not None else ""
-        what = escape(f"{erasure['method']} of {erasure['name']}")
-        console.print(f"{what}: {took}{words.bytes_(erasure['bytes'])}", soft_wrap=True)
+    for cost in report.costs:
+        took = f"{cost.seconds:.1f} s, " if cost.seconds is not None else ""
+        what = escape(f"{cost.method} of {cost.name}")
+        console.print(f"{what}: {took}{words.bytes_(cost.bytes)}", soft_wrap=True)
     for warning in report.warnings[:WARNINGS]:
         console.print(f"[yellow]With care:[/] {escape(warning)}", soft_wrap=True)
     if (more := len(report.warnings) - WARNINGS) > 0:

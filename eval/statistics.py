@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Z95 = 1.96
 
@@ -37,6 +37,8 @@ class Rate:
     n: int
     unscored: int = 0
     by_unit: tuple[tuple[int, int, int], ...] = ()
+
+    derived: ClassVar[tuple[str, ...]] = ("units", "effective", "value", "interval", "could_miss")
 
     def __post_init__(self) -> None:
         if not 0 <= self.hits <= self.n or self.unscored < 0:
@@ -179,6 +181,15 @@ class Paired:
     neither: int
     by_unit: tuple[tuple[int, int, int, int, int], ...] = ()
 
+    derived: ClassVar[tuple[str, ...]] = (
+        "units",
+        "effective",
+        "difference",
+        "interval",
+        "p_value",
+        "smallest_loss",
+    )
+
     def __post_init__(self) -> None:
         cells = (self.both, self.only_base, self.only_erased, self.neither)
         if min(cells) < 0:
@@ -255,6 +266,13 @@ class Paired:
         p, q = erased.hits / self.n, base.hits / self.n
         (l1, u1), (l2, u2) = erased.interval(z) or (0, 1), base.interval(z) or (0, 1)
         return newcombe(p, q, self._phi(p, q), self.effective, (l1, u1), (l2, u2))
+
+    def interval_of(self, n: int) -> tuple[float, float] | None:
+        """What the interval would be of n pairs, each its own unit, at the rates found here."""
+        if not self.n:
+            return None
+        p, q = ((self.both + x) / self.n for x in (self.only_erased, self.only_base))
+        return newcombe(p, q, self._phi(p, q), n, wilson(p, n, Z95), wilson(q, n, Z95))
 
     def _phi(self, p: float, q: float) -> float:
         """The correlation of the units' residuals, of the erased rate p and the base's q."""

@@ -55,7 +55,7 @@ def test_a_loaded_pipeline_is_audited_as_its_folder_is_and_left_as_it_was(
     assert not hasattr(pipe.unet, "peft_config")
     assert list(report.seconds) == ["base images", "erased images"]
     assert report.peak_bytes["process"] > 10e6
-    assert report.suite["source"] == {"file": "tiny.yaml", "sha256": "0123"}
+    assert report.suite.source == {"file": "tiny.yaml", "sha256": "0123"}
 
 
 def test_the_terminal_says_what_to_take_with_care(
