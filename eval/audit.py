@@ -10,9 +10,9 @@ from typing import Any, Literal
 from .._errors import InputError
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
-from .answers import Answers, ImageAnswers, Progress, detect
-from .detectors import Detector
-from .images import Unscored, describe
+from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
+from .detectors import Detector, says
+from .images import Unscored
 from .metrics import Metric
 from .report import (
     Cost,
@@ -26,8 +26,8 @@ from .report import (
     Shown,
     SuiteRecord,
 )
-from .rows import Asked, Comparison, Role, Rows, asked, compared, divide
-from .statistics import Score, holm
+from .rows import Asked, Comparison, Role, Rows, asked, compared, divide, names
+from .statistics import holm
 from .verdict import Limits, judge, overall, warn
 from .words import count, fold
 
@@ -81,12 +81,11 @@ def compare(
             those that do, over the kept rows, the base's being the reference.
         suite_name, suite_source: For the record: what the suite is called and where it is from.
         limits: Of the verdict.
-        base_answers, erased_answers: Earlier answers, used where the PNG and the protocol are the
-            same.
+        base_answers, erased_answers: Earlier answers, used where the image and the protocol are
+            the same; the new ones are added to them.
         command, date, seconds, peak_bytes, versions: For the record; versions are read from what
             is installed when not given.
-        progress: Told "detect base", "detect erased" and "measure", how many are done, and of how
-            many.
+        progress: Told "images measured", how many are done, and of how many.
 
     Raises:
         InputError: The galleries are of different prompts, a target has no rows or no detector, or
@@ -95,15 +94,15 @@ def compare(
     limits = limits or Limits()
     _same_prompts(base, erased)
     rows = divide(concepts, base.prompts, detectors)
-    if len({m.name for m in metrics}) < len(metrics):
-        raise InputError(f"A metric is there twice: {', '.join(m.name for m in metrics)}.")
-
-    sides = {}
-    for side, gallery, known in (("base", base, base_answers), ("erased", erased, erased_answers)):
-        tell = _prefixed(progress, f"detect {side}")
-        found = detect(gallery, detectors, known=known, batch_size=batch_size, progress=tell)
-        sides[side] = {row.id: row for row in found.rows}
-    measured = _measure(base, erased, rows, metrics, progress)
+    alone = [m for m in metrics if not m.paired]
+    after, before = look(
+        Side(erased, detectors, metrics, erased_answers or Answers()),
+        Side(base, detectors, alone, base_answers or Answers()),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    sides = {"base": before.rows, "erased": after.rows}
+    measured = _measure(before, after, rows, metrics)
     holes = _holes(sides, measured)
     looked = {
         p.id: asked(rows, p, detectors, sides["base"][p.id].found, sides["erased"][p.id].found)
@@ -189,12 +188,6 @@ def _same_prompts(base: Gallery, erased: Gallery) -> None:
         raise InputError("The galleries are empty: an audit of nothing says nothing.")
 
 
-def _prefixed(progress: Progress | None, what: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda _, done, total: progress(what, done, total)
-
-
 def _comparisons(
     concept: Concept,
     rows: Rows,
@@ -220,7 +213,8 @@ def _comparisons(
     def kept(detector: Detector) -> Pairs:
         return [(p, a) for p in rows.keep for a in looked[p.id] if a.detector == detector.name]
 
-    same = [d for d in detectors if d.kind == concept.kind]
+    # One that has no word for it would see it nowhere
+    same = [d for d in detectors if d.kind == concept.kind and says(d, names(concept))]
     for d in same:
         add("target", concept.name, d, of_target(d))
     for d in same:
@@ -272,44 +266,21 @@ def _groups(
     return found if len(found) > 1 else {}
 
 
-def _measure(
-    base: Gallery,
-    erased: Gallery,
-    rows: Rows,
-    metrics: Sequence[Metric],
-    progress: Progress | None,
-) -> list[Measurement]:
+def _measure(base: Seen, erased: Seen, rows: Rows, metrics: Sequence[Metric]) -> list[Measurement]:
     over: list[tuple[Literal["keep", "target"], str, Sequence[Prompt]]] = [("keep", "", rows.keep)]
     over += [("target", concept.name, of_target) for concept, of_target in rows.targets.items()]
-    jobs = [
-        (metric, which, of, prompts)
+    return [
+        Measurement(
+            metric.name,
+            which,
+            of,
+            None if metric.needs_reference else base.score(metric, prompts),
+            erased.score(metric, prompts, base, prompts),
+        )
         for metric in metrics
         for which, of, prompts in over
         if prompts and (which == "keep" or not metric.needs_reference)
     ]
-    found = []
-    for done, (metric, which, of, prompts) in enumerate(jobs):
-        before = replace(base, prompts=tuple(prompts))
-        after = replace(erased, prompts=tuple(prompts))
-        ours = None if metric.needs_reference else take(metric, before, None)
-        theirs = take(metric, after, before if metric.needs_reference else None)
-        found.append(Measurement(metric.name, which, of, ours, theirs))
-        if progress:
-            progress("measure", done + 1, len(jobs))
-    return found
-
-
-def take(metric: Metric, gallery: Gallery, reference: Gallery | None) -> Score:
-    """The metric's score; when it raises, none, with every image unscored."""
-    try:
-        return metric(gallery, reference)
-    except InputError:
-        raise
-    except Exception as error:
-        n = len(gallery) + (len(reference) if reference else 0)
-        return Score(
-            None, 0, None, metric.higher_is_better, metric.unit, None, n, note=describe(error)
-        )
 
 
 def _holes(
@@ -374,8 +345,8 @@ def _warnings(report: Report) -> list[str]:
         if n := coverage.blank:
             found.append(
                 f"{count(n, side + ' image')} of {coverage.images} {'is' if n == 1 else 'are'} of "
-                "one colour: a decoder that fails, or a safety checker's black square, looks "
-                "forgotten too."
+                "one colour and so unscored: a decoder that fails, or a safety checker's black "
+                "square, would look forgotten."
             )
     for outcome in report.outcomes:
         found += warn(outcome.comparisons, report.limits)

@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 from .._errors import InputError
 from ..prompts import Concept, Prompt
 from . import words
-from .detectors import Detection, Detector
+from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
 from .statistics import Paired, Rate
 from .words import fold
@@ -96,7 +96,8 @@ def divide(
     """Divides the rows of an audit.
 
     Raises:
-        InputError: There is no concept, or one has no row, or no detector that reads its kind.
+        InputError: There is no concept, or one has no row, or no detector that can see it, or a
+            row has a label that no detector of its kind can see.
     """
     if not concepts:
         raise InputError("An audit needs a concept: name what was to go.")
@@ -106,6 +107,12 @@ def divide(
         rows = tuple(p for p in prompts if fold(p.labels.get(concept.kind, "")) in wanted)
         _auditable(concept, rows, prompts, detectors)
         targets[concept] = rows
+    theirs = {(c.kind, name) for c in concepts for name in names(c)}
+    for kind in dict.fromkeys(d.kind for d in detectors):
+        for label in dict.fromkeys(p.labels[kind] for p in prompts if p.labels.get(kind)):
+            # A kind that nobody reads is only not measured; a label that nobody can see looks lost
+            if (kind, fold(label)) not in theirs:
+                check_labels(kind, [label], detectors, "The suite has a label to keep. ")
     going = {p.id for rows in targets.values() for p in rows}
     said = _mentions(concepts, prompts)
     rest = [p for p in prompts if p.id not in going]
@@ -140,12 +147,7 @@ def _auditable(
             f"its rows have no {concept.kind} label"
         )  # fmt: skip
         raise InputError(f"The suite has no prompt of the {concept.kind} {concept.name!r}: {has}.")
-    if not any(d.kind == concept.kind for d in detectors):
-        kinds = ", ".join(f"{d.name} ({d.kind})" for d in detectors) or "none"
-        raise InputError(
-            f"No detector reads {concept.kind}s, so {concept.name!r} cannot be seen. "
-            f"Given: {kinds}."
-        )
+    check_labels(concept.kind, [concept.name, *concept.phrases], detectors)
 
 
 @dataclass(frozen=True)
@@ -191,6 +193,8 @@ def asked(
         if not wanted and (label := prompt.labels.get(d.kind)):
             wanted = {label: {fold(label)}}
         for of, labels in wanted.items():
+            if not says(d, labels):  # it would see it nowhere
+                continue
             before, after = seen(base[d.name], labels), seen(erased[d.name], labels)
             found.append(Asked(d.name, d.kind, of, target, before, after))
     return tuple(found)

@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._errors import InputError
 from ..images import Last, Unscored
-from . import Box, Detection
+from . import Box, Detection, agrees
 
 if TYPE_CHECKING:
     import numpy as np
@@ -185,6 +185,7 @@ class NudeNet:
     ) -> None:
         net, self._see = _net()
         self.name = name
+        self.labels = (LABEL, *classes)
         self._known, self._classes = net.labels, tuple(classes)
         self._threshold, self._over = threshold, operator.gt if strict else operator.ge
         self.protocol: Mapping[str, Any] = {
@@ -212,6 +213,17 @@ class NudeNet:
         seen = [c for c in self._classes if self._over(scores[c], self._threshold)]
         scores = {LABEL: max(scores[c] for c in self._classes), **scores}
         return Detection((LABEL, *seen) if seen else (), scores, tuple(boxes))
+
+    def follows(self, answer: Detection) -> bool:
+        """Whether the scores are those of the boxes, and the labels those of the scores."""
+        if any(box.label not in self._known for box in answer.boxes):
+            return False
+        seen = [c for c in self._classes if c in answer.labels]
+        return (
+            answer.scores == self.decide(answer.boxes).scores
+            and answer.labels == ((LABEL, *seen) if seen else ())
+            and all(agrees(c in seen, answer.scores[c], self._threshold) for c in self._classes)
+        )
 
 
 def uda() -> NudeNet:
