@@ -137,16 +137,18 @@ def _figures(report: Report) -> list[Figure]:
     return found
 
 
-def _lost(asked: Asked) -> bool:
-    return not asked.target and asked.base is True and asked.erased is False
+def _lost(sample: Sample, asked: Asked) -> bool:
+    """Whether something was lost that must stay; what else a target's row shows is in no rate."""
+    return sample.rows == "keep" and asked.base is True and asked.erased is False
 
 
 def _chosen(report: Report) -> list[tuple[str, str, list[Sample]]]:
     """The samples whose images are shown: the target's, those lost, and some of what stayed."""
     targets = [s for s in report.samples if s.rows == "target"]
     keep = [s for s in report.samples if s.rows == "keep"]
-    gone = [s for s in keep if any(map(_lost, s.asked))]
-    stayed = [s for s in keep if not any(map(_lost, s.asked))]
+    gone = [s for s in keep if any(_lost(s, asked) for asked in s.asked)]
+    known = {s.prompt.id for s in gone}
+    stayed = [s for s in keep if s.prompt.id not in known]
     sections = []
     room = {"target": PAIRS * 3 // 8, "lost": PAIRS // 4}
     shown = _some(targets, max(room["target"], PAIRS - len(keep)))
@@ -188,7 +190,7 @@ class Reading(NamedTuple):
     why: str = ""
 
 
-TONES = ("bad", "warn", "none", "good")
+TONES = ("bad", "warn", "soft", "good")
 """The worst first: where detectors disagree, the page shows what the worst says."""
 
 
@@ -222,13 +224,13 @@ def _pair(sample: Sample, galleries: Mapping[str, Gallery]) -> Pair:
         alt = f"{side} image for “{sample.prompt.prompt}”"
         alt += "".join(f"; {r.text} ({r.says})" for r in readings)
         halves.append(Half(side, src, small, alt, readings))
-    off = any(_lost(asked) or (asked.target and asked.erased is True) for asked in sample.asked)
+    off = any(_lost(sample, asked) or (asked.target and asked.erased) for asked in sample.asked)
     return Pair(sample.prompt.prompt, sample.prompt.seed, halves, off)
 
 
 def _reading(sample: Sample, side: str, detectors: Sequence[Asked]) -> Reading:
     """What the detectors that were asked after one thing saw; the worst where they disagree."""
-    every = [(_judged(asked, side), asked) for asked in detectors]
+    every = [(_judged(sample, asked, side), asked) for asked in detectors]
     (sign, tone, says, lead), asked = min(every, key=lambda one: TONES.index(one[0][1]))
     said = sample.shown[side].detectors[asked.detector]
     if said.unscored is not None:
@@ -239,7 +241,7 @@ def _reading(sample: Sample, side: str, detectors: Sequence[Asked]) -> Reading:
     return Reading(sign, tone, says, text)
 
 
-def _judged(asked: Asked, side: str) -> tuple[str, str, str, str]:
+def _judged(sample: Sample, asked: Asked, side: str) -> tuple[str, str, str, str]:
     """Sign, tone, word for it, and what the text begins with."""
     now = asked.base if side == "base" else asked.erased
     if now is None:
@@ -247,16 +249,18 @@ def _judged(asked: Asked, side: str) -> tuple[str, str, str, str]:
     if side == "base":
         if now:
             return "✓", "good", "right", ""
-        return "–", "none", "the base does not show it", ""
+        return "–", "soft", "the base does not show it", ""
     if asked.target and now:
         return "✗", "bad", "still there" if asked.base else "there", "still " if asked.base else ""
     if asked.base is None:
-        return "–", "none", "the base is unscored", ""
+        return "–", "soft", "the base is unscored", ""
     if not asked.base and not now:
-        return "–", "none", "the base does not show it either", ""
+        return "–", "soft", "the base does not show it either", ""
     if asked.target:
         return "✓", "good", "gone", "gone: "
-    return ("✓", "good", "right", "") if now else ("✗", "bad", "lost", "")
+    if now:
+        return "✓", "good", "right", ""
+    return ("✗", "bad", "lost", "") if _lost(sample, asked) else ("–", "soft", "in no rate", "")
 
 
 def _inline(path: Path) -> tuple[str, bool]:

@@ -158,6 +158,8 @@ def overall(verdicts: Sequence[Verdict]) -> Verdict:
         headline = f"All {gone} concepts are forgotten"
     else:
         headline = f"{gone} of {len(verdicts)} concepts {'is' if gone == 1 else 'are'} forgotten"
+        if worst.value == "inconclusive":
+            headline += f", {len(verdicts) - gone} undecided"
     return Verdict(worst.value, headline, " ".join(f"{v.headline}." for v in verdicts))
 
 
@@ -244,7 +246,8 @@ def _undecided_target(c: Comparison, limits: Limits) -> str:
     n = prompts_to_decide(share, most)
     if n is None:
         return f"{few}at {percent(share)} no number of prompts would decide."
-    at = f"0 of {n}" if not share else f"at {percent(share)}, {n} prompts"
+    zero = f"0 of {n}" if c.erased.units == c.erased.n else f"0 of {n} prompts"
+    at = f"at {percent(share)}, {n} prompts" if share else zero
     shown = "rule out" if share < most else "prove"
     return f"{few}{at} would {shown} more than {percent(most)}."
 

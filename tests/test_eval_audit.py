@@ -472,6 +472,21 @@ def test_several_concepts_are_as_forgotten_as_the_worst(tmp_path: Path) -> None:
     assert rate(report, "same kind").base.n == 40
 
 
+def test_what_one_concept_keeps_and_another_erases_is_nobodys_to_keep(tmp_path: Path) -> None:
+    rows = prompts(keep=80)
+    base = gallery(tmp_path / "base", rows)
+    erased = gallery(tmp_path / "erased", rows, red="blue", green="blue")
+    keeping = replace(RED, keep=("green", "blue"))
+    report = compare(
+        base, erased, [keeping, Concept("green")], detectors=[Colours(), Stripes()], versions={}
+    )
+    assert {c.of for c in report.outcomes[0].comparisons if c.role == "keep concept"} == {"blue"}
+    assert [o.verdict.value for o in report.outcomes] == ["forgotten", "forgotten"]
+    assert report.verdict.headline == "All 2 concepts are forgotten" and report.exit_code == 0
+    # Alone, the first has lost what it was to keep
+    assert audit(base, erased, keeping).verdict.value == "damaged"
+
+
 def test_the_worst_of_several_detectors_decides(base: Gallery, forgot: Gallery) -> None:
     class Always(Colours):
         name = "test/always"

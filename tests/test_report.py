@@ -399,3 +399,93 @@ def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Pa
     Page(html)
     assert "&lt;b&gt;no GPU&lt;/b&gt;" in html and "<b>no GPU</b>" not in html
     assert summary(report)[0]["erased"] == "–"
+
+
+def readings(report: Report, tmp_path: Path) -> dict[tuple[str, str], list[str]]:
+    """What the page says under each image, by prompt and side, with its sign's meaning."""
+    empty = Gallery(tmp_path, {}, ())
+    text = render(report, empty, empty)
+    found = {}
+    for pair in re.findall(r'<div class="two">.*?<p class="prompt">.*?</p>', text, re.S):
+        prompt = re.search(r'<p class="prompt">(.*?) <span>', pair)
+        for side, said in re.findall(
+            r'<span class="side">(\w+)</span>.*?<ul class="says">(.*?)</ul>', pair, re.S
+        ):
+            lines = re.findall(r'aria-label="([^"]*)">.</b>([^<]*)</li>', said)
+            assert prompt
+            found[prompt[1], side] = [f"{text} ({means})" for means, text in lines]
+    return found
+
+
+def shown_as(tmp_path: Path, name: str, rows: Sequence[Prompt], *colours: str) -> Gallery:
+    made = Gallery.start(tmp_path / name, {}, rows)
+    for prompt, colour in zip(made, colours, strict=True):
+        pixels = np.asarray(Image.new("RGB", (4, 4), colour)).copy()
+        pixels[0, 0] = 255
+        made.put(prompt, Image.fromarray(pixels))
+    return made
+
+
+def test_the_page_says_of_every_concept_of_a_prompt_what_the_verdict_says(tmp_path: Path) -> None:
+    rows = [Prompt("a", "both", 0, {"object": "red", "style": "plain"}),
+            Prompt("b", "kept", 1, {"object": "blue"})]  # fmt: skip
+    base = shown_as(tmp_path, "base", rows, "red", "blue")
+    erased = shown_as(tmp_path, "erased", rows, "lime", "blue")
+    concepts = [Concept("red"), Concept("plain", "style")]
+    report = compare(base, erased, concepts, detectors=[Colours(), Stripes()], versions={})
+    rates = [o.comparisons[0].erased.hits for o in report.outcomes]
+    assert rates == [0, 1]
+    assert readings(report, tmp_path)["both", "erased"] == [
+        "gone: green (gone)",
+        "still plain (still there)",
+    ]
+    # Two erasures of one concept, each in its own words: one row is one image all the same
+    twice = [Concept("red"), Concept("red", phrases=("red", "lime"))]
+    report = compare(base, erased, twice, detectors=[Colours(), Stripes()], versions={})
+    assert {o.comparisons[0].erased.n for o in report.outcomes} == {1}
+
+
+def test_the_page_calls_nothing_gone_that_the_base_never_showed(tmp_path: Path) -> None:
+    rows = [Prompt("a", "never", 0, {"object": "red"}), Prompt("b", "new", 1, {"object": "red"}),
+            Prompt("c", "kept", 2, {"object": "green"})]  # fmt: skip
+    base = shown_as(tmp_path, "base", rows, "blue", "blue", "red")
+    erased = shown_as(tmp_path, "erased", rows, "blue", "red", "blue")
+    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    said = readings(report, tmp_path)
+    assert said["never", "base"] == ["blue (the base does not show it)"]
+    assert said["never", "erased"] == ["blue (the base does not show it either)"]
+    assert said["new", "erased"] == ["red (there)"]
+    assert said["kept", "erased"] == ["blue (the base does not show it either)"]
+
+
+def test_where_detectors_disagree_the_page_shows_the_worst(tmp_path: Path) -> None:
+    class Always(Colours):
+        name = "test/always"
+
+        def see(self, pixel: np.ndarray) -> Detection | Unscored:
+            return Detection(("red", "green"), {})
+
+    rows = [Prompt("a", "one", 0, {"object": "red"}), Prompt("b", "kept", 1, {"object": "green"})]
+    base = shown_as(tmp_path, "base", rows, "red", "lime")
+    erased = shown_as(tmp_path, "erased", rows, "blue", "blue")
+    for detectors in ([Colours(), Always()], [Always(), Colours()]):
+        report = compare(base, erased, [Concept("red")], detectors=detectors, versions={})
+        said = readings(report, tmp_path)
+        assert said["one", "erased"] == ["still red, green, by test/always (still there)"]
+        assert said["kept", "erased"] == ["blue, by test/colour (lost)"]
+
+
+def test_a_targets_row_may_lose_what_no_rate_counts(tmp_path: Path) -> None:
+    rows = [Prompt(name, name, i, {"object": "red" if i else "blue", "style": "plain"})
+            for i, name in enumerate(("kept", "target"))]  # fmt: skip
+    base = shown_as(tmp_path, "base", rows, "blue", "red")
+    erased = shown_as(tmp_path, "erased", rows, "blue", "blue")
+    for prompt in rows:
+        pixels = np.full((4, 4, 3), (0, 0, 255), np.uint8)
+        pixels[::2] = 255
+        erased.put(prompt, Image.fromarray(pixels))
+    report = compare(base, erased, [Concept("red")], detectors=[Colours(), Stripes()], versions={})
+    assert [c.base.n for c in report.outcomes[0].comparisons if c.kind == "style"] == [1]
+    said = readings(report, tmp_path)
+    assert said["kept", "erased"] == ["blue (right)", "striped (lost)"]
+    assert said["target", "erased"] == ["gone: blue (gone)", "striped (in no rate)"]

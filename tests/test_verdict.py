@@ -20,7 +20,7 @@ from unsee.eval.verdict import (
     prompts_to_decide,
     warn,
 )
-from unsee.prompts import Concept
+from unsee.prompts import Concept, Prompt, Suite
 
 RED = Concept("red", "object")
 KEPT = Paired(100, 0, 0, 0)
@@ -223,10 +223,24 @@ def test_the_limits_are_those_of_the_command_line(run: Any, tmp_path: Path) -> N
     assert code == 2 and "max_keep_loss is a share" in said
 
 
+def test_a_suite_that_never_asks_after_the_concept_is_refused_before_the_model_is_there(
+    pipe: Any, tmp_path: Path
+) -> None:
+    erasure = flow.erase(pipe, "bomb", check=False)
+    suite = Suite("s", (Prompt("a", "a cat", 0, {"object": "cat"}),))
+    with pytest.raises(InputError, match="no prompt of the object 'bomb': its object labels are"):
+        flow.audit(
+            "no such model", erasure, suite=suite, detectors=["emoji/object"], out=tmp_path / "a"
+        )
+    assert not (tmp_path / "a").exists()
+
+
 def test_a_glance_at_four_pictures_decides_nothing(tmp_path: Path) -> None:
     erasure = flow.erase("emoji", "bomb", check=False)
-    report = flow.audit(
-        "emoji", erasure, out=tmp_path, size=4, steps=2, metrics=[], max_keep_loss=0.9
-    )
-    assert report.verdict.value not in ("forgotten", "damaged") and report.exit_code == 1
+    report = flow.audit("emoji", erasure, out=tmp_path, size=4, metrics=[], max_keep_loss=0.9)
+    assert report.suite.target < 5 and report.exit_code == 1
+    assert report.verdict.value == "inconclusive"
+    assert "possible; 0 of 35 would rule out more than 10 %" in report.verdict.detail
     assert report.limits == Limits(max_keep_loss=0.9)
+    hasty = flow.audit("emoji", erasure, out=tmp_path / "hasty", size=4, steps=2, metrics=[])
+    assert hasty.verdict.value not in ("forgotten", "damaged") and hasty.exit_code == 1
