@@ -1,0 +1,21 @@
+"""Options that several commands have."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Model = Annotated[
+    str, typer.Argument(help="A built-in model (emoji), a diffusers folder or a Hugging Face id.")
+]
+Erasures = Annotated[
+    list[Path] | None, typer.Option("--erasure", "-e", help="An erasure file; may be repeated.")
+]
+Where = Annotated[
+    str, typer.Option(help="Rows of the suite, such as 'nudity_percentage > 50 and hard == 1'.")
+]
+BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
+Guidance = Annotated[
+    float | None, typer.Option(help="Scale of classifier-free guidance. [default: the model's]")
+]
+Steps = Annotated[int | None, typer.Option(min=1, help="Denoising steps. [default: the model's]")]
