@@ -1,15 +1,14 @@
 """The commands, each a thin layer over the function of its name."""
 
-import dataclasses
 import json
 import shlex
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +17,8 @@ from rich.table import Table
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import hints_of, read
+from ..records import Measured
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, and prove how well it forgot.",
@@ -143,11 +144,11 @@ def erase(
     rank = f", rank {max(ranks)}" if ranks else ""
     console.print(
         f"Erased [bold]{escape(erasure.name)}[/] from {escape(model)} with {method} in "
-        f"{erasure.record['seconds']:.1f} s: [bold]{escape(str(path))}[/] "
+        f"{erasure.measured.seconds:.1f} s: [bold]{escape(str(path))}[/] "
         f"({words.bytes_(path.stat().st_size)}{rank})",
         soft_wrap=True,
     )
-    for line in _effects(erasure.record):
+    for line in _effects(erasure.measured):
         console.print(escape(line), soft_wrap=True)
     _next(
         f"unsee audit {shlex.quote(model)} --erasure {shlex.quote(str(path))} -o runs/{path.stem}"
@@ -469,35 +470,36 @@ def _show_erasure(path: Path) -> None:
     erasure = Erasure.load(path)
     record = erasure.record
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for concept in record["concepts"]:
-        table.add_row("concept", f"{concept['name']} ({concept['kind']})")
-        table.add_row("phrases", ", ".join(concept["phrases"]))
-        anchor = concept["anchor"]
+    for concept in record.concepts:
+        table.add_row("concept", f"{concept.name} ({concept.kind})")
+        table.add_row("phrases", ", ".join(concept.phrases))
+        anchor = concept.anchor
         table.add_row("anchor", "the method's own" if anchor is None else repr(anchor))
-        kept = concept["keep"]
+        kept = concept.keep
         more = f" and {len(kept) - KEPT} more" if len(kept) > KEPT else ""
         table.add_row("keep", escape(", ".join(kept[:KEPT])) + more or "nothing")
-    table.add_row("method", record["method"])
-    table.add_row("settings", json.dumps(record["settings"]))
-    table.add_row("base", f"{record['base']['name']} ({record['base']['class']})")
-    table.add_row("fingerprint", record["base"]["fingerprint"][0])
-    table.add_row("layers", str(len(record["base"]["layers"])))
-    for line in _effects(record) or ["not looked at"]:
+    table.add_row("method", record.method)
+    table.add_row("settings", json.dumps(dict(record.settings)))
+    table.add_row("base", f"{record.base.name} ({record.base.pipeline})")
+    for component in record.base.components.values():
+        table.add_row("fingerprint", component.hashes[0])
+    table.add_row("layers", str(len(record.base.layers)))
+    for line in _effects(erasure.measured) or ["not looked at"]:
         table.add_row("effect", escape(line))
-    table.add_row("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items()))
+    table.add_row("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items()))
     console.print(table)
-    base = shlex.quote(record["base"]["name"])
+    base = shlex.quote(record.base.name)
     _next(f"unsee audit {base} --erasure {shlex.quote(str(path))} -o runs/{path.stem}")
 
 
-def _effects(record: Mapping[str, Any]) -> list[str]:
+def _effects(measured: Measured) -> list[str]:
     """How far each concept moved, a line each; none where nobody looked."""
     lines = []
-    for name, seen in record.get("effect", {}).items():
-        kept = seen["kept_moved"]
+    for name, seen in (measured.effect or {}).items():
+        kept = seen.kept_moved
         rest = "" if kept is None else f"; what is kept moved by {kept:.0%}"
         lines.append(
-            f"The prediction on {name} went {seen['moved']:.0%} of the way to its anchor's{rest}."
+            f"The prediction on {name} went {seen.moved:.0%} of the way to its anchor's{rest}."
         )
     return lines
 
@@ -547,40 +549,18 @@ def _figures(columns: Iterable[str]) -> Table:
 
 def _settings(method: str, pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs, each value read as the type of the method's setting."""
-    from typing import get_type_hints
-
     from ..erasers import ERASERS
 
-    cls = ERASERS[method]
-    hints = get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = hints_of(ERASERS[method])
     settings = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"--set wants NAME=VALUE, and got {pair!r}.")
-        if name not in fields:
-            raise unknown(f"setting of {method}", name, fields)
-        settings[name] = _value(name, text, fields[name])
+        if name not in hints:
+            raise unknown(f"setting of {method}", name, hints)
+        settings[name] = read(name, text, hints[name])
     return settings
-
-
-def _value(name: str, text: str, kind: Any) -> Any:
-    if text == "none" and type(None) in get_args(kind):
-        return None
-    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
-    if get_origin(kind) is Literal:
-        return text
-    if kinds[0] is bool:
-        if text not in ("true", "false"):
-            raise InputError(f"{name} must be true or false, and is {text!r}.")
-        return text == "true"
-    try:
-        return kinds[0](text)
-    except ValueError as error:
-        raise InputError(
-            f"{name} must be of type {kinds[0].__name__}, and is {text!r}."
-        ) from error
 
 
 @contextmanager

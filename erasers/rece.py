@@ -16,12 +16,12 @@ and an epoch is a few products and solves of d × d, whatever the number of laye
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from .._errors import InputError
+from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
@@ -81,17 +81,17 @@ class RECE:
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    epochs: int = 3
+    epochs: Annotated[int, Range(least=0, most=1000)] = 3
     hold: bool = True
     start: Literal["epochs", "2023"] = "epochs"
     becomes: str = ""
-    closeness: float = 0.1
-    ridge: float = 0.1
-    erase_scale: float = 1.0
-    keep_scale: float = 0.1
+    closeness: Positive = 0.1
+    ridge: Positive = 0.1
+    erase_scale: Positive = 1.0
+    keep_scale: NotNegative = 0.1
     empty_each: bool = False
     expand: bool = True
-    residual: float = 0.01
+    residual: Rest = 0.01
 
     text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -103,15 +103,7 @@ class RECE:
     }
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise InputError(f"epochs is {self.epochs}; it cannot be below 0.")
-        if self.closeness <= 0:
-            raise InputError(f"closeness is {self.closeness}; it must be above 0.")
-        if self.ridge <= 0:
-            raise InputError(f"ridge is {self.ridge}; it must be above 0.")
-        if self.start not in ("epochs", "2023"):
-            raise InputError(f"start is {self.start!r}; it can be 'epochs' or '2023'.")
-        self.first()
+        check(self)
 
     def first(self) -> UCE:
         """The edit that the epochs start from."""

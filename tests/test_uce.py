@@ -32,7 +32,7 @@ def dense(
     for c, g, s in zip(sources, targets, scales, strict=True):
         left = left + s * torch.outer(weight @ g, c)
         right = right + s * torch.outer(c, c)
-    return left @ torch.linalg.inv(right)
+    return torch.matmul(left, torch.linalg.inv(right))
 
 
 def edit(weight: Tensor, sources: Tensor, targets: Tensor, scales: Tensor, ridge: float) -> Tensor:
