@@ -31,6 +31,7 @@ from .._settings import NotNegative, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import CONCEPTS, Concept
+from . import Eraser
 from .record import lowrank
 from .uce import Place, Rows, embeddings, fits, fitting, gather, thin, times
 
@@ -79,7 +80,7 @@ _PRIOR: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class MACE:
+class MACE(Eraser):
     """The closed form of mass concept erasure.
 
     ``presets`` have the authors' λ (https://github.com/Shilin-LU/MACE) and map the tokens that
@@ -111,7 +112,8 @@ class MACE:
     tokens: Literal["all", "around"] = "all"
     residual: Rest = 0.02
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "object": _OBJECT | {"ridge": 1000.0},
         "object-100": _OBJECT | {"ridge": 100.0},

@@ -31,6 +31,7 @@ from .._settings import NotNegative, Positive, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import lowrank
 
 
@@ -109,7 +110,7 @@ _TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class UCE:
+class UCE(Eraser):
     """Unified concept editing.
 
     What a concept becomes goes by its kind where it names no anchor: a style becomes 'art', and
@@ -143,7 +144,8 @@ class UCE:
     style_anchor: str = "art"
     residual: Rest = 0.02
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": _2025,
         "2025-expanded": _2025 | {"expand": True},
