@@ -72,7 +72,7 @@ def erase(
 ) -> None:
     """Erase concepts from a model, into a small file."""
     from ..eval import words
-    from ..flow import erase, make_eraser, trains
+    from ..flow import erase, make_eraser
 
     if bool(concept) == bool(prompts):
         raise InputError("Say what goes: either CONCEPT or --prompts FILE.")
@@ -93,7 +93,7 @@ def erase(
         raise InputError(
             f"{path} is a folder: name the file to write, such as {path}/it.safetensors."
         )
-    part = path.with_name(f"{path.name}.part") if trains(eraser) else None
+    part = path.with_name(f"{path.name}.part") if eraser.trains else None
     if part and part.exists():
         console.print(f"Found {escape(str(part))}, of a run that was interrupted.", soft_wrap=True)
     losses: deque[float] = deque(maxlen=20)
