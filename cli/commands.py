@@ -37,6 +37,14 @@ Erasures = Annotated[
 Where = Annotated[
     str, typer.Option(help="Rows of the suite, such as 'nudity_percentage > 50 and hard == 1'.")
 ]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=4,
+        help="Prompts of a suite made to measure. "
+        "[default: 40 for each concept and 80 of what must stay]",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Scale of classifier-free guidance. [default: the model's]")
@@ -212,9 +220,10 @@ def audit(
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
     suite: Annotated[
-        str | None, typer.Option(help="A suite's name or file. [default: the model's]")
+        list[str] | None,
+        typer.Option(help="A suite's name or file; may be repeated. [default: the model's]"),
     ] = None,
-    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    size: Size = None,
     where: Where = "",
     detector: Annotated[
         list[str] | None,
@@ -337,7 +346,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for it all.")] = Path(
         "runs/demo"
     ),
-    size: Annotated[int, typer.Option(min=4, help="Prompts of each audit.")] = 120,
+    size: Size = None,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
     from ..flow import audit, erase
@@ -682,7 +691,7 @@ def show_suite(
     kind: Annotated[
         str | None, typer.Option(help="What a phrase of your own is: object, style, ...")
     ] = None,
-    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    size: Size = None,
     where: Where = "",
 ) -> None:
     """Count a suite's prompts by what they test, their labels and categories."""
@@ -708,4 +717,6 @@ def show_suite(
     for what, value in suite.source.items():
         table.add_row(what, escape(value))
     console.print(table)
+    for note in suite.notes:
+        console.print(f"[yellow]With care:[/] {escape(note)}", soft_wrap=True)
     _next(f"unsee audit MODEL --erasure FILE --suite {shlex.quote(name)} --detector NAME")
