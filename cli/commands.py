@@ -12,7 +12,7 @@ from .._errors import InputError
 from .._registry import unknown
 from .._settings import hints_of, read
 from . import looking
-from .options import BatchSize, Erasures, Guidance, Model, Steps, Where
+from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
 from .terminal import (
     command,
     console,
@@ -195,9 +195,10 @@ def audit(
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
     suite: Annotated[
-        str | None, typer.Option(help="A suite's name or file. [default: the model's]")
+        list[str] | None,
+        typer.Option(help="A suite's name or file; may be repeated. [default: the model's]"),
     ] = None,
-    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    size: Size = None,
     where: Where = "",
     detector: Annotated[
         list[str] | None,
@@ -320,7 +321,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for it all.")] = Path(
         "runs/demo"
     ),
-    size: Annotated[int, typer.Option(min=4, help="Prompts of each audit.")] = 120,
+    size: Size = None,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
     from ..flow import audit, erase

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from .._errors import InputError
 from .._registry import unknown
-from .options import Where
+from .options import Size, Where
 from .terminal import console, effects, next_, print_report
 
 KEPT = 20
@@ -196,7 +196,7 @@ def show_suite(
     kind: Annotated[
         str | None, typer.Option(help="What a phrase of your own is: object, style, ...")
     ] = None,
-    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    size: Size = None,
     where: Where = "",
 ) -> None:
     """Count a suite's prompts by what they test, their labels and categories."""
@@ -222,4 +222,6 @@ def show_suite(
     for what, value in suite.source.items():
         table.add_row(what, escape(value))
     console.print(table)
+    for note in suite.notes:
+        console.print(f"[yellow]With care:[/] {escape(note)}", soft_wrap=True)
     next_(f"unsee audit MODEL --erasure FILE --suite {shlex.quote(name)} --detector NAME")
