@@ -12,7 +12,7 @@ import pytest
 import unsee
 
 ROOT = Path(__file__).parents[1]
-BELOW = {"_errors", "_registry", "_settings", "gallery"}
+BELOW = {"_errors", "_files", "_registry", "_settings", "gallery"}
 MAY_IMPORT = {
     "prompts": BELOW - {"gallery"},
     "pipelines": BELOW | {"prompts"},
@@ -49,7 +49,7 @@ MODULES = sorted(
 
 
 @pytest.mark.parametrize(
-    "name", ["unsee", "unsee._registry", "unsee._settings", "unsee.gallery", *MODULES]
+    "name", ["unsee", "unsee._files", "unsee._registry", "unsee._settings", "unsee.gallery", *MODULES]
 )
 def test_doctests(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
