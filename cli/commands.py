@@ -130,10 +130,10 @@ def erase(
     rank = f", rank {max(ranks)}" if ranks else ""
     say(
         *("Erased ", (erasure.name, "bold"), " from ", model, " with ", method),
-        *(f" in {erasure.record['seconds']:.1f} s: ", (str(path), "bold")),
+        *(f" in {erasure.measured.seconds:.1f} s: ", (str(path), "bold")),
         f" ({words.bytes_(path.stat().st_size)}{rank})",
     )
-    for line in effects(erasure.record):
+    for line in effects(erasure.measured):
         say(line)
     next_(*audit_of(model, path, [c.kind for c in concepts]))
 

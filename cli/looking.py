@@ -120,27 +120,25 @@ def _show_erasure(path: Path) -> None:
     erasure = Erasure.load(path)
     record = erasure.record
     rows: list[tuple[str, str]] = []
-    for concept in record["concepts"]:
-        anchor, kept = concept["anchor"], concept["keep"]
-        more = f" and {len(kept) - KEPT} more" if len(kept) > KEPT else ""
+    for concept in record.concepts:
+        more = f" and {len(concept.keep) - KEPT} more" if len(concept.keep) > KEPT else ""
         rows += [
-            ("concept", f"{concept['name']} ({concept['kind']})"),
-            ("phrases", ", ".join(concept["phrases"])),
-            ("anchor", "the method's own" if anchor is None else repr(anchor)),
-            ("keep", (", ".join(kept[:KEPT]) or "nothing") + more),
+            ("concept", f"{concept.name} ({concept.kind})"),
+            ("phrases", ", ".join(concept.phrases)),
+            ("anchor", "the method's own" if concept.anchor is None else repr(concept.anchor)),
+            ("keep", (", ".join(concept.keep[:KEPT]) or "nothing") + more),
         ]
-    base = record["base"]
     rows += [
-        ("method", record["method"]),
-        ("settings", json.dumps(record["settings"])),
-        ("base", f"{base['name']} ({base['class']})"),
-        ("fingerprint", base["fingerprint"][0]),
-        ("layers", str(len(base["layers"]))),
-        *(("effect", line) for line in effects(record) or ["not measured (--no-check)"]),
-        ("versions", ", ".join(f"{k} {v}" for k, v in record["versions"].items())),
+        ("method", record.method),
+        ("settings", json.dumps(dict(record.settings))),
+        ("base", f"{record.base.name} ({record.base.pipeline})"),
+        *(("fingerprint", c.hashes[0]) for c in record.base.components.values()),
+        ("layers", str(len(record.base.layers))),
+        *(("effect", line) for line in effects(erasure.measured) or ["not measured (--no-check)"]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
     ]
     pairs(rows)
-    next_(*audit_of(base["name"], path, [c["kind"] for c in record["concepts"]]))
+    next_(*audit_of(record.base.name, path, [concept.kind for concept in record.concepts]))
 
 
 def _show_gallery(path: Path) -> None:

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +20,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..eval.folder import FolderScore
+    from ..records import Measured
 
 Part = str | tuple[str, str]
 """A text, or a text and its style, such as ``("done", "bold")``."""
@@ -179,14 +180,13 @@ def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str 
     return [*words, "-o", f"runs/{Path(erasure).stem}"]
 
 
-def effects(record: Mapping[str, Any]) -> list[str]:
+def effects(measured: "Measured") -> list[str]:
     """How far each concept moved, a line each; none where nobody looked."""
     lines = []
-    for name, seen in record.get("effect", {}).items():
-        kept = seen["kept_moved"]
-        rest = "" if kept is None else f"; what is kept moved by {kept:.0%}"
+    for name, seen in (measured.effect or {}).items():
+        rest = "" if seen.kept_moved is None else f"; what is kept moved by {seen.kept_moved:.0%}"
         lines.append(
-            f"The prediction on {name} went {seen['moved']:.0%} of the way to its anchor's{rest}."
+            f"The prediction on {name} went {seen.moved:.0%} of the way to its anchor's{rest}."
         )
     return lines
 

@@ -72,11 +72,11 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],
-        num_labels=len(CLASSES),
         id2label=dict(enumerate(CLASSES)),
     )
     model = ResNetForImageClassification(config)
-    model.classifier[1].weight.data *= 20
+    for name, parameter in model.classifier.named_parameters():
+        parameter.data *= 20 if name == "1.weight" else 1
     model.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
