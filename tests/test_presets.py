@@ -63,7 +63,8 @@ def minimised(
         for k in stays:
             left = left + keep_scale * torch.outer(weight @ k, k)
             right = right + keep_scale * torch.outer(k, k)
-    return left @ torch.linalg.inv(right)
+    new: Tensor = left @ torch.linalg.inv(right)
+    return new
 
 
 def same_edit(erasure: Erasure, before: Weights, after: Weights, within: float = 1e-4) -> None:
