@@ -112,7 +112,7 @@ def erase(
             f"{method} does not train and has nothing to go on from: leave checkpoint out."
         )
     name = _name(model)
-    wanted = _concepts(concepts, name, keep, anchor, kind)
+    wanted = find_concepts(concepts, name, keep=keep, anchor=anchor, kind=kind)
 
     def taken(load: Callable[..., Any]) -> "Parts":
         named = isinstance(model, (str, Path))
@@ -382,12 +382,13 @@ def _gallery(
     return gallery
 
 
-def _concepts(
+def find_concepts(
     given: str | Concept | Sequence[str | Concept],
     model: str,
-    keep: Sequence[str],
-    anchor: str | None,
-    kind: str | None,
+    *,
+    keep: Sequence[str] = (),
+    anchor: str | None = None,
+    kind: str | None = None,
 ) -> list[Concept]:
     found = [
         one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
