@@ -181,7 +181,7 @@ def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
     detector = find_detector("nudenet/person")
-    images = [Image.open(photographs[0]), Image.open(photographs[1]), Image.open(photographs[5])]
+    images: list[Any] = [Image.open(photographs[i]) for i in (0, 1, 5)]
     images += [Image.fromarray(picture()).convert("RGB") for picture in (data.coffee, data.cat)]
     assert detector.kind == "object"
     found = ["person" in answer.labels for answer in seen(detector(images))]
