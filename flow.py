@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
 from ._registry import unknown
+from ._settings import check, hints_of
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery
 from .prompts import Concept, Suite, find_concept, find_suite
@@ -46,13 +47,15 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
         InputError: There is no such method, preset or setting, or a value that cannot be.
     """
     cls = ERASERS[method]
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = hints_of(cls)
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {method}", name, known)
     if preset is not None and preset not in cls.presets:
         raise unknown(f"preset of {method}", preset, cls.presets)
-    return cls(**((cls.presets[preset] if preset else {}) | settings))
+    eraser = cls(**((cls.presets[preset] if preset else {}) | settings))
+    check(eraser)  # as another package's may not do
+    return eraser
 
 
 def trains(eraser: Eraser) -> bool:

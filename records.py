@@ -8,14 +8,18 @@ seconds and memory above all, is another each time and no part of it.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ._errors import InputError
 from ._reading import plain, read
+from ._settings import NotNegative, Range
 from .prompts import Concept
 
 FORMAT = 2
 """Of the record in an erasure file. A greater one is refused, a smaller one upgraded."""
+
+
+Shape = tuple[Annotated[int, Range(least=1, most=2**31)], ...]
 
 
 @dataclass(frozen=True)
@@ -28,13 +32,12 @@ class Component:
             way of float16.
     """
 
-    layers: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Shape]
     hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, shape in self.layers.items():
-            if not name or not shape or not all(0 < size < 2**31 for size in shape):
-                raise InputError(f"A base's layer {name!r} cannot have the shape {shape}.")
+        if bare := [name for name, shape in self.layers.items() if not shape]:
+            raise InputError(f"layer {bare[0]!r} has no shape.")
 
 
 @dataclass(frozen=True)
@@ -53,7 +56,7 @@ class Base:
     components: Mapping[str, Component]
 
     @property
-    def layers(self) -> dict[str, tuple[int, ...]]:
+    def layers(self) -> dict[str, Shape]:
         """All edited layers as the file names them, ``unet.<module>``, to their weight's shape."""
         return {
             f"{prefix}.{name}": shape
@@ -161,17 +164,12 @@ class Measured:
         debias: Of debiasing.
     """
 
-    seconds: float | None = None
-    peak_memory: int | None = None
+    seconds: NotNegative | None = None
+    peak_memory: Annotated[int, Range(least=0)] | None = None
     effect: Mapping[str, Effect] | None = None
     loss: Loss | None = None
-    residual: float | None = None
+    residual: NotNegative | None = None
     debias: Debiased | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "peak_memory", "residual"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise InputError(f"{name} is {value}; it cannot be below 0.")
 
     def to_json(self) -> dict[str, Any]:
         page: dict[str, Any] = plain(self)
@@ -213,7 +211,7 @@ class _Base1:
     name: str
     prefix: str
     fingerprint: tuple[str, ...]
-    layers: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Shape]
     # "class" is a word of Python's own
     pipeline: str
 

@@ -1,6 +1,5 @@
 """The commands, each a thin layer over the function of its name."""
 
-import dataclasses
 import json
 import shlex
 import sys
@@ -9,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,6 +17,7 @@ from rich.table import Table
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import hints_of, read
 from ..records import Measured
 
 app = typer.Typer(
@@ -549,40 +549,18 @@ def _figures(columns: Iterable[str]) -> Table:
 
 def _settings(method: str, pairs: list[str]) -> dict[str, Any]:
     """NAME=VALUE pairs, each value read as the type of the method's setting."""
-    from typing import get_type_hints
-
     from ..erasers import ERASERS
 
-    cls = ERASERS[method]
-    hints = get_type_hints(cls)
-    fields = {f.name: hints[f.name] for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    hints = hints_of(ERASERS[method])
     settings = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise InputError(f"--set wants NAME=VALUE, and got {pair!r}.")
-        if name not in fields:
-            raise unknown(f"setting of {method}", name, fields)
-        settings[name] = _value(name, text, fields[name])
+        if name not in hints:
+            raise unknown(f"setting of {method}", name, hints)
+        settings[name] = read(name, text, hints[name])
     return settings
-
-
-def _value(name: str, text: str, kind: Any) -> Any:
-    if text == "none" and type(None) in get_args(kind):
-        return None
-    kinds = [k for k in get_args(kind) if k is not type(None)] or [kind]
-    if get_origin(kind) is Literal:
-        return text
-    if kinds[0] is bool:
-        if text not in ("true", "false"):
-            raise InputError(f"{name} must be true or false, and is {text!r}.")
-        return text == "true"
-    try:
-        return kinds[0](text)
-    except ValueError as error:
-        raise InputError(
-            f"{name} must be of type {kinds[0].__name__}, and is {text!r}."
-        ) from error
 
 
 @contextmanager

@@ -27,6 +27,7 @@ import torch
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import Count, Guidance, NotNegative, Positive, Rest, Share, Steps, check
 from ..gallery import Gallery
 from ..pipelines import generate
 from ..pipelines.erasure import Erasure
@@ -64,24 +65,19 @@ class Debias:
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    rounds: int = 30
-    images: int = 10
-    tolerance: float = 0.05
-    step: float = 1.0
-    ridge: float = 0.5
-    keep_scale: float = 1.0
+    rounds: Count = 30
+    images: Count = 10
+    tolerance: Share = 0.05
+    step: Positive = 1.0
+    ridge: Positive = 0.5
+    keep_scale: NotNegative = 1.0
     tokens: Literal["last", "tail"] = "last"
-    guidance: float = 7.5
-    steps: int = 20
-    residual: float = 1e-6
+    guidance: Guidance = 7.5
+    steps: Steps = 20
+    residual: Rest = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "images", "step", "steps"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if self.tolerance < 0:
-            raise InputError(f"tolerance is {self.tolerance}; it cannot be below 0.")
-        self.uce()
+        check(self)
 
     def uce(self) -> UCE:
         """The edit of each round."""

@@ -24,14 +24,14 @@ LoRA (``tokens``), and the results are not those of the whole method.
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal, cast
+from typing import Annotated, Any, ClassVar, Literal, cast
 
 import torch
 import yaml
 from torch import Tensor
 
-from .._errors import InputError
 from .._registry import unknown
+from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import CONCEPTS, Concept
@@ -85,13 +85,13 @@ class MACE:
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    ridge: float = 10.0
-    keep_scale: float = 0.05
-    prior_scale: float = 0.01
+    ridge: Positive = 10.0
+    keep_scale: NotNegative = 0.05
+    prior_scale: NotNegative = 0.01
     captions: str = "general"
-    prompts: int = 30
+    prompts: Annotated[int, Range(least=0, most=10_000)] = 30
     tokens: Literal["all", "around"] = "all"
-    residual: float = 0.02
+    residual: Rest = 0.02
 
     text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -99,17 +99,9 @@ class MACE:
     }
 
     def __post_init__(self) -> None:
-        if self.ridge <= 0:
-            raise InputError(
-                f"ridge is {self.ridge}; it must be above 0 for there to be one answer."
-            )
-        for name in ("keep_scale", "prior_scale", "prompts"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it cannot be below 0.")
+        check(self)
         if self.captions not in captions():
             raise unknown("set of captions", self.captions, captions())
-        if self.tokens not in ("all", "around"):
-            raise InputError(f"tokens is {self.tokens!r}; it can be 'all' or 'around'.")
 
     def fit(
         self,

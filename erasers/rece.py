@@ -16,12 +16,12 @@ and an epoch is a few products and solves of d × d, whatever the number of laye
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .._errors import InputError
+from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
@@ -65,14 +65,14 @@ class RECE:
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    epochs: int = 3
+    epochs: Annotated[int, Range(least=0, most=1000)] = 3
     hold: bool = True
-    closeness: float = 0.1
-    ridge: float = 0.1
-    erase_scale: float = 1.0
-    keep_scale: float = 0.1
+    closeness: Positive = 0.1
+    ridge: Positive = 0.1
+    erase_scale: Positive = 1.0
+    keep_scale: NotNegative = 0.1
     expand: bool = True
-    residual: float = 0.01
+    residual: Rest = 0.01
 
     text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -88,11 +88,7 @@ class RECE:
     }
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise InputError(f"epochs is {self.epochs}; it cannot be below 0.")
-        if self.closeness <= 0:
-            raise InputError(f"closeness is {self.closeness}; it must be above 0.")
-        self.first()
+        check(self)
 
     def first(self) -> UCE:
         """The edit that the epochs start from: the 2023 settings of UCE, with these scales."""

@@ -26,13 +26,14 @@ itself. The paper's re-attention, which damps low frequencies of the skip featur
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .._errors import InputError
+from .._settings import NotNegative, Range, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
@@ -55,10 +56,10 @@ class SAFREE:
             published code, whose figures therefore include it.
     """
 
-    margin: float = 0.01
+    margin: NotNegative = 0.01
     validate: bool = True
-    limit: int = 10
-    sharpness: float = 5.0
+    limit: Annotated[int, Range(least=0, most=50)] = 10
+    sharpness: NotNegative = 5.0
     midpoint: float = 5.333
     negative: bool = False
 
@@ -69,9 +70,7 @@ class SAFREE:
     }
 
     def __post_init__(self) -> None:
-        for name in ("margin", "limit", "sharpness"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it cannot be below 0.")
+        check(self)
 
     def fit(
         self,

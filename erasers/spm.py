@@ -26,9 +26,10 @@ from torch import Tensor
 
 from .._errors import InputError
 from .._reading import plain
+from .._settings import Count, Guidance, NotNegative, Positive, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
-from ..pipelines.transport import SIMILARITIES, overlap, similarity
+from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
 from ..records import Transport
 from .esd import ESD
@@ -88,14 +89,14 @@ class SPM:
     transport: Literal["both", "sentence", "token", "none"] = "both"
     layers: str = "*attentions.*"
     eta: float = 1.0
-    iterations: int = 200
-    lr: float = 3e-3
-    batch_size: int = 8
-    anchoring: float = 1.0
-    alpha: float = 1.0
-    sampling_steps: int = 20
-    guidance: float = 3.0
-    sampling_batch: int = 4
+    iterations: Count = 200
+    lr: Positive = 3e-3
+    batch_size: Count = 8
+    anchoring: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    sampling_steps: Steps = 20
+    guidance: Guidance = 3.0
+    sampling_batch: Count = 4
     expand: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
@@ -113,14 +114,7 @@ class SPM:
     }
 
     def __post_init__(self) -> None:
-        if self.transport not in (*SIMILARITIES, "none"):
-            raise InputError(
-                f"transport is {self.transport!r}; it can be {', '.join(SIMILARITIES)}, none."
-            )
-        for name in ("anchoring", "alpha"):
-            if not (value := getattr(self, name)) >= 0:
-                raise InputError(f"{name} is {value}; it cannot be below 0.")
-        self._esd()
+        check(self)
 
     def fit(
         self,

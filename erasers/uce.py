@@ -27,6 +27,7 @@ import torch
 from torch import Tensor
 
 from .._errors import InputError
+from .._settings import NotNegative, Positive, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
@@ -126,14 +127,14 @@ class UCE:
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    ridge: float = 0.5
-    erase_scale: float = 1.0
-    keep_scale: float | None = 0.05
+    ridge: Positive = 0.5
+    erase_scale: Positive = 1.0
+    keep_scale: NotNegative | None = 0.05
     tokens: Literal["last", "tail"] = "tail"
     expand: bool = True
     keep_empty: bool = True
     style_anchor: str = "art"
-    residual: float = 0.02
+    residual: Rest = 0.02
 
     text_only: ClassVar[bool] = True
     presets: ClassVar[dict[str, dict[str, Any]]] = {
@@ -150,16 +151,7 @@ class UCE:
     }
 
     def __post_init__(self) -> None:
-        if self.ridge <= 0:
-            raise InputError(
-                f"ridge is {self.ridge}; it must be above 0 for there to be one answer."
-            )
-        if self.erase_scale <= 0:
-            raise InputError(f"erase_scale is {self.erase_scale}; at 0 or less nothing is erased.")
-        if self.keep_scale is not None and self.keep_scale < 0:
-            raise InputError(f"keep_scale is {self.keep_scale}; it cannot be below 0.")
-        if self.tokens not in ("last", "tail"):
-            raise InputError(f"tokens is {self.tokens!r}; it can be 'last' or 'tail'.")
+        check(self)
 
     def fit(
         self,

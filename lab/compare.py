@@ -119,7 +119,7 @@ def write(path: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 def lost(row: dict[str, Any], role: str) -> float:
     """By how much a rate fell, as a share; 0 if it rose."""
-    return max(0.0, row[role]["base"]["value"] - row[role]["erased"]["value"])
+    return max(0.0, float(row[role]["base"]["value"] - row[role]["erased"]["value"]))
 
 
 def badness(rows: Sequence[dict[str, Any]]) -> float:

@@ -44,6 +44,8 @@ class Prompt:
         steps: Denoising steps; None is the model's default.
         width, height: In pixels; None is the model's default.
         tests: One of ``TESTS``; None where nothing is said.
+        unit: The unit of independent evidence: images of one unit show much the same picture, so
+            together they say little more than one of them. Empty means the prompt's own text.
     """
 
     id: str
@@ -56,17 +58,33 @@ class Prompt:
     width: int | None = None
     height: int | None = None
     tests: str | None = None
+    unit: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Its attributes, without those that are unset."""
         values = dataclasses.asdict(self)
-        unset = {"labels": {}, "category": ""} | dict.fromkeys(
+        unset = {"labels": {}, "category": "", "unit": ""} | dict.fromkeys(
             ("guidance", "steps", "width", "height", "tests")
         )
         return {k: v for k, v in values.items() if k not in unset or v != unset[k]}
 
+    @classmethod
+    def from_json(cls, values: Any) -> "Prompt":
+        """The prompt that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are no prompt's; the message has the first thing that is wrong.
+        """
+        if not isinstance(values, dict):
+            raise InputError(f"A prompt must be a mapping of its fields, and is {values!r:.80}.")
+        wrong = _faults(values)
+        if wrong:
+            raise InputError(f"A prompt cannot be read ({str(values)[:80]} …): {wrong[0]}")
+        return cls(**values)
+
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Prompt))
+NEEDED = tuple(f.name for f in dataclasses.fields(Prompt) if f.default is f.default_factory)
 
 
 @dataclass(frozen=True)
@@ -99,6 +117,36 @@ class Suite:
         """Hash of every prompt with all its settings."""
         rows = "\n".join(json.dumps(p.to_json(), sort_keys=True) for p in self.prompts)
         return hashlib.sha256(rows.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "source": dict(self.source),
+            "prompts": [p.to_json() for p in self.prompts],
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Suite":
+        """The suite that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are no suite's; the message has the first thing that is wrong.
+        """
+        known = {"name", "source", "prompts"}
+        if not isinstance(values, dict) or set(values) != known:
+            raise InputError(
+                f"A suite must be a mapping of name, source and prompts, and is {values!r:.80}."
+            )
+        name, source, prompts = values["name"], values["source"], values["prompts"]
+        if not isinstance(name, str):
+            raise InputError(f"A suite's name must be a text, and is {name!r:.80}.")
+        if not isinstance(source, dict) or not all(
+            isinstance(text, str) for item in source.items() for text in item
+        ):
+            raise InputError(f"A suite's source must map texts to texts, and is {source!r:.80}.")
+        if not isinstance(prompts, list):
+            raise InputError(f"A suite's prompts must be a list, and are {prompts!r:.80}.")
+        return cls(name, tuple(Prompt.from_json(row) for row in prompts), source)
 
     def where(self, text: str) -> "Suite":
         """The prompts that a filter fits: its columns are their attributes and kinds of label.
@@ -170,25 +218,33 @@ def read_rows(
     problems: list[str] = []
     first: dict[str, str] = {}
     for at, row in rows:
-        wrong = [
-            f"{at}: {unknown('field of a prompt', key, FIELDS)}"
-            for key in row
-            if key not in FIELDS
-        ]
-        values = {key: row[key] for key in row if key in FIELDS}
+        values = dict(row)
         if isinstance(values["id"], int):
             values["id"] = str(values["id"])
-        if "prompt" not in values:
-            wrong.append(f"{at}: it has no prompt.")
-        for key, (fits, wanted) in _FITS.items():
-            if key in values and not fits(values[key]):
-                wrong.append(f"{at}: {key} must be {wanted}, and is {values[key]!r}.")
+        wrong = []
+        # A gallery may hold the empty prompt's image; in a suite's file it is a slip
+        if isinstance(text := values.get("prompt"), str) and not text.strip():
+            wrong.append(f"prompt must be a text that is not blank, and is {text!r}.")
+        wrong += _faults(values)
         if isinstance(id_ := values["id"], str) and (there := first.setdefault(id_, at)) != at:
-            wrong.append(f"{at}: its id {id_!r} is that of {there} already.")
-        problems += wrong
+            wrong.append(f"its id {id_!r} is that of {there} already.")
+        problems += [f"{at}: {line}" for line in wrong]
         if not wrong:
             prompts.append(Prompt(**values))
     return prompts, problems
+
+
+def _faults(values: Mapping[str, Any]) -> list[str]:
+    """A line for everything that is wrong with a prompt's fields."""
+    return [
+        *(str(unknown("field of a prompt", str(k), FIELDS)) for k in values if k not in FIELDS),
+        *(f"it has no {key}." for key in NEEDED if key not in values),
+        *(
+            f"{key} must be {wanted}, and is {values[key]!r}."
+            for key, (fits, wanted) in _FITS.items()
+            if key in values and not fits(values[key])
+        ),
+    ]
 
 
 def _whole(low: int, high: float = math.inf, of: int = 1) -> Callable[[Any], bool]:
@@ -216,7 +272,7 @@ def _guidance(value: Any) -> bool:
 
 _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "id": (_file_name, "a text that can be a file's name"),
-    "prompt": (_text, "a text that is not blank"),
+    "prompt": (lambda value: isinstance(value, str), "a text"),
     "seed": (_whole(0, 2**64 - 1), "a whole number from 0 to 2**64 - 1"),
     "labels": (_labels, "a mapping from a kind, such as object, to a text"),
     "category": (lambda value: isinstance(value, str), "a text"),
@@ -226,4 +282,5 @@ _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "width": (_whole(8, of=8), "a multiple of 8"),
     "height": (_whole(8, of=8), "a multiple of 8"),
     "tests": (lambda value: value in TESTS, f"one of {', '.join(TESTS)}"),
+    "unit": (lambda value: isinstance(value, str), "a text"),
 }

@@ -512,9 +512,9 @@ def test_labels_to_choose_from_are_the_prompts_own() -> None:
         ("emoji/object:big", "takes no argument"),
         ("hf", "say hf:MODEL"),
         ("hf:here?tpo=3", "No setting of hf is named 'tpo'. Did you mean 'top'"),
-        ("hf:here?top=few", "hf's top must be a whole number: 'few'"),
-        ("hf:here?rename=a", "hf's rename must be a mapping, in a YAML file"),
-        ("q16:here?threshold=x", "q16's threshold must be a number"),
+        ("hf:here?top=few", "hf's top is 'few'; it must be a whole number"),
+        ("hf:here?rename=a", "hf's rename is 'a'; it must be a mapping from .*YAML file"),
+        ("q16:here?threshold=x", "q16's threshold is 'x'; it must be a number"),
         ("none.yaml", "none.yaml cannot be read"),
     ],
 )
@@ -530,5 +530,5 @@ def test_a_file_that_names_no_detector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must name its 'detector'"):
         find_detector(str(page))
     page.write_text("detector: hf:here\nsettings: {top: 2.5}")
-    with pytest.raises(InputError, match=r"top must be a whole number: 2\.5"):
+    with pytest.raises(InputError, match=r"top is 2\.5; it must be a whole number"):
         find_detector(str(page))

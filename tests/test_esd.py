@@ -765,10 +765,10 @@ def test_a_method_that_does_not_train_refuses_a_checkpoint(pipe: Any, tmp_path: 
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ("rank=0", "rank is 0; it must be at least 1"),
+        ("rank=0", "rank is '0'; it must be a whole number from 1"),
         ("layers=nowhere", "No layer of the UNet2DConditionModel is selected by variant 'x'"),
-        ("variant=xx", "variant is 'xx'; it can be x, x-strict, u, all"),
-        ("lr=nan", "lr is nan"),
+        ("variant=xx", "variant is 'xx'; it must be one of x, x-strict, u, all"),
+        ("lr=nan", "lr is 'nan'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_and_nothing_written(

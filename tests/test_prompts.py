@@ -1,6 +1,7 @@
 """Concepts and suites: what they take, and what they say to what they do not."""
 
 import hashlib
+import json
 from pathlib import Path
 from typing import Any
 
@@ -150,3 +151,64 @@ def test_the_emoji_suite_is_a_quarter_targets_and_names_no_target_elsewhere(name
 def test_the_emoji_suite_has_nothing_for_another_worlds_concept() -> None:
     with pytest.raises(InputError, match="'van gogh' is no style of the built-in model"):
         find_suite("emoji", [Concept("van gogh", "style")], 160)
+
+
+FULL = Prompt(
+    *("a", "a cat", 3, {"object": "cat"}, "animals", 2.5, 4, 64, 72, "accuracy", "a cat in noto")
+)
+
+
+@pytest.mark.parametrize("prompt", [FULL, Prompt("b", "", 0)])
+def test_a_prompt_is_read_as_it_was_written(prompt: Prompt) -> None:
+    written = json.loads(json.dumps(prompt.to_json()))
+    assert Prompt.from_json(written) == prompt
+    suite = Suite("s", (prompt,), {"file": "s.yaml"})
+    assert Suite.from_json(json.loads(json.dumps(suite.to_json()))) == suite
+
+
+def test_the_unit_of_evidence_is_read_from_lists_and_tables(tmp_path: Path) -> None:
+    listed = write(tmp_path / "it.yaml", "prompts: [a cat, {prompt: one cat, unit: a cat}]")
+    table = write(tmp_path / "it.csv", "prompt,unit\na cat,\none cat,a cat\n")
+    for path in (listed, table):
+        assert [p.unit for p in find_suite(str(path)).prompts] == ["", "a cat"]
+    assert find_suite(str(listed), where="unit == 'a cat'").prompts[0].prompt == "one cat"
+
+
+ANYTHING: list[Any] = [None, True, -1, 1.5, float("nan"), float("inf"), 2**64, "", " ", "../x"]
+ANYTHING += [[], ["a"], {}, {"a": 1}, {"a": ""}, "a\n"]
+
+
+@pytest.mark.parametrize("field", [*FULL.to_json(), "new"])
+@pytest.mark.parametrize("value", ANYTHING, ids=repr)
+def test_a_forged_field_is_one_line_or_comes_back(field: str, value: Any) -> None:
+    forged = FULL.to_json() | {field: value}
+    try:
+        assert Prompt.from_json(forged).to_json() | {field: value} == forged
+    except InputError as error:
+        assert "\n" not in str(error) and field in str(error)
+
+
+@pytest.mark.parametrize("field", ["id", "prompt", "seed"])
+def test_a_prompt_without_what_it_needs_is_refused(field: str) -> None:
+    left = {k: v for k, v in FULL.to_json().items() if k != field}
+    with pytest.raises(InputError, match=f"it has no {field}"):
+        Prompt.from_json(left)
+
+
+@pytest.mark.parametrize(
+    "change, match",
+    [
+        ({"name": 3}, "name must be a text"),
+        ({"source": {"file": 3}}, "source must map texts to texts"),
+        ({"prompts": {}}, "prompts must be a list"),
+        ({"prompts": [3]}, "must be a mapping of its fields, and is 3"),
+        ({"prompts": []}, "has no prompts"),
+        ({"prompts": [FULL.to_json()] * 2}, "has the id 'a' 2 times"),
+        ({"promts": []}, "must be a mapping of name, source and prompts"),
+    ],
+)
+def test_a_forged_suite_is_refused(change: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        Suite.from_json(Suite("s", (FULL,)).to_json() | change)
+    with pytest.raises(InputError, match="must be a mapping of name"):
+        Suite.from_json([change])
