@@ -482,7 +482,7 @@ def _show_erasure(path: Path) -> None:
     table.add_row("settings", json.dumps(dict(record.settings)))
     table.add_row("base", f"{record.base.name} ({record.base.pipeline})")
     for component in record.base.components.values():
-        table.add_row("fingerprint", component.hashes[0])
+        table.add_row("fingerprint", component.digest)
     table.add_row("layers", str(len(record.base.layers)))
     for line in _effects(erasure.measured) or ["not looked at"]:
         table.add_row("effect", escape(line))
