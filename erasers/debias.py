@@ -11,9 +11,10 @@ which attribute each shows, and
 
     αₐ ← αₐ + step · (desired share − observed share)
 
-All that is carried from round to round is α: every edit is made of the base's own weights and
-embeddings. (The published code adds to v in place, and so changes as well what it keeps wherever
-that is one of the attributes.)
+So α, and v with it, gathers the differences of all rounds, as the published code has it: once the
+shares are met, α is what holds them. The weights gather nothing, every edit is made of the base's
+own. (The published code adds to v in place, so a text that it keeps drifts along if it is itself
+one of the concepts; here it stays.)
 """
 
 import warnings

@@ -79,7 +79,7 @@ def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any) -> Non
             t, noise = plan.timesteps[n, None], plan.noise[n, None]
 
             def noised(x: Tensor, t: Tensor = t, noise: Tensor = noise) -> Tensor:
-                return alphas[t] ** 0.5 * x + (1 - alphas[t]) ** 0.5 * noise
+                return torch.add(alphas[t] ** 0.5 * x, (1 - alphas[t]) ** 0.5 * noise)
 
             x, k = noised(drawn[plan.images[n]]), noised(drawn[plan.kept[n]])
             goes, comes = plan.concepts[n, None], plan.drawn[plan.images[n], None]
@@ -170,7 +170,8 @@ def test_the_keep_term_holds_what_is_kept(pipe: Any) -> None:
         erasure = settings.fit(parts_of(pipe), [BOMB])
         moved.append(effect(parts_of(pipe), erasure, [BOMB])["bomb"])
     assert moved[0].moved > 0.3
-    assert moved[1].kept_moved < 0.7 * moved[0].kept_moved
+    free, held = (one.kept_moved or 0.0 for one in moved)
+    assert held < 0.7 * free
 
 
 # Going on, and what is stored

@@ -78,6 +78,19 @@ def test_the_votes_end_it_and_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
     assert all(torch.equal(after[name], t) for name, t in before.items())
 
 
+@pytest.mark.filterwarnings("ignore:After 2 rounds")
+def test_every_image_of_every_round_has_a_seed_of_its_own(pipe: Any) -> None:
+    drawn: list[bytes] = []
+
+    def vote(images: Sequence[Any]) -> list[str]:
+        drawn.extend(image.tobytes() for image in images)
+        return ["cat"] * 4
+
+    # So strong a ridge that all rounds have the base's weights: only seeds tell images apart.
+    fit(pipe, vote, rounds=2, ridge=1e12)
+    assert len(drawn) == len(set(drawn)) == 12
+
+
 def test_a_share_that_can_be_seen_is_reached(pipe: Any) -> None:
     def draw(text: str) -> Any:
         seeds = [torch.Generator().manual_seed(i) for i in range(16)]

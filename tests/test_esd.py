@@ -223,7 +223,7 @@ def test_each_variant_selects_its_layers(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", ["x", "x-strict", "u", "all"])
-def test_a_variant_changes_its_layers_and_no_others(pipe: Any, variant: str) -> None:
+def test_a_variant_changes_its_layers_and_no_others(pipe: Any, variant: Any) -> None:
     parts = parts_of(pipe)
     erasure = ESD(variant=variant, iterations=1, lr=1e-3).fit(parts, [VAN_GOGH])
     assert list(erasure.record.base.components["unet"].layers) == select(parts, variant)
@@ -456,7 +456,7 @@ def test_the_file_is_what_was_learnt_to_its_residual(pipe: Any) -> None:
 
 @pytest.mark.parametrize("more", [{}, {"rank": 2}])
 def test_plain_diffusers_reads_a_lora_with_convolutions(
-    pipe: Any, tiny_folder: Path, tmp_path: Path, more: dict[str, int]
+    pipe: Any, tiny_folder: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     erasure = ESD(variant="all", **FAST, **more).fit(parts_of(pipe), [BOMB])
     erasure.save(tmp_path / "it.safetensors")
@@ -690,13 +690,13 @@ def test_an_interrupted_command_goes_on_to_the_same_weights(
 
         yield show
 
-    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(75))
+    monkeypatch.setattr("unsee.cli.commands.progress", lambda: interrupting(75))
     assert unsee(*command) == 130
     assert part.is_file() and not file.exists()
     stopped = [note for note in notes if note]
     assert 0 < len(stopped) < 8 and all(re.fullmatch(r"loss \d\S*", note) for note in stopped)
     notes.clear()
-    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(101))
+    monkeypatch.setattr("unsee.cli.commands.progress", lambda: interrupting(101))
     capsys.readouterr()
     assert unsee(*command) == 0
     assert "Found it.safetensors.part" in capsys.readouterr().out

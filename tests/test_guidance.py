@@ -53,7 +53,7 @@ def test_sld_is_diffusers_own_safe_pipeline(
     settings = getattr(SafetyConfig, (preset or "medium").upper())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its age
-        theirs = StableDiffusionPipelineSafe(
+        theirs: Any = StableDiffusionPipelineSafe(
             **{k: v for k, v in pipe.components.items() if k != "image_encoder"},
             requires_safety_checker=False,
         )
