@@ -16,7 +16,7 @@ from ._registry import unknown
 from ._settings import check, hints_of
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery
-from .prompts import Concept, Suite, find_concept, find_suite
+from .prompts import Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def erase(
             f"{method} does not train and has nothing to go on from: leave checkpoint out."
         )
     name = _name(model)
-    wanted = _concepts(concepts, name, keep, anchor, kind)
+    wanted = find_concepts(concepts, name, keep=keep, anchor=anchor, kind=kind)
 
     def taken(load: Callable[..., Any]) -> "Parts":
         named = isinstance(model, (str, Path))
@@ -145,8 +145,8 @@ def audit(
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
     *,
     out: str | Path,
-    suite: str | Suite | None = None,
-    size: int = 192,
+    suite: str | Suite | Sequence[str | Suite] | None = None,
+    size: int | None = None,
     where: str = "",
     detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
@@ -168,9 +168,10 @@ def audit(
             pipeline itself, which is left as it was.
         erasures: Erasures or their files; they are measured together.
         out: The folder for it all.
-        suite: A suite, or what ``find_suite`` knows it by; the built-in model has its own.
-        size: How many prompts of a suite that is made to measure.
-        where: A filter of the suite's rows, where it is not a ``Suite`` already.
+        suite: A suite, or what ``find_suite`` knows it by; or several, measured as one. The
+            built-in model has its own.
+        size: How many prompts of a suite that is made to measure; None is what it needs.
+        where: A filter of the rows of every suite that has its columns and is no ``Suite`` yet.
         detectors: Detectors, or what ``find_detector`` knows them by; the built-in model has its
             own.
         metrics: As ``find_metric`` reads them; the built-in model has its own.
@@ -200,8 +201,8 @@ def audit(
             f"Say on which suite and with which detectors {name!r} is to be measured."
         )
     concepts = [concept for e in loaded for concept in e.record.concepts]
-    if not isinstance(suite, Suite):
-        suite = find_suite(suite or "emoji", concepts, size, where=where)
+    named = [suite or "emoji"] if suite is None or isinstance(suite, (str, Suite)) else suite
+    suite = join(find_suites(named, concepts, size, where=where))
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
@@ -240,6 +241,7 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
+        notes=suite.notes,
         base_answers=scored(base_gallery, "base"),
         erased_answers=scored(erased_gallery, "erased"),
         limits=Limits(allow_unscored=allow_unscored),
@@ -380,12 +382,13 @@ def _gallery(
     return gallery
 
 
-def _concepts(
+def find_concepts(
     given: str | Concept | Sequence[str | Concept],
     model: str,
-    keep: Sequence[str],
-    anchor: str | None,
-    kind: str | None,
+    *,
+    keep: Sequence[str] = (),
+    anchor: str | None = None,
+    kind: str | None = None,
 ) -> list[Concept]:
     found = [
         one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)

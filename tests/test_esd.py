@@ -758,13 +758,13 @@ def test_an_interrupted_command_goes_on_to_the_same_weights(
 
         yield show
 
-    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(75))
+    monkeypatch.setattr("unsee.cli.commands.progress", lambda: interrupting(75))
     assert unsee(*command) == 130
     assert part.is_file() and not file.exists()
     stopped = [note for note in notes if note]
     assert 0 < len(stopped) < 8 and all(re.fullmatch(r"loss \d\S*", note) for note in stopped)
     notes.clear()
-    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(101))
+    monkeypatch.setattr("unsee.cli.commands.progress", lambda: interrupting(101))
     capsys.readouterr()
     assert unsee(*command) == 0
     assert "Found it.safetensors.part" in capsys.readouterr().out
