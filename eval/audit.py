@@ -49,6 +49,7 @@ def compare(
     metrics: Sequence[Metric] = (),
     suite_name: str = "",
     suite_source: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
     limits: Limits | None = None,
     base_answers: Answers | None = None,
     erased_answers: Answers | None = None,
@@ -80,6 +81,7 @@ def compare(
         metrics: Those that need no reference are taken over the kept rows and over each target's;
             those that do, over the kept rows, the base's being the reference.
         suite_name, suite_source: For the record: what the suite is called and where it is from.
+        notes: Warnings of the report beside its own.
         limits: Of the verdict.
         base_answers, erased_answers: Earlier answers, used where the image and the protocol are
             the same; the new ones are added to them.
@@ -152,7 +154,7 @@ def compare(
             for p in base
         ),
     )
-    return replace(report, warnings=tuple(_warnings(report)))
+    return replace(report, warnings=(*notes, *_warnings(report)))
 
 
 def installed() -> dict[str, str]:

@@ -308,6 +308,8 @@ class Report:
         """The same, if what is named in one place is there in the others."""
         if set(self.coverage) != {"base", "erased"} or not self.outcomes:
             raise InputError(f"{where} is no report: it lacks a side, or has no concept.")
+        if not all(any(c.role == "target" for c in o.comparisons) for o in self.outcomes):
+            raise InputError(f"{where} is no report: a concept has no rate of its target.")
         known = set(self.detectors)
         named = {a.detector for s in self.samples for a in s.asked}
         named |= {c.detector for o in self.outcomes for c in o.comparisons}

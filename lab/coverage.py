@@ -330,7 +330,7 @@ by ρ; where the mean is over 2, prompts have from 1 image to nearly twice the m
 built-in model ρ was 0.2 to 0.6 under erasures that half worked. The package's is
 Wilson's at n / (1 + (m − 1)ρ) with Student's t, ρ by analysis of variance over the prompts and two
 imagined ones, one of hits alone and one of misses. Without those (“ρ as it is”, 1 at 0 or all
-hits) it is up to 4 points short where p is small: then few prompts show anything, and say little
+hits) it is up to 3 points short where p is small: then few prompts show anything, and say little
 of ρ. With them it errs on the wide side where prompts are few. Over images it misses one time in
 four, and more images a prompt do not mend it. With one image a prompt they are all one.
 
@@ -342,8 +342,8 @@ four, and more images a prompt do not mend it. With one image a prompt they are 
 are Dirichlet distributed. The package's is Newcombe's from the clustered intervals of both rates
 and the correlation of the prompts' residuals; “shrunk table” is his from the table at the
 effective number of the differences, “robust” the normal one with Obuchowski's variance. The
-package's was chosen because it alone is nowhere short, a few tenths but for; it is wide where
-hardly anything changes.
+package's was chosen because it alone is nowhere more than a point short; it is wide where hardly
+anything changes, and by a good deal where prompts are few.
 
 {table(clustered_differences(repeats, rng))}
 
