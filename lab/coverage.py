@@ -205,9 +205,9 @@ def pairs_of(rng: np.random.Generator, cells: Sequence[float], rho: float, image
              ) -> Paired:  # fmt: skip
     table = rng.multinomial(images, levels(rng, cells, rho, len(images)))
     units = Counter(map(tuple, table.tolist()))
-    sums = [int(x) for x in table.sum(0)]
+    a, b, c, d = map(int, table.sum(0))
     by_unit = tuple(sorted((*unit, k) for unit, k in units.items()))
-    return Paired(*sums, by_unit=() if (images == 1).all() else by_unit)
+    return Paired(a, b, c, d, () if (images == 1).all() else by_unit)
 
 
 def shrunk(found: Paired) -> tuple[float, float]:

@@ -210,7 +210,7 @@ def test_a_limit_is_a_share(name: str, value: Any) -> None:
 
 
 def test_limits_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
-    wrongs: list[dict[str, float]] = [{"max_target": 10}, {"max_keep_loss": math.nan}]
+    wrongs: list[dict[str, Any]] = [{"max_target": 10}, {"max_keep_loss": math.nan}]
     for wrong in wrongs:
         with pytest.raises(InputError, match="is a share"):
             flow.audit("no model", "no file", out=tmp_path, **wrong)
