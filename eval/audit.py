@@ -226,12 +226,16 @@ def _comparisons(
             add("other kind", "all", d, kept(d))
     named = dict.fromkeys(fold(phrase) for phrase in concept.keep)
     for d in detectors:
-        of_named = [(p, a) for p, a in kept(d) if fold(a.of) in named]
+        every = kept(d)
+        by_label: dict[str, list[tuple[Prompt, Asked]]] = {label: [] for label in named}
+        for prompt, what in every:
+            by_label.get(fold(what.of), []).append((prompt, what))
+        of_named = [(p, a) for p, a in every if fold(a.of) in by_label]
         # A concept that names all others to keep has this rate already
-        if len(of_named) < len(kept(d)):
+        if len(of_named) < len(every):
             add("named keep", "named to keep", d, of_named)
-        for label in named:
-            add("keep concept", label, d, [(p, a) for p, a in of_named if fold(a.of) == label])
+        for label, pairs in by_label.items():
+            add("keep concept", label, d, pairs)
     for d in same:
         for attribute in ("tests", "category"):
             for group, pairs in _groups(of_target(d), attribute).items():

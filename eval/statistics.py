@@ -67,6 +67,17 @@ class Rate:
         by_unit = () if n == len(found) else tuple(sorted((*u, k) for u, k in units.items()))
         return cls(hits, n, unscored, by_unit)
 
+    @classmethod
+    def pooled(cls, rates: Iterable["Rate"]) -> "Rate":
+        """One rate over the images of several, no unit of one being a unit of another."""
+        rates = list(rates)
+        hits, n, unscored = (sum(getattr(r, f) for r in rates) for f in ("hits", "n", "unscored"))
+        if not any(r.by_unit for r in rates):
+            return cls(hits, n, unscored)
+        single = [((1, 1, r.hits), (0, 1, r.n - r.hits)) for r in rates if not r.by_unit]
+        units = [unit for found in (*single, *(r.by_unit for r in rates)) for unit in found]
+        return cls(hits, n, unscored, _merged(unit for unit in units if unit[2]))
+
     @property
     def value(self) -> float | None:
         """hits / n, in [0, 1]; None when nothing was scored."""
@@ -598,7 +609,7 @@ def _merged(units: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int, int]
 
 
 def _units(page: Mapping[str, Any], width: int) -> tuple[Any, ...]:
-    # A report of format 1 knows no units
+    # What was written before units were counted has none
     found = tuple(tuple(unit) for unit in page.get("by_unit", ()))
     if any(len(unit) != width or any(type(x) is not int for x in unit) for unit in found):
         raise ValueError(f"by_unit must hold rows of {width} whole numbers.")

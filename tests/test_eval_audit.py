@@ -472,6 +472,21 @@ def test_several_concepts_are_as_forgotten_as_the_worst(tmp_path: Path) -> None:
     assert rate(report, "same kind").base.n == 40
 
 
+def test_a_detector_is_not_asked_after_what_it_has_no_word_for(base: Gallery) -> None:
+    class Half(Colours):
+        name, labels = "test/half", ("red", "green")
+
+        def see(self, image: Image.Image) -> Detection | Unscored:
+            found = super().see(image)
+            assert isinstance(found, Detection)
+            scores = {label: found.scores[label] for label in self.labels}
+            return Detection((max(scores, key=lambda label: scores[label]),), scores)
+
+    report = audit(base, base, detectors=[Colours(), Half(), Stripes()])
+    kept = {c.detector: c.base for c in report.outcomes[0].comparisons if c.role == "same kind"}
+    assert kept == {"test/colour": Rate(24, 24), "test/half": Rate(12, 12)}
+
+
 def test_what_one_concept_keeps_and_another_erases_is_nobodys_to_keep(tmp_path: Path) -> None:
     rows = prompts(keep=80)
     base = gallery(tmp_path / "base", rows)

@@ -440,9 +440,11 @@ def test_the_page_says_of_every_concept_of_a_prompt_what_the_verdict_says(tmp_pa
         "still plain (still there)",
     ]
     # Two erasures of one concept, each in its own words: one row is one image all the same
-    twice = [Concept("red"), Concept("red", phrases=("red", "lime"))]
-    report = compare(base, erased, twice, detectors=[Colours(), Stripes()], versions={})
-    assert {o.comparisons[0].erased.n for o in report.outcomes} == {1}
+    wide, narrow = Concept("red", phrases=("red", "green")), Concept("red")
+    for twice in ([wide, narrow], [narrow, wide]):
+        report = compare(base, erased, twice, detectors=[Colours(), Stripes()], versions={})
+        assert [o.comparisons[0].erased.hits for o in report.outcomes] == [1, 1]
+        assert [o.comparisons[0].erased.n for o in report.outcomes] == [1, 1]
 
 
 def test_the_page_calls_nothing_gone_that_the_base_never_showed(tmp_path: Path) -> None:

@@ -214,6 +214,14 @@ def test_units_that_do_not_add_up_are_refused() -> None:
         Paired(1, -1, 0, 1)
 
 
+def test_rates_of_several_concepts_are_pooled_with_their_units() -> None:
+    assert Rate.pooled([Rate(1, 3, 2), Rate(0, 4)]) == Rate(1, 7, 2)
+    mixed = Rate.pooled([units((2, 3, 2)), Rate(1, 2, 1), units((0, 1, 1), (2, 3, 1))])
+    assert (mixed.hits, mixed.n, mixed.unscored) == (7, 12, 1)
+    assert mixed.by_unit == ((0, 1, 2), (1, 1, 1), (2, 3, 3)) and mixed.units == 6
+    assert Rate.pooled([]) == Rate(0, 0)
+
+
 def beta_binomial(rng: np.random.Generator, count: int, size: int, p: float, rho: float) -> Rate:
     chance = rng.beta((1 / rho - 1) * p, (1 / rho - 1) * (1 - p), count)
     return units(*((int(h), size, 1) for h in rng.binomial(size, chance)))
@@ -292,6 +300,10 @@ def test_a_loss_is_harder_to_see_among_seeds_than_among_prompts() -> None:
     assert (seeds.smallest_loss or 0) == Paired(16, 0, 0, 0).smallest_loss
     assert (seeds.smallest_loss or 0) > (prompts.smallest_loss or 1)
     assert pairs((6, 0, 0, 0, 5)).smallest_loss is None
+    # The side that says less decides: a base that shows all is as many as its prompts
+    halved = pairs((3, 3, 0, 0, 16))
+    assert halved.effective == halved.base.effective == pytest.approx(16)
+    assert halved.erased.effective > 17
     low, _ = seeds.interval() or (0, 0)
     assert low < -0.1 < (prompts.interval() or (-1, 0))[0]
 
