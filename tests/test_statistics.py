@@ -274,9 +274,10 @@ def test_many_pairs_are_tested_in_a_moment_and_as_the_exact_test_would() -> None
     start = time.process_time()
     assert Paired(50_000, 25_000, 25_300, 0).p_value == pytest.approx(0.1826, abs=2e-3)
     mixed = pairs((3, 1, 0, 1, 9000), (3, 0, 1, 1, 9300), (3, 2, 0, 0, 1000), (3, 0, 2, 0, 900))
-    assert mixed.n == 101_000 and mixed.interval() and mixed.smallest_loss
+    assert mixed.n == 101_000 and mixed.interval()
     assert mixed.p_value == pytest.approx(2 * norm.sf(99 / math.sqrt(18_300 + 4 * 1900)))
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 1
+    assert 0 < (mixed.smallest_loss or 0) < 0.01
     # Where all flips are still counted, the normal law is as good already
     fewer = pairs((3, 1, 0, 1, 8000), (3, 0, 1, 1, 8300), (3, 2, 0, 0, 600), (3, 0, 2, 0, 500))
     normal = 2 * norm.sf(99 / math.sqrt(16_300 + 4 * 1100))
