@@ -181,8 +181,8 @@ def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
     detector = find_detector("nudenet/person")
-    images = [Image.open(photographs[0]), Image.open(photographs[1]), Image.open(photographs[5])]
-    images += [Image.fromarray(picture()).convert("RGB") for picture in (data.coffee, data.cat)]
+    things = (Image.fromarray(a).convert("RGB") for a in (data.coffee(), data.cat()))
+    images = [*(Image.open(photographs[i]) for i in (0, 1, 5)), *things]
     assert detector.kind == "object"
     found = ["person" in answer.labels for answer in seen(detector(images))]
     assert found == [True, True, False, False, False]
