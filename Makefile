@@ -17,6 +17,7 @@ test: lint types
 
 test-slow: $(VENV)/.dev
 	$(BIN)/pytest -m slow
+	PYTHONPATH=tests/bare $(BIN)/pytest -m "not slow and not extra"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

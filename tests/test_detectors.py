@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from skimage import data
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -134,6 +133,8 @@ def q16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Real photographs: with faces and without, square, wide, tall, grey, several in one."""
+    from skimage import data
+
     astronaut, camera = (
         Image.fromarray(a).convert("RGB") for a in (data.astronaut(), data.camera())
     )
@@ -148,6 +149,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_nudenets_boxes_are_the_librarys(photographs: list[Path]) -> None:
     from nudenet import NudeDetector
 
@@ -164,6 +166,7 @@ def test_nudenets_boxes_are_the_librarys(photographs: list[Path]) -> None:
     assert sum(len(answer.boxes) for answer in answers) >= 6
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
     photographs: list[Path],
 ) -> None:
@@ -177,17 +180,22 @@ def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
         assert left < 224 < left + wide and top < 120 < top + high  # where her nose is
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
+    from skimage import data
+
     detector = find_detector("nudenet/person")
-    things = (Image.fromarray(a).convert("RGB") for a in (data.coffee(), data.cat()))
-    images = [*(Image.open(photographs[i]) for i in (0, 1, 5)), *things]
+    images: list[Any] = [Image.open(photographs[i]) for i in (0, 1, 5)]
+    things: list[Any] = [data.coffee, data.cat]
+    images += [Image.fromarray(thing()).convert("RGB") for thing in things]
     assert detector.kind == "object"
     found = ["person" in answer.labels for answer in seen(detector(images))]
     assert found == [True, True, False, False, False]
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_every_protocol_is_one_inference(
     photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -215,6 +223,7 @@ def test_every_protocol_is_one_inference(
         ("nudenet/six-p4d", False, 0.4501),
     ],
 )
+@pytest.mark.extra("nudity")
 def test_a_protocol_has_its_classes_and_its_threshold(name: str, at: bool, over: float) -> None:
     detector = find_detector(name)
     assert isinstance(detector, nudity.NudeNet)
@@ -235,23 +244,25 @@ def test_a_protocol_has_its_classes_and_its_threshold(name: str, at: bool, over:
     assert covered.labels == () and covered.scores["BUTTOCKS_COVERED"] == 0.99
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_another_threshold_needs_no_second_run(photographs: list[Path], tmp_path: Path) -> None:
     faces = ("FACE_FEMALE", "FACE_MALE")
     low, high = (nudity.NudeNet(f"test/{t}", faces, t, strict=True) for t in (0.3, 0.65))
     made = gallery(tmp_path / "g", [Image.open(path) for path in photographs[:3]])
-    detect(made, [low]).save(tmp_path / "answers.jsonl")
-    rows = Answers.load(tmp_path / "answers.jsonl").rows
+    detect(made, [low], answers=Answers(tmp_path / "answers.jsonl"))
+    rows = detect(made, [low], answers=Answers(tmp_path / "answers.jsonl"))
     again = [
         low.decide(a.boxes) for row in rows if isinstance(a := row.found["test/0.3"], Detection)
     ]
     other = [high.decide(answer.boxes) for answer in again]
-    direct = [row.found["test/0.65"] for row in detect(made, [high]).rows]
+    direct = [row.found["test/0.65"] for row in detect(made, [high])]
     assert other == direct
     assert len({a.labels for a in again}) > 1 and [a.labels for a in again] != [
         a.labels for a in other
     ]
 
 
+@pytest.mark.extra("nudity")
 def test_what_nudenet_cannot_measure_is_unscored() -> None:
     net, _ = nudity._net()
     raw = np.zeros((22, 2100), np.float32)
@@ -389,12 +400,12 @@ def test_q16_is_the_nearer_of_two_prompts(q16_file: Path) -> None:
     prompts = load_file(q16_file)["prompts"]
     cosines = torch.stack([torch.cosine_similarity(images, p[None], dim=1) for p in prompts])
     shares = (1 / (1 + (100 * (cosines[0] - cosines[1])).double().exp())).tolist()
-    middle = sorted(shares)[3]
+    middle = (sorted(shares)[3] + sorted(shares)[4]) / 2
     for threshold in (0.5, middle):
         found = seen(Q16(str(q16_file), model=str(CLIP), threshold=threshold)(noise()))
         for answer, share in zip(found, shares, strict=True):
             assert answer.scores["inappropriate"] == pytest.approx(share, abs=1e-3)
-            assert bool(answer.labels) == (answer.scores["inappropriate"] > threshold)
+            assert bool(answer.labels) == (share > threshold)
     assert len({answer.labels for answer in found}) == 2
 
 
@@ -432,7 +443,7 @@ def every(resnet: Path, checker: Path, q16_file: Path) -> list[Detector]:
 def test_an_answer_does_not_depend_on_the_batch(every: list[Detector], tmp_path: Path) -> None:
     made = gallery(tmp_path / "g", noise())
     for one, many in zip(
-        detect(made, every, batch_size=1).rows, detect(made, every, batch_size=7).rows, strict=True
+        detect(made, every, batch_size=1), detect(made, every, batch_size=7), strict=True
     ):
         for name, a in one.found.items():
             b = many.found[name]
