@@ -26,7 +26,8 @@ from .._errors import InputError
 from ..gallery import write_atomically
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
-from .parts import weights_of
+from .parts import denoiser_of, weights_of
+from .watch import put_on
 
 FORMAT = 1
 
@@ -110,7 +111,7 @@ class Erasure:
         """
         base = self.record["base"]
         made_for = f"This erasure ({self.name}) was made for {base['name']!r}"
-        denoiser = getattr(pipe, base["prefix"], None)
+        denoiser = denoiser_of(pipe, base["prefix"])
         if denoiser is None:
             raise InputError(f"{made_for}, a {base['class']}; {type(pipe).__name__} was given.")
         weights = {}
@@ -144,11 +145,17 @@ class Erasure:
     def add_to(self, pipe: Any) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
 
+        From then on the pipeline draws without the concepts, or not at all: what takes the erasure
+        out by other means than what is returned here and ``unsee.remove`` is an error at the next
+        image, and what switches it off is undone with a warning. ``save_pretrained`` writes the
+        erasure into the weights, under the base model's names, and says so in the denoiser's
+        ``config.json``; a guide and facilitated transport, which weights cannot hold, it refuses.
+
         Raises:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        return KINDS[self.record["kind"]].put(pipe, self)
+        return put_on(pipe, self, KINDS[self.record["kind"]].put(pipe, self))
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
