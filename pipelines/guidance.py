@@ -9,7 +9,7 @@ nothing, and a call of the denoiser from elsewhere is an error.
 """
 
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from .._errors import InputError
 from .._registry import Registry
-from .parts import Parts, described, eager, named
+from ..records import Record
+from .parts import Parts, eager, named
 from .watch import erasures_on
 
 
@@ -66,7 +67,7 @@ class Guide(Protocol):
 Start = Callable[[int, Sequence[str]], Guide]
 
 # From a record and the pipeline's parts, once for all trajectories.
-GUIDES: Registry[Callable[[Mapping[str, Any], Parts], Start]] = Registry(
+GUIDES: Registry[Callable[[Record, Parts], Start]] = Registry(
     "guide",
     "unsee.guides",
     {
@@ -77,13 +78,13 @@ GUIDES: Registry[Callable[[Mapping[str, Any], Parts], Start]] = Registry(
 )
 
 
-def guide_of(pipe: Any, record: Mapping[str, Any]) -> Start:
+def guide_of(parts: Parts, record: Record) -> Start:
     """What makes a record's guides in a pipeline.
 
     Raises:
         InputError: There is no guide for the record's method.
     """
-    return GUIDES[str(record["method"])](record, described(pipe))
+    return GUIDES[record.method](record, parts)
 
 
 @dataclass
@@ -207,8 +208,8 @@ class Guided:
     adapter = None
     alone = True
 
-    def __init__(self, denoiser: Any, start: Start) -> None:
-        self.denoiser, self.start = denoiser, start
+    def __init__(self, denoiser: Any, component: str, start: Start) -> None:
+        self.denoiser, self.component, self.start = denoiser, component, start
         self.guides: Guides = getattr(denoiser, "guides", None) or Guides(denoiser)
 
     def look(self) -> str | None:

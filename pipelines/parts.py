@@ -31,8 +31,11 @@ class Parts(Protocol):
         scheduler: The pipeline's own.
     """
 
-    pipe: Any
-    prefix: str
+    @property
+    def pipe(self) -> Any: ...
+
+    @property
+    def prefix(self) -> str: ...
 
     @property
     def denoiser(self) -> nn.Module: ...
@@ -151,7 +154,7 @@ def _names(module: Any) -> tuple[str, ...]:
 
 def eager(function: F) -> F:
     """Marks a hook that torch.compile leaves as it is: what it finds out is not to be traced."""
-    return cast(F, torch.compiler.disable(function))  # type: ignore[no-untyped-call]
+    return cast(F, torch.compiler.disable(function))
 
 
 def base_layer(module: nn.Module) -> nn.Module:
@@ -160,6 +163,30 @@ def base_layer(module: nn.Module) -> nn.Module:
     if not isinstance(getattr(found, "weight", None), Tensor):
         raise TypeError(f"a layer with a weight was wanted, this is {type(found).__name__}")
     return cast(nn.Module, found)
+
+
+def plain(weight: Tensor) -> bool:
+    """Whether a weight's values can be read as they are: in memory and not quantised."""
+    kind = type(weight.data)
+    return kind is Tensor and not weight.is_meta and weight.is_floating_point()
+
+
+def check_readable(name: str, weight: Tensor) -> None:
+    """Makes sure that a layer's weight can be read.
+
+    Raises:
+        InputError: It is offloaded or quantised.
+    """
+    if weight.is_meta:
+        raise InputError(
+            f"The weights of {name} are not in memory, but offloaded or never loaded: erase, and "
+            "put erasures on, before enable_sequential_cpu_offload()."
+        )
+    if not plain(weight):
+        raise InputError(
+            f"The weights of {name} are quantised, and a method starts from what they were: erase "
+            "from the model as it was before, and put the file on the quantised one."
+        )
 
 
 def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
@@ -174,9 +201,6 @@ def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | 
         if name in modules:
             weight = cast(Tensor, base_layer(modules[name]).weight).detach()
             if weight.is_meta:
-                raise InputError(
-                    f"The weights of {name} are not in memory, but offloaded or never loaded: "
-                    "erase, and put erasures on, before enable_sequential_cpu_offload()."
-                )
+                check_readable(name, weight)
             found[name] = weight
     return found

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._errors import InputError
+from ..records import Transport
 from .parts import described, eager, named, uncompiled
 
 SIMILARITIES = ("both", "sentence", "token")
@@ -37,7 +38,7 @@ def overlap(prompt: set[int], phrases: Sequence[set[int]]) -> float:
     return max(len(prompt & phrase) / len(phrase) if phrase else 1.0 for phrase in phrases)
 
 
-class Transport:
+class Transported:
     """Scales a LoRA that is in the pipeline's denoiser by facilitated transport.
 
     The text encoder is listened to, and a row whose text it did not encode since, or whose
@@ -47,21 +48,21 @@ class Transport:
     Args:
         pipe: The pipeline.
         adapter: The LoRA's name in the denoiser.
-        transport: ``similarity``, one of ``SIMILARITIES``, and ``phrases``.
+        transport: What of prompt and phrases is compared, and the phrases.
 
     Raises:
         InputError: The pipeline has more than one text encoder.
     """
 
-    def __init__(self, pipe: Any, adapter: str, transport: Mapping[str, Any]) -> None:
+    def __init__(self, pipe: Any, adapter: str, transport: Transport) -> None:
         if getattr(pipe, "text_encoder_2", None) is not None:
             raise InputError(
                 f"Facilitated transport listens to one text encoder, and a {type(pipe).__name__} "
                 "has several: load the file with load_lora_weights, for its whole strength."
             )
         parts = described(pipe)
-        phrases = list(transport["phrases"])
-        self.kind = transport["similarity"]
+        phrases = list(transport.phrases)
+        self.kind = transport.similarity
         self.concepts = parts.encode(phrases)
         self.special = set(pipe.tokenizer.all_special_ids)
         self.tokens = [set(ids) - self.special for ids in pipe.tokenizer(phrases).input_ids]

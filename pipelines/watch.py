@@ -63,10 +63,14 @@ class Put(Protocol):
     """An erasure in a denoiser, as its kind puts it there.
 
     Attributes:
+        component: The denoiser's name in the pipeline.
         adapter: As ``Active``.
         alone: Whether it keeps a state during a call of the denoiser, which only one thread may
             then call at a time.
     """
+
+    @property
+    def component(self) -> str: ...
 
     @property
     def adapter(self) -> str | None: ...
@@ -154,7 +158,7 @@ class Listener:
             for entry in erasures.entries:
                 if entry.listener is not self:
                     continue
-                prefix = entry.erasure.record["base"]["prefix"]
+                prefix = entry.put.component
                 now = erasures_on(denoiser_of(self.pipe, prefix))
                 if now is None or entry.serial not in [other.serial for other in now.entries]:
                     raise InputError(
@@ -240,9 +244,7 @@ class Entry:
     @property
     def active(self) -> Active:
         record = self.erasure.record
-        return Active(
-            self.erasure.name, str(record["kind"]), str(record["method"]), self.put.adapter
-        )
+        return Active(self.erasure.name, record.kind, record.method, self.put.adapter)
 
 
 class Erasures:
@@ -367,7 +369,7 @@ def erasures_on(denoiser: nn.Module | None) -> Erasures | None:
 
 def put_on(pipe: Any, erasure: "Erasure", put: Put) -> Callable[[], None]:
     """Watches over an erasure that was just put into a pipeline; returns what takes it off."""
-    denoiser = denoiser_of(pipe, erasure.record["base"]["prefix"])
+    denoiser = denoiser_of(pipe, put.component)
     assert denoiser is not None
     erasures = erasures_on(denoiser) or Erasures(denoiser)
     listener = pipe.__dict__.get("encode_prompt")

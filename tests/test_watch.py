@@ -26,6 +26,7 @@ from unsee.erasers.sld import SLD
 from unsee.erasers.uce import UCE
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
+from unsee.records import Transport
 
 CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"), keep=("monet",))
 KINDS = ("lowrank", "transport", "dense", "guidance")
@@ -54,10 +55,10 @@ def erasures(tiny_folder: Path) -> dict[str, Erasure]:
         @ tensors[f"unet.{name}.lora_A.weight"]
         for name in parts.text_layers()
     }
-    transport = {"similarity": "token", "phrases": list(CONCEPT.phrases)}
+    transported = dataclasses.replace(uce.record, transport=Transport("token", CONCEPT.phrases))
     return {
         "lowrank": uce,
-        "transport": dataclasses.replace(uce, record={**uce.record, "transport": transport}),
+        "transport": dataclasses.replace(uce, record=transported),
         "dense": dense(parts, "uce", UCE(), [CONCEPT], 0, deltas),
         "guidance": SLD(warmup=0, scale=5000.0, threshold=1.0).fit(parts, [CONCEPT]),
         "train": UCE().fit(parts, [Concept("train")]),
@@ -92,6 +93,12 @@ def files(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return file
 
 
+def load(pipe: Any, file: str) -> None:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`")
+        pipe.load_lora_weights(file, adapter_name="mine")
+
+
 def adapter(pipe: Any) -> str:
     """The erasure's LoRA, or a user's where it has none."""
     return next((one.adapter for one in unsee.active(pipe) if one.adapter), "mine")
@@ -121,9 +128,7 @@ def assigned(pipe: Any) -> None:
     base.weight = torch.nn.Parameter(torch.randn_like(base.weight))
 
 
-def hotswapped(pipe: Any, file: str) -> None:
-    pipe.load_lora_weights(file, adapter_name=adapter(pipe), hotswap=adapter(pipe) != "mine")
-
+WEIGHTS = ("other weights", "another parameter", "another block")
 
 # What somebody does with a pipeline that has an LoRA of no effect in it beside the erasure, to
 # whether a LoRA erasure is there afterwards: else the next image must be an error.
@@ -175,11 +180,11 @@ def test_the_next_image_is_the_erased_one_or_an_error_and_never_the_bases(
     way: str,
 ) -> None:
     disturb, there = WAYS[way]
-    pipe.load_lora_weights(files(0.0), adapter_name="mine")
+    load(pipe, files(0.0))
     base = images(pipe)
     erasures[kind].add_to(pipe)
     erased = images(pipe)
-    apart = (erased - base).abs().max()
+    apart = float((erased - base).abs().max())
     assert apart > 0.05
     # peft says of a deletion that it chose another
     with warnings.catch_warnings():
@@ -192,7 +197,12 @@ def test_the_next_image_is_the_erased_one_or_an_error_and_never_the_bases(
             found = None
     if kind in ("lowrank", "transport"):
         assert (found is not None) is there
-    # the first is what is found where nothing can be, the second what precision leaves
+    if kind == "guidance" and found is not None and way in WEIGHTS:
+        # It is the image of other weights, steered.
+        unsee.remove(pipe)
+        assert (found - images(pipe)).abs().max() > 0.05
+        return
+    # 0.2 is what bfloat16 leaves
     assert found is None or (found - erased).abs().max() < max(1e-4, 0.2 * apart)
 
 
@@ -207,7 +217,7 @@ def test_the_next_image_is_the_erased_one_or_an_error_and_never_the_bases(
 def test_what_was_switched_off_is_switched_on_with_one_warning(
     pipe: Any, erasures: dict[str, Erasure], files: Callable[[float], str], way: str, words: str
 ) -> None:
-    pipe.load_lora_weights(files(0.0), adapter_name="mine")
+    load(pipe, files(0.0))
     erasures["lowrank"].add_to(pipe)
     erased = images(pipe)
     WAYS[way][0](pipe)
@@ -232,7 +242,7 @@ def test_what_was_switched_off_is_switched_on_with_one_warning(
 def test_the_error_says_how_to_put_it_right(
     pipe: Any, erasures: dict[str, Erasure], files: Callable[[float], str], way: str, words: str
 ) -> None:
-    pipe.load_lora_weights(files(0.0), adapter_name="mine")
+    load(pipe, files(0.0))
     erasures["lowrank"].add_to(pipe)
     WAYS[way][0](pipe)
     with pytest.raises(InputError, match=f"The erasure 'van gogh' .*{words}"):
@@ -275,7 +285,7 @@ def test_a_scale_for_all_loras_is_refused(pipe: Any, erasures: dict[str, Erasure
 def test_a_lora_of_ones_own_acts_beside_the_erasure_at_its_weight(
     pipe: Any, erasures: dict[str, Erasure], files: Callable[[float], str]
 ) -> None:
-    pipe.load_lora_weights(files(0.3), adapter_name="mine")
+    load(pipe, files(0.3))
     pipe.set_adapters("mine", 0.5)
     before = images(pipe)
     remove = erasures["lowrank"].add_to(pipe)
@@ -285,7 +295,7 @@ def test_a_lora_of_ones_own_acts_beside_the_erasure_at_its_weight(
     pipe.unload_lora_weights()
     erasures["lowrank"].add_to(pipe)
     alone = images(pipe)
-    pipe.load_lora_weights(files(0.3), adapter_name="mine")
+    load(pipe, files(0.3))
     with pytest.warns(UserWarning, match="was switched off"):
         pipe.set_adapters("mine", 0.5)
         torch.testing.assert_close(images(pipe), both, rtol=0, atol=1e-4)
@@ -329,7 +339,7 @@ def test_active_says_what_is_on_and_remove_takes_it_off_bit_for_bit(
 def test_what_was_taken_out_can_be_said_to_be_off(
     pipe: Any, erasures: dict[str, Erasure], files: Callable[[float], str], kind: str, way: str
 ) -> None:
-    pipe.load_lora_weights(files(0.0), adapter_name="mine")
+    load(pipe, files(0.0))
     erasures[kind].add_to(pipe)
     WAYS[way][0](pipe)
     unsee.remove(pipe, "van gogh")
@@ -438,7 +448,8 @@ def test_another_lora_is_not_saved_into_the_weights_in_silence(
     pipe: Any, erasures: dict[str, Erasure], files: Callable[[float], str], tmp_path: Path
 ) -> None:
     erasures["lowrank"].add_to(pipe)
-    pipe.load_lora_weights(files(0.3), adapter_name="mine")
+    load(pipe, files(0.3))
+    pipe.set_adapters([adapter(pipe), "mine"])
     with pytest.raises(InputError, match="carries the LoRA mine beside its erasures"):
         pipe.save_pretrained(tmp_path / "it")
     assert not list(tmp_path.iterdir())
@@ -507,7 +518,7 @@ def test_a_pipeline_that_starts_from_an_image_is_erased_and_can_be_erased_from(
 
 
 def test_a_pipeline_derived_from_a_described_one_is_taken_apart(pipe: Any) -> None:
-    class Mine(StableDiffusionPipeline):
+    class Mine(StableDiffusionPipeline):  # type: ignore[misc]
         pass
 
     assert list(parts_of(second(pipe, Mine)).text_layers()) == list(parts_of(pipe).text_layers())
@@ -521,7 +532,7 @@ def test_a_compiled_unet_has_the_names_of_the_uncompiled_one(
     unet = pipe.unet
     pipe.unet = torch.compile(unet)
     found = UCE().fit(parts_of(pipe), [CONCEPT])
-    assert found.record["base"] == erasures["lowrank"].record["base"]
+    assert found.record.base == erasures["lowrank"].record.base
     assert found.tensors.keys() == erasures["lowrank"].tensors.keys()
     for kind in KINDS:
         remove = erasures[kind].add_to(pipe)
@@ -671,7 +682,7 @@ def test_arguments_are_known_however_they_are_passed(
         def __init__(self, unet: Any, keyword: bool) -> None:
             super().__init__()
             self._orig_mod, self.keyword = unet, keyword
-            self.config, self.dtype = unet.config, unet.dtype
+            self.config, self.dtype, self.device = unet.config, unet.dtype, unet.device
 
         def forward(self, *args: Any, **kwargs: Any) -> Any:
             given = dict(zip(names, args, strict=False)) | kwargs

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import InputError
-from ..parts import base_layer, denoiser_of
+from ..parts import denoiser_of
 from .place import Value, missing, places, ways
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class DenseErasures:
 
 
 def deltas_of(erasure: "Erasure") -> dict[str, Tensor]:
-    prefix = erasure.record["base"]["prefix"]
+    (prefix,) = erasure.record.base.components
     return {
         key.removeprefix(f"{prefix}.").removesuffix("_delta"): delta
         for key, delta in erasure.tensors.items()
@@ -62,9 +62,8 @@ def parameters_of(denoiser: nn.Module) -> dict[str, nn.Parameter]:
 
 def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``."""
-    denoiser = denoiser_of(pipe, erasure.record["base"]["prefix"])
-    assert denoiser is not None
-    return Deltas(denoiser, deltas_of(erasure))
+    (prefix,) = erasure.record.base.components
+    return Deltas(denoiser_of(pipe, prefix), prefix, deltas_of(erasure))
 
 
 class Deltas:
@@ -74,15 +73,15 @@ class Deltas:
     alone = False
 
     @torch.no_grad()
-    def __init__(self, denoiser: Any, deltas: dict[str, Tensor]) -> None:
-        self.denoiser, self.deltas = denoiser, deltas
+    def __init__(self, denoiser: Any, component: str, deltas: dict[str, Tensor]) -> None:
+        self.denoiser, self.component, self.deltas = denoiser, component, deltas
         if not hasattr(denoiser, "dense_erasures"):
             denoiser.dense_erasures = DenseErasures()
         self.dense: DenseErasures = denoiser.dense_erasures
-        found = places(denoiser, sorted({name.rpartition(".")[0] for name in deltas}))
+        found = places(denoiser, sorted({name.rpartition(".")[0] for name in deltas}), bare=True)
         self.steps = ways(found)
         self.attentions = list({id(p.steps[-1][0]): p.steps[-1][0] for p in found}.values())
-        modules = {place.name: base_layer(place.module) for place in found}
+        modules = {place.name: place.module for place in found}
         self.values = {
             name: Value(modules[name.rpartition(".")[0]], torch.empty(0), name.rpartition(".")[2])
             for name in deltas

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 from ..guidance import Guided, guide_of
-from ..parts import denoiser_of
+from ..parts import described
 
 if TYPE_CHECKING:
     from ..erasure import Erasure
@@ -21,5 +21,5 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
 
 def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``."""
-    start = guide_of(pipe, erasure.record)
-    return Guided(denoiser_of(pipe, erasure.record["base"]["prefix"]), start)
+    parts = described(pipe)
+    return Guided(parts.denoiser, parts.prefix, guide_of(parts, erasure.record))

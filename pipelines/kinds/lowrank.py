@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ..._errors import InputError
 from ..parts import base_layer, denoiser_of
-from ..transport import Transport
+from ..transport import Transported
+from .dense import DenseErasures
 from .place import Value, missing, places, ways
 
 if TYPE_CHECKING:
@@ -43,9 +44,9 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
 def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``; with ``transport`` in the record, each prompt has its own strength."""
     adapter = Adapter(pipe, erasure)
-    if transport := erasure.record.get("transport"):
+    if transport := erasure.record.transport:
         try:
-            adapter.transport = Transport(pipe, adapter.adapter, transport)
+            adapter.transport = Transported(pipe, adapter.adapter, transport)
         except BaseException:
             adapter.off()
             raise
@@ -65,10 +66,11 @@ class Adapter:
     """An erasure as a LoRA of peft's."""
 
     def __init__(self, pipe: Any, erasure: "Erasure") -> None:
-        prefix = erasure.record["base"]["prefix"]
+        (prefix,) = erasure.record.base.components
+        self.component = prefix
         denoiser: Any = denoiser_of(pipe, prefix)
         self.denoiser = denoiser
-        self.transport: Transport | None = None
+        self.transport: Transported | None = None
         active = {layer: list(layer.active_adapters) for layer in self.tuners()}
         taken = {
             name
@@ -81,7 +83,7 @@ class Adapter:
             # Several at once are what is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
             denoiser.load_lora_adapter(
-                dict(erasure.tensors), prefix=prefix, adapter_name=self.adapter, _pipeline=pipe
+                dict(erasure.tensors), prefix=prefix, adapter_name=self.adapter
             )
         # Not set_adapters, which would put the scales of the others back to 1.
         for layer in self.tuners():
@@ -95,10 +97,12 @@ class Adapter:
         self.layers = []
         for place in found:
             layer, key = place.module, f"{prefix}.{place.name}"
+            base: Any = base_layer(layer)
             values = (
                 Value(layer.lora_A[self.adapter], erasure.tensors[f"{key}.lora_A.weight"]),
                 Value(layer.lora_B[self.adapter], erasure.tensors[f"{key}.lora_B.weight"]),
-                Value.sampled(base_layer(layer)),
+                # What was there before any dense erasure is the base.
+                Value.sampled(base, self.originals.get(f"{place.name}.weight", base.weight)),
             )
             self.layers.append((place.name, layer, layer.scaling[self.adapter], values))
 
@@ -112,6 +116,11 @@ class Adapter:
 
         return (m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer))
 
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """What the weights were that dense erasures have changed."""
+        return getattr(self.denoiser, "dense_erasures", DenseErasures()).originals
+
     def look(self) -> str | None:
         if missing(self.steps) is not None:
             raise InputError(GONE)
@@ -121,7 +130,8 @@ class Adapter:
                     "does not act in fused projections: call pipe.unfuse_qkv_projections()."
                 )
         off, adapter, lora = False, self.adapter, ("lora_A", "lora_B")
-        for _, layer, scale, values in self.layers:
+        originals = self.originals
+        for name, layer, scale, values in self.layers:
             if any(
                 getattr(layer, side)._modules.get(adapter) is not value.module
                 for side, value in zip(lora, values, strict=False)
@@ -133,7 +143,7 @@ class Adapter:
                 )
             if not (values[0].holds() and values[1].holds()):
                 raise InputError(f"has been overwritten: {AGAIN}")
-            if not values[2].holds():
+            if f"{name}.weight" not in originals and not values[2].holds():
                 raise InputError(
                     "was made for other weights than the model has now: load the pipeline again."
                 )

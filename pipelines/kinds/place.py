@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..parts import base_layer, plain
+
 # How many values of a weight are compared, where a sample of them will do.
 SAMPLE = 64
 
@@ -23,7 +25,7 @@ class Place:
     Attributes:
         name: The layer's.
         steps: The way to it: a module, the name of its child, the child.
-        module: The layer itself; a LoRA around it, if it has one.
+        module: The layer itself, or the LoRA around it.
     """
 
     name: str
@@ -34,8 +36,8 @@ class Place:
         return self.steps[-1][2]
 
 
-def places(denoiser: nn.Module, names: Iterable[str]) -> list[Place]:
-    """The places of a denoiser's layers."""
+def places(denoiser: nn.Module, names: Iterable[str], bare: bool = False) -> list[Place]:
+    """The places of a denoiser's layers; if bare, of the layers that LoRAs are around."""
     found = []
     for name in names:
         steps, module = [], denoiser
@@ -43,6 +45,9 @@ def places(denoiser: nn.Module, names: Iterable[str]) -> list[Place]:
             child = module.get_submodule(key)
             steps.append((module, key, child))
             module = child
+        if bare:
+            parent, key, child = steps[-1]
+            steps[-1] = (parent, key, base_layer(child))
         found.append(Place(name, tuple(steps)))
     return found
 
@@ -57,19 +62,12 @@ def missing(steps: Iterable[tuple[nn.Module, str, nn.Module]]) -> str | None:
     for parent, key, child in steps:
         now: Any = parent._modules.get(key)
         if now is not child:
-            # Another kind of adapter may have been put around it, or a LoRA taken away from it.
-            layers = {id(layer) for layer in _layers(child)}
-            if now is None or not any(id(layer) in layers for layer in _layers(now)):
+            # An adapter may have been put around it.
+            while now is not None and now is not child:
+                now = now._modules.get("base_layer")
+            if now is None:
                 return key
     return None
-
-
-def _layers(module: Any) -> list[Any]:
-    """A layer with what adapters have put around it, from outside in."""
-    found = [module]
-    while (module := module._modules.get("base_layer")) is not None:
-        found.append(module)
-    return found
 
 
 class Value:
@@ -87,13 +85,10 @@ class Value:
         self.mark: tuple[int, int, int] | None = None
 
     @classmethod
-    def sampled(cls, module: Any) -> "Value":
-        """A weight that is to be as it is now, up to its rounding; a sample of it is compared."""
-        value = cls(module, torch.empty(0))
+    def sampled(cls, module: Any, weight: Tensor) -> "Value":
+        """A module's weight, which is to be this one up to its rounding; a sample is compared."""
+        value = cls(module, _sample(weight.detach()).cpu() if plain(weight) else torch.empty(0))
         value.sample = True
-        if (weight := value.read()) is not None:
-            value.wanted = weight
-            value.mark = _mark(module._parameters["weight"])
         return value
 
     @property
@@ -115,16 +110,10 @@ class Value:
     def read(self) -> Tensor | None:
         """The values, or a sample of them, on the CPU; None if they are elsewhere or quantised."""
         parameter = self.module._parameters.get(self.attribute)
-        if parameter is None or parameter.is_meta or not parameter.is_floating_point():
+        if parameter is None or not plain(parameter):
             return None
-        if type(parameter) not in (nn.Parameter, Tensor):
-            return None
-        with torch.no_grad():
-            values: Tensor = parameter.detach()
-            if self.sample:
-                flat = values.reshape(-1)
-                values = flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE]
-            return values.clone().cpu()
+        values: Tensor = parameter.detach()
+        return (_sample(values) if self.sample else values).clone().cpu()
 
     def holds(self) -> bool:
         """Whether the parameter has these values, as far as can be seen."""
@@ -152,8 +141,13 @@ class Value:
         )
 
 
+def _sample(values: Tensor) -> Tensor:
+    flat = values.reshape(-1)
+    return flat[:: max(1, len(flat) // SAMPLE)][:SAMPLE].clone()
+
+
 def _mark(parameter: Tensor) -> tuple[int, int, int]:
-    if type(parameter) not in (nn.Parameter, Tensor):
+    if not plain(parameter):
         return (id(parameter), 0, 0)
     version = 0 if parameter.is_inference() else parameter._version
     return (id(parameter), version, parameter.data_ptr())
