@@ -212,7 +212,7 @@ class Guided:
         self.denoiser, self.component, self.start = denoiser, component, start
         self.guides: Guides = getattr(denoiser, "guides", None) or Guides(denoiser)
 
-    def look(self) -> str | None:
+    def look(self, whole: bool) -> str | None:
         if not self.guides.on:
             raise InputError("has lost its hook on the denoiser: load the pipeline again.")
         return None

@@ -78,8 +78,12 @@ class Put(Protocol):
     @property
     def alone(self) -> bool: ...
 
-    def look(self) -> str | None:
+    def look(self, whole: bool) -> str | None:
         """Makes sure that it acts; says in words what was switched on again for that.
+
+        Args:
+            whole: Whether to look at all its layers; if not, at one, as all that diffusers
+                does to adapters it does to all.
 
         Raises:
             InputError: It was taken out, overwritten or fused; the end of the one line, after
@@ -198,11 +202,11 @@ class Listener:
                     f"{alone[0].erasure.name!r} keeps count of one drawing at a time: give each "
                     "thread a pipeline of its own (copy.deepcopy)."
                 )
-        self.loop = Loop(thread, self.prompts)
+        self.loop = loop = Loop(thread, self.prompts)
         try:
             yield
         finally:
-            self.loop = running
+            self.loop, loop.memory = running, None
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         self.check()
@@ -259,6 +263,8 @@ class Erasures:
         self.told: set[int] = set()
         # the thread that is inside a call of the denoiser
         self.inside: int | None = None
+        # the loop before whose first step all was looked at
+        self.looked: Loop | None = None
         self.handles = (
             denoiser.register_forward_pre_hook(self.look, with_kwargs=True, prepend=True),
             denoiser.register_forward_hook(self.leave, always_call=True),
@@ -311,19 +317,24 @@ class Erasures:
                     f"erasure {adapters[0].erasure.name!r}: give your own LoRA its weight by "
                     "set_adapters in its place."
                 )
-        self.check()
+        # All is looked at before an image, and between its steps what a callback may have done.
+        loops = (entry.listener.loop for entry in self.entries)
+        loop = next((one for one in loops if one is not None and one.thread == thread), None)
+        whole = loop is None or loop is not self.looked
+        self.check(whole)
+        self.looked = loop
 
     @eager
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.inside == threading.get_ident():
             self.inside = None
 
-    def check(self) -> None:
+    def check(self, whole: bool = True) -> None:
         """Makes sure that every erasure acts."""
         for entry in self.entries:
             name = entry.erasure.name
             try:
-                mended = entry.put.look()
+                mended = entry.put.look(whole)
             except InputError as error:
                 raise InputError(f"The erasure {name!r} {error}") from error
             if mended is not None and entry.serial not in self.told:

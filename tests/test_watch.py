@@ -276,6 +276,23 @@ def test_a_callback_that_switches_it_off_on_the_way_is_undone_at_the_next_step(
         assert torch.equal(images(pipe, callback_on_step_end=callback), erased)
 
 
+@pytest.mark.parametrize("way", ["unload_lora_weights", "delete_adapters", "fuse_lora"])
+def test_a_callback_that_takes_it_out_on_the_way_is_an_error_at_the_next_step(
+    pipe: Any, erasures: dict[str, Erasure], files: Callable[[float], str], way: str
+) -> None:
+    load(pipe, files(0.0))
+    erasures["lowrank"].add_to(pipe)
+
+    def callback(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            WAYS[way][0](pipe)
+        return given
+
+    with pytest.raises(InputError, match="The erasure 'van gogh'"):
+        images(pipe, callback_on_step_end=callback)
+
+
 def test_a_scale_for_all_loras_is_refused(pipe: Any, erasures: dict[str, Erasure]) -> None:
     erasures["lowrank"].add_to(pipe)
     with pytest.raises(InputError, match="would weaken the erasure 'van gogh'.*set_adapters"):
@@ -741,3 +758,45 @@ def test_two_erasures_stacked_both_act_and_off_is_the_base_bit_for_bit(
     for remove, left in zip(removes, (alone[1], base), strict=True):
         remove()
         assert torch.equal(images(pipe), left)
+
+
+# Transport
+
+
+def test_the_nearest_of_several_phrases_gives_the_strength(
+    pipe: Any, erasures: dict[str, Erasure]
+) -> None:
+    made = erasures["transport"]
+
+    def of(*phrases: str) -> Tensor:
+        record = dataclasses.replace(made.record, transport=Transport("token", phrases))
+        with dataclasses.replace(made, record=record).applied(pipe):
+            return images(pipe, guidance_scale=1.0)
+
+    base, whole = images(pipe, guidance_scale=1.0), of("van gogh", "bomb")
+    # Each phrase alone reaches one of the two prompts, in either order both are reached.
+    assert torch.equal(of("bomb", "van gogh"), whole)
+    first, last = of("van gogh"), of("bomb")
+    torch.testing.assert_close(torch.stack([first[0], last[1]]), whole, rtol=0, atol=1e-5)
+    torch.testing.assert_close(torch.stack([last[0], first[1]]), base, rtol=0, atol=1e-5)
+    assert all((one - other).abs().max() > 0.01 for one, other in zip(base, whole, strict=True))
+
+
+def test_a_row_whose_embedding_was_changed_gets_the_whole_strength(
+    pipe: Any, erasures: dict[str, Erasure]
+) -> None:
+    def drawn(text: Tensor) -> Tensor:
+        return images(pipe, prompt=None, prompt_embeds=text, guidance_scale=1.0)
+
+    with erasures["transport"].applied(pipe):
+        text, _ = pipe.encode_prompt(["a dog", "a cat"], "cpu", 1, False)
+        changed = text.clone()
+        changed[1] *= 1.001
+        plain, found = drawn(text), drawn(changed)
+    with erasures["lowrank"].applied(pipe):
+        whole = drawn(changed)
+    base = drawn(changed)
+    torch.testing.assert_close(found[0], plain[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[0], base[0], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1], whole[1], rtol=0, atol=1e-5)
+    assert (whole[1] - base[1]).abs().max() > 0.01

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ..._errors import InputError
 from ..parts import denoiser_of
-from .place import Value, missing, places, ways
+from .place import Value, fusible, missing, places, ways
 
 if TYPE_CHECKING:
     from ..erasure import Erasure
@@ -80,7 +80,7 @@ class Deltas:
         self.dense: DenseErasures = denoiser.dense_erasures
         found = places(denoiser, sorted({name.rpartition(".")[0] for name in deltas}), bare=True)
         self.steps = ways(found)
-        self.attentions = list({id(p.steps[-1][0]): p.steps[-1][0] for p in found}.values())
+        self.attentions = fusible(found)
         modules = {place.name: place.module for place in found}
         self.values = {
             name: Value(modules[name.rpartition(".")[0]], torch.empty(0), name.rpartition(".")[2])
@@ -96,15 +96,15 @@ class Deltas:
         for name in names:
             self.values[name].parameter.copy_(self.dense.value(name))
 
-    def look(self) -> str | None:
-        if missing(self.steps) is not None:
+    def look(self, whole: bool) -> str | None:
+        if missing(self.steps if whole else self.steps[-1:]) is not None:
             raise InputError(f"has been taken out of the pipeline: {AGAIN}")
         for parent in self.attentions:
-            if getattr(parent, "fused_projections", False):
+            if parent.fused_projections:
                 raise InputError(
                     "cannot be seen in fused projections: call pipe.unfuse_qkv_projections()."
                 )
-        for name, value in self.values.items():
+        for name, value in list(self.values.items())[None if whole else -1 :]:
             if not value.marked() and not self.holds(name):
                 raise InputError(f"has been overwritten in {name}: {AGAIN}")
         return None

@@ -16,7 +16,7 @@ from ..._errors import InputError
 from ..parts import base_layer, denoiser_of
 from ..transport import Transported
 from .dense import DenseErasures
-from .place import Value, missing, places, ways
+from .place import Value, fusible, missing, places, ways
 
 if TYPE_CHECKING:
     from ..erasure import Erasure
@@ -93,11 +93,18 @@ class Adapter:
         found = places(denoiser, sorted(names))
         self.steps = ways(found)
         # What fuse_qkv_projections of diffusers puts in the place of an attention's own layers.
-        self.attentions = list({id(p.steps[-1][0]): p.steps[-1][0] for p in found}.values())
+        self.attentions = fusible(found)
         self.layers = []
         for place in found:
             layer, key = place.module, f"{prefix}.{place.name}"
             base: Any = base_layer(layer)
+            self.steps += [
+                place.steps[-1],
+                (layer, "lora_A", layer.lora_A),
+                (layer, "lora_B", layer.lora_B),
+                (layer.lora_A, self.adapter, layer.lora_A[self.adapter]),
+                (layer.lora_B, self.adapter, layer.lora_B[self.adapter]),
+            ]
             values = (
                 Value(layer.lora_A[self.adapter], erasure.tensors[f"{key}.lora_A.weight"]),
                 Value(layer.lora_B[self.adapter], erasure.tensors[f"{key}.lora_B.weight"]),
@@ -121,28 +128,25 @@ class Adapter:
         """What the weights were that dense erasures have changed."""
         return getattr(self.denoiser, "dense_erasures", DenseErasures()).originals
 
-    def look(self) -> str | None:
-        if missing(self.steps) is not None:
+    def look(self, whole: bool) -> str | None:
+        if missing(self.steps if whole else self.steps[-5:]) is not None:
             raise InputError(GONE)
         for attention in self.attentions:
-            if getattr(attention, "fused_projections", False):
+            if attention.fused_projections:
                 raise InputError(
                     "does not act in fused projections: call pipe.unfuse_qkv_projections()."
                 )
-        off, adapter, lora = False, self.adapter, ("lora_A", "lora_B")
+        off, adapter = False, self.adapter
         originals = self.originals
-        for name, layer, scale, values in self.layers:
-            if any(
-                getattr(layer, side)._modules.get(adapter) is not value.module
-                for side, value in zip(lora, values, strict=False)
-            ):
-                raise InputError(GONE)
+        for name, layer, scale, values in self.layers if whole else self.layers[-1:]:
             if layer.merged_adapters:
                 raise InputError(
                     "does not act while a LoRA is fused into the weights: call pipe.unfuse_lora()."
                 )
             if not (values[0].holds() and values[1].holds()):
                 raise InputError(f"has been overwritten: {AGAIN}")
+            if layer._modules.get("base_layer") is not values[2].module:
+                values[2].module, values[2].mark = base_layer(layer), None
             if f"{name}.weight" not in originals and not values[2].holds():
                 raise InputError(
                     "was made for other weights than the model has now: load the pipeline again."

@@ -57,6 +57,12 @@ def ways(found: Iterable[Place]) -> list[tuple[nn.Module, str, nn.Module]]:
     return list({(id(s[0]), s[1]): s for place in found for s in place.steps}.values())
 
 
+def fusible(found: Iterable[Place]) -> list[Any]:
+    """The attentions of the places, which diffusers can fuse: other layers then run."""
+    parents = {id(place.steps[-1][0]): place.steps[-1][0] for place in found}.values()
+    return [parent for parent in parents if hasattr(parent, "fused_projections")]
+
+
 def missing(steps: Iterable[tuple[nn.Module, str, nn.Module]]) -> str | None:
     """The name of a module that is not where it was, if there is one."""
     for parent, key, child in steps:
@@ -147,7 +153,8 @@ def _sample(values: Tensor) -> Tensor:
 
 
 def _mark(parameter: Tensor) -> tuple[int, int, int]:
-    if not plain(parameter):
+    try:
+        return (id(parameter), parameter._version, parameter.data_ptr())
+    except RuntimeError:
+        # Tensors of inference mode have no version, and some quantised ones no address.
         return (id(parameter), 0, 0)
-    version = 0 if parameter.is_inference() else parameter._version
-    return (id(parameter), version, parameter.data_ptr())
