@@ -99,6 +99,7 @@ class Transported:
             self.text = text
             self.strengths = torch.tensor([self.known.get(_key(row), 1.0) for row in text])
 
+    @eager
     def scale(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output * self.strengths.to(output).view(-1, *(1 for _ in output.shape[1:]))
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
+import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
@@ -205,8 +206,20 @@ class Listener:
         self.loop = loop = Loop(thread, self.prompts)
         try:
             yield
+            self.check_looked(loop)
         finally:
             self.loop, loop.memory = running, None
+
+    def check_looked(self, loop: Loop) -> None:
+        """Makes sure that the erasures were looked at in a loop, which has come to its end."""
+        for entry in [e for on in self.erasures for e in on.entries if e.listener is self]:
+            now = erasures_on(denoiser_of(self.pipe, entry.put.component))
+            if now is not None and now.looked is not loop:
+                raise InputError(
+                    f"The erasure {entry.erasure.name!r} did not act: the {entry.put.component} "
+                    "was compiled or called without its hooks. Call torch.compiler.reset(), and "
+                    "draw again."
+                )
 
     def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
         self.check()
@@ -230,7 +243,7 @@ class _Looping:
         try:
             return self.bar.__exit__(*error)
         finally:
-            self.context.__exit__(None, None, None)
+            self.context.__exit__(*error)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.bar, name)
@@ -388,6 +401,9 @@ def put_on(pipe: Any, erasure: "Erasure", put: Put) -> Callable[[], None]:
         listener = Listener(pipe)
     entry = Entry(erasure, put, listener, next(_serials))
     erasures.add(entry)
+    if getattr(pipe, put.component) is not denoiser:
+        # What was compiled without the hooks would go on without them.
+        torch.compiler.reset()
     return functools.partial(erasures.take_off, entry)
 
 

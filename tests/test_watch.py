@@ -564,14 +564,39 @@ def test_a_compiled_unet_has_the_names_of_the_uncompiled_one(
 @pytest.mark.slow
 @every_kind
 def test_a_compiled_unet_is_erased(pipe: Any, erasures: dict[str, Erasure], kind: str) -> None:
+    torch.compiler.reset()
     erasures[kind].add_to(pipe)
     erased = images(pipe)
     pipe.unet = torch.compile(pipe.unet, backend="eager")
     torch.testing.assert_close(images(pipe), erased, rtol=0, atol=1e-5)
     if kind == "lowrank":
-        pipe.unload_lora_weights()
+        # pipe.unload_lora_weights() passes a compiled module by
+        pipe.unet._orig_mod.unload_lora()
         with pytest.raises(InputError, match="has been taken out"):
             images(pipe)
+
+
+@pytest.mark.slow
+@every_kind
+def test_what_was_compiled_before_is_erased_too(
+    pipe: Any, erasures: dict[str, Erasure], kind: str
+) -> None:
+    with erasures[kind].applied(pipe):
+        erased = images(pipe)
+    torch.compiler.reset()
+    pipe.unet = torch.compile(pipe.unet, backend="eager")
+    images(pipe)
+    erasures[kind].add_to(pipe)
+    torch.testing.assert_close(images(pipe), erased, rtol=0, atol=1e-5)
+
+
+def test_a_unet_that_runs_without_its_hooks_gives_no_image(
+    pipe: Any, erasures: dict[str, Erasure], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    erasures["lowrank"].add_to(pipe)
+    monkeypatch.setattr(type(pipe.unet), "__call__", type(pipe.unet).forward)
+    with pytest.raises(InputError, match="'van gogh' did not act"):
+        images(pipe)
 
 
 # Offloading, with accelerate's hooks on the CPU
