@@ -16,20 +16,27 @@ if TYPE_CHECKING:
     from .flow import score as score
     from .pipelines.erasure import Erasure as Erasure
     from .pipelines.load import load_pipeline as load_pipeline
+    from .pipelines.watch import Active as Active
+    from .pipelines.watch import active as active
+    from .pipelines.watch import remove as remove
 
 __version__ = version("unsee")
 
 _EXPORTS = {
+    "Active": ".pipelines.watch",
     "Erasure": ".pipelines.erasure",
     "Report": ".eval.report",
+    "active": ".pipelines.watch",
     "audit": ".flow",
     "erase": ".flow",
     "generate_gallery": ".flow",
     "load_pipeline": ".pipelines.load",
+    "remove": ".pipelines.watch",
     "score": ".flow",
 }
 
 __all__ = [
+    "Active",
     "Concept",
     "Erasure",
     "Gallery",
@@ -37,10 +44,12 @@ __all__ = [
     "Prompt",
     "Report",
     "Suite",
+    "active",
     "audit",
     "erase",
     "generate_gallery",
     "load_pipeline",
+    "remove",
     "score",
 ]
 

@@ -203,8 +203,8 @@ def test_without_classifier_free_guidance_it_says_what_to_set(pipe: Any, method:
 
 @every
 def test_a_denoiser_called_from_elsewhere_is_told_of_the_guide(pipe: Any, method: str) -> None:
+    latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""])
     with erase(pipe, CONCEPT, method=method, **SURE.get(method, {})).applied(pipe):
-        latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""])
         images(pipe)
         with pytest.raises(InputError, match=f"{method} steers .* in a call of the pipeline"):
             pipe.unet(latents, 1, encoder_hidden_states=text)
