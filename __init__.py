@@ -4,6 +4,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+# erasers as well: its methods name their guides, by which a file of theirs is put on.
+from . import erasers as erasers
 from ._errors import InputError
 from .gallery import Gallery
 from .prompts import Concept, Prompt, Suite

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
-from .._registry import Registry
 from ..records import Record
+from . import GUIDES
 from .parts import Parts, eager, named
 from .watch import erasures_on
 
@@ -66,17 +66,6 @@ class Guide(Protocol):
 # where the call was given embeddings in their place.
 Start = Callable[[int, Sequence[str]], Guide]
 
-# From a record and the pipeline's parts, once for all trajectories.
-GUIDES: Registry[Callable[[Record, Parts], Start]] = Registry(
-    "guide",
-    "unsee.guides",
-    {
-        "negative": "unsee.erasers.negative:guide",
-        "safree": "unsee.erasers.safree:guide",
-        "sld": "unsee.erasers.sld:guide",
-    },
-)
-
 
 def guide_of(parts: Parts, record: Record) -> Start:
     """What makes a record's guides in a pipeline.
@@ -84,7 +73,8 @@ def guide_of(parts: Parts, record: Record) -> Start:
     Raises:
         InputError: There is no guide for the record's method.
     """
-    return GUIDES[record.method](record, parts)
+    start: Start = GUIDES[record.method](record, parts)
+    return start
 
 
 @dataclass

@@ -14,8 +14,7 @@ from unsee.erasers.negative import Negative
 from unsee.erasers.sld import SLD, _Guide
 from unsee.erasers.uce import UCE
 from unsee.flow import erase, make_eraser
-from unsee.pipelines import Erasure, load_pipeline, parts_of
-from unsee.pipelines.guidance import GUIDES
+from unsee.pipelines import GUIDES, Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 
 CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"))
