@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .flow import audit as audit
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
+    from .flow import merge as merge
     from .flow import score as score
     from .pipelines.erasure import Erasure as Erasure
     from .pipelines.load import load_pipeline as load_pipeline
@@ -32,6 +33,7 @@ _EXPORTS = {
     "audit": ".flow",
     "erase": ".flow",
     "generate_gallery": ".flow",
+    "merge": ".flow",
     "load_pipeline": ".pipelines.load",
     "remove": ".pipelines.watch",
     "score": ".flow",
@@ -51,6 +53,7 @@ __all__ = [
     "erase",
     "generate_gallery",
     "load_pipeline",
+    "merge",
     "remove",
     "score",
 ]
