@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
 from ._registry import unknown
@@ -138,6 +138,60 @@ def erase(
                     stacklevel=2,
                 )
     return dataclasses.replace(erasure, measured=measured)
+
+
+def merge(
+    erasures: "Sequence[str | Path | Erasure]",
+    *,
+    how: Literal["joint", "sum"] = "sum",
+    model: Any = None,
+    residual: float = 1e-3,
+    check: bool = True,
+    progress: Callable[[float], None] = lambda done: None,
+) -> "Erasure":
+    """Makes one erasure of several of one base.
+
+    Args:
+        erasures: Erasures or their files, at least two.
+        how: "sum" adds them up, whatever methods made their weights, and needs no model. "joint"
+            solves a closed form for all concepts together, with the settings that all files name:
+            it gives the erasure that ``erase`` makes of all concepts at once.
+        model: For "joint", the base model, as ``erase`` takes it; None is the one that the files
+            name.
+        residual: For "sum", how much of a low-rank sum may be left out, relative in Frobenius'
+            norm.
+        check: For "joint", whether to look at the effect, as ``erase`` does.
+        progress: Called with the share that is done, in [0, 1].
+
+    Raises:
+        InputError: They cannot be merged in this way; the message says which, and what to do.
+    """
+    from .erasers.merge import Sum, check_alike, concepts_of, joint
+    from .pipelines import Erasure
+
+    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    if how == "sum":
+        return Sum(residual).of(loaded)
+    if how != "joint":
+        raise unknown("way to merge", how, ("joint", "sum"))
+    method, settings, seed = joint(loaded)
+    eraser = ERASERS[method]
+    if eraser.trains or loaded[0].record.kind == "guidance":
+        what = "trains" if eraser.trains else "is a guide"
+        raise InputError(
+            f"A joint merge solves closed forms, and {method} {what}: "
+            + ("add them up (sum)." if eraser.trains else "load them beside each other.")
+        )
+    concepts = concepts_of(loaded)
+    if model is None:
+        model = loaded[0].record.base.name
+    elif not isinstance(model, (str, Path)):
+        loaded[0].check_base(model)
+    made = erase(
+        model, concepts, method=method, seed=seed, check=check, progress=progress, **settings
+    )
+    check_alike([*loaded, made])
+    return made
 
 
 def audit(

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -139,6 +139,60 @@ def erase(
     for line in effects(erasure.measured):
         say(line)
     next_(*audit_of(model, path, [c.kind for c in concepts]))
+
+
+@app.command()
+def merge(
+    erasure: Annotated[
+        list[Path], typer.Argument(metavar="ERASURE...", help="Erasure files of one base model.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file.")],
+    how: Annotated[
+        Literal["joint", "sum"],
+        typer.Option(
+            help="Add the files up (sum), or solve a closed form such as uce again for all of "
+            "their concepts together (joint), which needs the base model."
+        ),
+    ] = "sum",
+    model: Annotated[
+        str | None,
+        typer.Option(help="For joint: the base model.", show_default="as the files name it"),
+    ] = None,
+    residual: Annotated[
+        float, typer.Option(help="For sum: share of the sum that a smaller file may leave out.")
+    ] = 1e-3,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an erasure of other concepts.")
+    ] = False,
+) -> None:
+    """Merge several erasures of one model into one file."""
+    from ..erasers.merge import concepts_of
+    from ..eval import words
+    from ..flow import merge
+    from ..pipelines import Erasure
+
+    loaded = [Erasure.load(path) for path in erasure]
+    check_file(out)
+    if out.exists():
+        _check_replaceable(out, concepts_of(loaded), force)
+    hush()
+    with warnings_in_words(), progress() as bar:
+        merged = merge(
+            loaded,
+            how=how,
+            model=model,
+            residual=residual,
+            progress=lambda done: bar("solving", 100 * done, 100, ""),
+        )
+    merged.save(out)
+    ranks = [t.shape[0] for name, t in merged.tensors.items() if "lora_A" in name]
+    rank = f", rank {max(ranks)}" if ranks else ""
+    say(
+        *("Merged ", (merged.name, "bold"), f" from {len(loaded)} files: ", (str(out), "bold")),
+        f" ({words.bytes_(out.stat().st_size)}{rank})",
+    )
+    for line in effects(merged.measured):
+        say(line)
 
 
 @app.command()

@@ -15,7 +15,6 @@ import torch.nn.functional as F
 from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from skimage import data
 from transformers import (
     CLIPConfig,
     CLIPImageProcessor,
@@ -134,6 +133,8 @@ def q16_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     """Real photographs: with faces and without, square, wide, tall, grey, several in one."""
+    from skimage import data
+
     astronaut, camera = (
         Image.fromarray(a).convert("RGB") for a in (data.astronaut(), data.camera())
     )
@@ -148,6 +149,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_nudenets_boxes_are_the_librarys(photographs: list[Path]) -> None:
     from nudenet import NudeDetector
 
@@ -164,6 +166,7 @@ def test_nudenets_boxes_are_the_librarys(photographs: list[Path]) -> None:
     assert sum(len(answer.boxes) for answer in answers) >= 6
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
     photographs: list[Path],
 ) -> None:
@@ -177,9 +180,12 @@ def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
         assert left < 224 < left + wide and top < 120 < top + high  # where her nose is
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
+    from skimage import data
+
     detector = find_detector("nudenet/person")
     images: list[Any] = [Image.open(photographs[i]) for i in (0, 1, 5)]
     things: list[Any] = [data.coffee, data.cat]
@@ -189,6 +195,7 @@ def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     assert found == [True, True, False, False, False]
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_every_protocol_is_one_inference(
     photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +223,7 @@ def test_every_protocol_is_one_inference(
         ("nudenet/six-p4d", False, 0.4501),
     ],
 )
+@pytest.mark.extra("nudity")
 def test_a_protocol_has_its_classes_and_its_threshold(name: str, at: bool, over: float) -> None:
     detector = find_detector(name)
     assert isinstance(detector, nudity.NudeNet)
@@ -236,6 +244,7 @@ def test_a_protocol_has_its_classes_and_its_threshold(name: str, at: bool, over:
     assert covered.labels == () and covered.scores["BUTTOCKS_COVERED"] == 0.99
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_another_threshold_needs_no_second_run(photographs: list[Path], tmp_path: Path) -> None:
     faces = ("FACE_FEMALE", "FACE_MALE")
     low, high = (nudity.NudeNet(f"test/{t}", faces, t, strict=True) for t in (0.3, 0.65))
@@ -253,6 +262,7 @@ def test_another_threshold_needs_no_second_run(photographs: list[Path], tmp_path
     ]
 
 
+@pytest.mark.extra("nudity")
 def test_what_nudenet_cannot_measure_is_unscored() -> None:
     net, _ = nudity._net()
     raw = np.zeros((22, 2100), np.float32)

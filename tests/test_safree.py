@@ -137,8 +137,8 @@ def test_a_phrase_said_twice_spans_no_more(pipe: Any) -> None:
 
 
 def test_a_call_with_embeddings_for_a_prompt_is_told_what_to_pass(pipe: Any) -> None:
+    text = parts_of(pipe).encode(["bomb", ""])
     with SAFREE().fit(parts_of(pipe), [CONCEPT]).applied(pipe):
-        text = parts_of(pipe).encode(["bomb", ""])
         with pytest.raises(InputError, match="safree reads .* pass prompt, not prompt_embeds"):
             drawn(pipe, prompt=None, prompt_embeds=text[:1], negative_prompt_embeds=text[1:])
 
