@@ -90,8 +90,8 @@ def erase(
         anchor: What the concepts become, in place of what they say themselves.
         kind: What the concepts are, where they are phrases of your own.
         seed: Of every draw.
-        check: Whether to look at the effect afterwards; it goes into the record as ``effect``.
-            A closed form needs the whole model for this alone.
+        check: Whether to look at the effect afterwards, for ``measured.effect``. A closed form
+            needs the whole model for this alone.
         checkpoint: A file by which a method that trains goes on after an interrupt, to the same
             weights; remove it once the erasure is saved.
         progress: Called with the share that is done, in [0, 1].
@@ -127,22 +127,22 @@ def erase(
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
     seconds, peak = round(time.perf_counter() - start, 3), _peak_bytes()
-    record = dict(erasure.record) | {
-        "seconds": seconds,
-        "peak_memory": peak.get("cuda", peak.get("process")),
-    }
-    if check and record["kind"] != "guidance":  # which leaves the denoiser as it is
+    measured = dataclasses.replace(
+        erasure.measured, seconds=seconds, peak_memory=peak.get("cuda", peak.get("process"))
+    )
+    if check and erasure.record.kind != "guidance":  # which leaves the denoiser as it is
         if eraser.text_only:
             parts = taken(load_pipeline)
-        record["effect"] = effect(parts, erasure, wanted, seed=seed)
-        for concept, seen in record["effect"].items():
-            if seen["moved"] < HARDLY:
+        seen = effect(parts, erasure, wanted, seed=seed)
+        measured = dataclasses.replace(measured, effect=seen)
+        for concept, one in seen.items():
+            if one.moved < HARDLY:
                 warnings.warn(
-                    f"{concept!r} is hardly erased: the prediction moved {seen['moved']:.0%} of "
+                    f"{concept!r} is hardly erased: the prediction moved {one.moved:.0%} of "
                     "the way to its anchor's. Try another preset, or name more phrases.",
                     stacklevel=2,
                 )
-    return dataclasses.replace(erasure, record=record)
+    return dataclasses.replace(erasure, measured=measured)
 
 
 def audit(
@@ -205,7 +205,7 @@ def audit(
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
         )
-    concepts = [Concept(**concept) for e in loaded for concept in e.record["concepts"]]
+    concepts = [concept for e in loaded for concept in e.record.concepts]
     named = [suite or "emoji"] if suite is None or isinstance(suite, (str, Suite)) else suite
     suite = join(find_suites(named, concepts, size, where=where))
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
@@ -479,10 +479,10 @@ def _described(erasure: "Erasure") -> dict[str, Any]:
     data = erasure.bytes
     return {
         "name": erasure.name,
-        "method": erasure.record["method"],
-        "settings": erasure.record["settings"],
+        "method": erasure.record.method,
+        "settings": dict(erasure.record.settings),
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
-        "seconds": erasure.record.get("seconds"),
-        "peak_memory": erasure.record.get("peak_memory"),
+        "seconds": erasure.measured.seconds,
+        "peak_memory": erasure.measured.peak_memory,
     }

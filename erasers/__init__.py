@@ -1,6 +1,7 @@
 """The methods: one file each, read beside its paper."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import Field
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 from .._registry import Registry
@@ -22,6 +23,8 @@ class Eraser(Protocol):
         presets: Settings by name, such as an author's published ones.
     """
 
+    # which makes it a dataclass for type checkers
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     text_only: ClassVar[bool]
     presets: ClassVar[dict[str, dict[str, Any]]]
 

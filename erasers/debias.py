@@ -11,9 +11,10 @@ which attribute each shows, and
 
     αₐ ← αₐ + step · (desired share − observed share)
 
-All that is carried from round to round is α: every edit is made of the base's own weights and
-embeddings. (The published code adds to v in place, and so changes as well what it keeps wherever
-that is one of the attributes.)
+So α, and v with it, gathers the differences of all rounds, as the published code has it: once the
+shares are met, α is what holds them. The weights gather nothing, every edit is made of the base's
+own. (The published code adds to v in place, so a text that it keeps drifts along if it is itself
+one of the concepts; here it stays.)
 """
 
 import warnings
@@ -33,6 +34,7 @@ from ..pipelines import generate
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
+from ..records import Debiased
 from .record import lowrank
 from .uce import UCE, Rows, embeddings, gather, thin, times
 
@@ -112,8 +114,7 @@ class Debias:
             progress: Called with the share of the rounds that is done, in [0, 1].
 
         Returns:
-            The edit, whose record has under ``debias`` the desired shares, the observed ones of
-            each concept and round (the first is the base's), and α.
+            The edit, with what was seen on the way in ``measured.debias``.
 
         Warns:
             UserWarning: A share is still off after the last round.
@@ -176,8 +177,8 @@ class Debias:
                 stacklevel=2,
             )
         found = {c.name: push for c, push in zip(concepts, pushes, strict=True)}
-        more = {"debias": {"desired": desired, "observed": observed, "pushes": found}}
-        return replace(erasure, record={**erasure.record, **more})
+        debias = Debiased(desired, tuple(observed), found)
+        return replace(erasure, measured=replace(erasure.measured, debias=debias))
 
     def _observe(
         self, parts: Parts, concept: Concept, desired: Shares, vote: Vote, seed: int

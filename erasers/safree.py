@@ -24,7 +24,7 @@ itself. The paper's re-attention, which damps low frequencies of the skip featur
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast
 
@@ -38,6 +38,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..records import Record
 from .record import encode_concepts, guidance
 
 
@@ -83,12 +84,12 @@ class SAFREE:
         return guidance(parts, "safree", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
-    settings = SAFREE(**record["settings"])
-    phrases = [phrase for concept in record["concepts"] for phrase in concept["phrases"]]
+    settings = SAFREE(**record.settings)
+    phrases = [phrase for concept in record.concepts for phrase in concept.phrases]
     concept = span(torch.cat([pooled(parts.pipe, phrase)[:1] for phrase in phrases]))
-    negative = encode_concepts(parts, record["concepts"]) if settings.negative else None
+    negative = encode_concepts(parts, record.concepts) if settings.negative else None
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:
         if not prompts:

@@ -13,7 +13,7 @@ draw far from the prompt. The phrases of all concepts are one text, between comm
 kept and anchors have no place in it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar
 
@@ -25,6 +25,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..records import Record
 from .record import encode_concepts, guidance
 
 
@@ -86,10 +87,10 @@ class SLD:
         return guidance(parts, "sld", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
-    settings = SLD(**record["settings"])
-    concept = encode_concepts(parts, record["concepts"])
+    settings = SLD(**record.settings)
+    concept = encode_concepts(parts, record.concepts)
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:
         return _Guide(settings, concept, round(settings.warmup * steps / 50))

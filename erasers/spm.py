@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from .._errors import InputError
+from .._reading import plain
 from .._settings import Count, Guidance, NotNegative, Positive, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
+from ..records import Transport
 from .esd import ESD
 
 # Words of the vocabulary that are looked at where nothing is kept.
@@ -131,14 +133,16 @@ class SPM:
         erasure = self._esd().fit(
             parts, anchored, seed=seed, progress=progress, checkpoint=checkpoint, watch=watch
         )
-        record = dict(erasure.record) | {
-            "method": "spm",
-            "settings": dataclasses.asdict(self),
-            "concepts": [concept.to_json() for concept in concepts],
-        }
-        if self.transport != "none":
-            record["transport"] = {"similarity": self.transport, "phrases": phrases}
-        return Erasure(erasure.tensors, record)
+        record = dataclasses.replace(
+            erasure.record,
+            method="spm",
+            settings=plain(self),
+            concepts=tuple(concepts),
+            transport=None
+            if self.transport == "none"
+            else Transport(self.transport, tuple(phrases)),
+        )
+        return dataclasses.replace(erasure, record=record)
 
     def _esd(self) -> ESD:
         return ESD(

@@ -44,21 +44,35 @@ def multiplier(
         targets: G of the edited rows, shape (edited, d); what is kept is its own target.
         scales: sᵢ ≥ 0, shape (n,).
         edited: How many of the rows are edited.
-        ridge: λ > 0.
+        ridge: λ ≥ 0.
 
     Returns:
         D, shape (d, edited), and R, shape (edited, d), in the sources' precision.
+
+    Raises:
+        InputError: λ is 0 and CᵀSC has no inverse.
     """
     rows, dim = sources.shape
     difference = (targets - sources[:edited]).T
     root = scales.sqrt()[:, None] * sources
-    if rows <= dim:
+    if rows <= dim and ridge > 0:
         # S^½(λI + S^½CCᵀS^½)⁻¹S^½C, which is (λS⁻¹ + CCᵀ)⁻¹C and takes a scale of 0 too.
         gram = root @ root.T + ridge * torch.eye(rows, dtype=sources.dtype)
         solved = scales.sqrt()[:, None] * torch.linalg.solve(gram, root)
         return difference, solved[:edited]
     gram = root.T @ root + ridge * torch.eye(dim, dtype=sources.dtype)
+    if ridge == 0 and not _spans(gram):
+        raise InputError(
+            f"ridge is 0, and what goes and stays does not fill all {dim} dimensions of the text, "
+            "so there is no one answer: keep more, or give ridge a value above 0."
+        )
     return difference, torch.linalg.solve(gram, (scales[:edited, None] * sources[:edited]).T).T
+
+
+def _spans(gram: Tensor) -> bool:
+    """Whether a Gram matrix can be inverted in its precision."""
+    values = torch.linalg.eigvalsh(gram)
+    return bool(values[0] > len(gram) * torch.finfo(gram.dtype).eps * values[-1])
 
 
 def thin(left: Tensor, right: Tensor, residual: float) -> tuple[Tensor, Tensor]:
@@ -84,6 +98,7 @@ def thin(left: Tensor, right: Tensor, residual: float) -> tuple[Tensor, Tensor]:
 _2025: dict[str, Any] = {
     "tokens": "last",
     "expand": False,
+    "expand_keep": False,
     "keep_empty": False,
     "keep_scale": 1.0,
     "residual": 1e-6,
@@ -117,11 +132,13 @@ class UCE:
         erase_scale: s of what goes.
         keep_scale: s of what stays. 0.05 did best on the built-in model, where all else is
             kept; the authors' is 1 in the 2025 settings; None is
-            max(0.1, 1/number kept), as the 2023 code has it.
+            max(0.1, 1/number of texts kept), as the 2023 code has it: the empty prompt counts.
         tokens: Which embeddings of a prompt are edited: the phrase's ``last`` token, or the
             ``tail`` from there to the last padding. Of what is kept, the last or all.
-        expand: Whether phrases stand in their concept's templates, or by themselves. A concept
+        expand: Whether what goes stands in its concept's templates, or by itself. A concept
             that brings no templates gets the authors' expanded prompts for its kind.
+        expand_keep: Whether what is kept is expanded as well, where ``expand`` is set. The
+            authors' code does not.
         keep_empty: Whether the empty prompt is always kept.
         style_anchor: What a style becomes if its concept names no anchor; others become nothing.
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
@@ -132,6 +149,7 @@ class UCE:
     keep_scale: NotNegative | None = 0.05
     tokens: Literal["last", "tail"] = "tail"
     expand: bool = True
+    expand_keep: bool = True
     keep_empty: bool = True
     style_anchor: str = "art"
     residual: Rest = 0.02
@@ -144,6 +162,7 @@ class UCE:
         "2023": {
             "tokens": "tail",
             "expand": False,
+            "expand_keep": False,
             "keep_scale": None,
             "style_anchor": "",
             "residual": 1e-6,
@@ -163,10 +182,7 @@ class UCE:
     ) -> Erasure:
         rows = self.rows(parts, concepts)
         progress(0.5)
-        keep_scale = self.keep_scale
-        if keep_scale is None:
-            keep_scale = max(0.1, 1 / max(1, _kept(concepts)))
-        left, right = rows.solve(self.erase_scale, keep_scale, self.ridge)
+        left, right = rows.solve(self.erase_scale, self.weigh(parts, concepts), self.ridge)
         updates = times(parts, *thin(left, right, self.residual))
         progress(1.0)
         return lowrank(parts, "uce", self, concepts, seed, updates)
@@ -177,6 +193,10 @@ class UCE:
         sources, targets = gather(embeddings(parts, pairs)).chunk(2, dim=1)
         return Rows(sources, targets, self.kept(parts, concepts))
 
+    def texts(self, parts: Parts, concepts: Sequence[Concept]) -> int:
+        """How many texts go."""
+        return len(self._pairs(parts, concepts))
+
     def whole(self, parts: Parts, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
         """Every token of what goes and of what it becomes, each (rows, d), float64."""
         pairs = [
@@ -185,16 +205,15 @@ class UCE:
         goes, becomes = gather(embeddings(parts, pairs)).chunk(2, dim=1)
         return goes, becomes
 
+    def weigh(self, parts: Parts, concepts: Sequence[Concept]) -> float:
+        """The scale of what stays."""
+        if self.keep_scale is not None:
+            return self.keep_scale
+        return max(0.1, 1 / max(1, len(self._stays(parts, concepts))))
+
     def kept(self, parts: Parts, concepts: Sequence[Concept]) -> Tensor:
         """What stays, shape (rows, d), float64."""
-        stays: dict[str, slice] = {"": self._tokens(0)} if self.keep_empty else {}
-        for concept in concepts:
-            for template in self._templates(parts, concept):
-                for phrase in concept.keep:
-                    text, last = place(parts, template, phrase)
-                    stays[text] = self._tokens(last)
-        if self.tokens == "tail":
-            stays = dict.fromkeys(stays, slice(None))
+        stays = self._stays(parts, concepts)
         if not stays:
             dim = next(iter(parts.text_layers().values())).in_features
             return torch.empty(0, dim, dtype=torch.float64)
@@ -215,6 +234,17 @@ class UCE:
 
     def _tokens(self, last: int) -> slice:
         return slice(last, None if self.tokens == "tail" else last + 1)
+
+    def _stays(self, parts: Parts, concepts: Sequence[Concept]) -> dict[str, slice]:
+        """The texts that stay, each once, and which of their tokens."""
+        stays: dict[str, slice] = {"": self._tokens(0)} if self.keep_empty else {}
+        for concept in concepts:
+            templates = self._templates(parts, concept) if self.expand_keep else ("{}",)
+            for template in templates:
+                for phrase in concept.keep:
+                    text, last = place(parts, template, phrase)
+                    stays[text] = self._tokens(last)
+        return dict.fromkeys(stays, slice(None)) if self.tokens == "tail" else stays
 
     def _pairs(self, parts: Parts, concepts: Sequence[Concept]) -> list[tuple["Place", ...]]:
         pairs = []
@@ -262,10 +292,6 @@ def times(parts: Parts, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, 
         name: (a, (layer.weight.detach().float() @ b.to(layer.weight.device)).cpu())
         for name, layer in parts.text_layers().items()
     }
-
-
-def _kept(concepts: Sequence[Concept]) -> int:
-    return len({phrase for concept in concepts for phrase in concept.keep})
 
 
 # A prompt, and which of its tokens are meant.

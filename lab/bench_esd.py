@@ -190,10 +190,10 @@ def emoji(arguments: argparse.Namespace) -> None:
             sampling_steps=arguments.steps,
             **settings,
         )
-        concepts = [Concept(**concept) for concept in erasure.record["concepts"]]
+        concepts = list(erasure.record.concepts)
         suite = find_suite("emoji", concepts, arguments.size)
         base = generate_gallery("emoji", [], suite, arguments.emoji / "base")
-        out = arguments.emoji / f"{sampling}-{erasure.record['seconds']}"
+        out = arguments.emoji / f"{sampling}-{erasure.measured.seconds}"
         report = compare(
             base,
             generate_gallery("emoji", [erasure], suite, out),
@@ -211,7 +211,7 @@ def emoji(arguments: argparse.Namespace) -> None:
                 {
                     "sampling": sampling,
                     "samples": iterations * settings["batch_size"],
-                    "seconds": erasure.record["seconds"],
+                    "seconds": erasure.measured.seconds,
                 }
                 | {
                     role: {"rate": rate.value, "interval": rate.interval(), "n": rate.n}

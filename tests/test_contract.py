@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from unsee.erasers.effect import effect
 from unsee.flow import erase, make_eraser
 from unsee.pipelines import Erasure, load, load_text_side, parts_of
 from unsee.prompts import Concept
+from unsee.records import Effect
 
 CONCEPTS = [
     Concept("van gogh", "style", keep=("monet",)),
@@ -89,12 +91,14 @@ def test_the_file_round_trips_with_its_whole_record(
 ) -> None:
     erasure = erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
     erasure.save(tmp_path / "it.safetensors")
-    record = Erasure.load(tmp_path / "it.safetensors").record
-    assert record["method"] == method
-    assert record["settings"].keys() == {f.name for f in dataclasses.fields(ERASERS[method])}
-    assert [Concept(**concept) for concept in record["concepts"]] == CONCEPTS
-    assert record["seed"] == 0 and record["seconds"] > 0
-    assert record["versions"].keys() >= {"unsee", "torch", "diffusers"}
+    loaded = Erasure.load(tmp_path / "it.safetensors")
+    record = loaded.record
+    assert record.method == method
+    assert record.settings.keys() == {f.name for f in dataclasses.fields(ERASERS[method])}
+    assert list(record.concepts) == CONCEPTS
+    assert loaded.measured == erasure.measured and record == erasure.record
+    assert record.seed == 0 and (loaded.measured.seconds or 0) > 0
+    assert record.versions.keys() >= {"unsee", "torch", "diffusers"}
 
 
 @pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].text_only])
@@ -115,10 +119,10 @@ def test_the_denoiser_is_not_read_where_nobody_looks(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = erase(str(tiny_folder), CONCEPTS)
-    assert looked.record["effect"]["bomb"]["moved"] > 0.5
+    assert (looked.measured.effect or {})["bomb"].moved > 0.5
     monkeypatch.setattr(load, "load_pipeline", None)
     blind = erase(str(tiny_folder), CONCEPTS, check=False)
-    assert "effect" not in blind.record
+    assert blind.measured.effect is None
     assert all(torch.equal(blind.tensors[name], looked.tensors[name]) for name in looked.tensors)
 
 
@@ -136,9 +140,9 @@ def test_a_denoiser_that_is_cut_short_is_one_line(tiny_folder: Path, tmp_path: P
 @every
 def test_it_moves_the_concepts_more_than_what_is_kept(pipe: Any, method: str) -> None:
     erasure = erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
-    for seen in erasure.record.get("effect", {}).values():
-        assert seen["moved"] > 0.5
-        assert seen["kept_moved"] < 0.5
+    for seen in (erasure.measured.effect or {}).values():
+        assert seen.moved > 0.5
+        assert seen.kept_moved is not None and seen.kept_moved < 0.5
 
 
 @every
@@ -169,7 +173,7 @@ def test_an_erasure_of_nothing_is_seen_to_move_nothing(pipe: Any) -> None:
         erasure, tensors={name: torch.zeros_like(t) for name, t in erasure.tensors.items()}
     )
     seen = effect(parts_of(pipe), still, CONCEPTS[:1])["van gogh"]
-    assert seen == {"moved": 0.0, "kept_moved": 0.0}
+    assert seen == Effect(0.0, 0.0)
 
 
 def test_an_erasure_that_hardly_moves_the_concept_says_so(pipe: Any) -> None:
@@ -178,7 +182,7 @@ def test_an_erasure_that_hardly_moves_the_concept_says_so(pipe: Any) -> None:
 
 
 def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
-    for call, match in {
+    refused: dict[Callable[[], object], str] = {
         lambda: erase(
             pipe, "bomb", method="ucee"
         ): "No method is named 'ucee'. Did you mean 'uce'",
@@ -190,6 +194,7 @@ def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
         lambda: erase(pipe, " "): "empty",
         lambda: erase(pipe, "van gogh " * 20): "tokens long and the tokenizer cuts after 14",
         lambda: erase("no/such/model", "bomb"): "No model could be loaded as 'no/such/model'",
-    }.items():
+    }
+    for call, match in refused.items():
         with pytest.raises(InputError, match=match):
             call()

@@ -73,11 +73,11 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],
-        num_labels=len(CLASSES),
         id2label=dict(enumerate(CLASSES)),
     )
     model = ResNetForImageClassification(config)
-    model.classifier[1].weight.data *= 20
+    for name, parameter in model.classifier.named_parameters():
+        parameter.data *= 20 if name == "1.weight" else 1
     model.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
@@ -181,8 +181,8 @@ def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
     detector = find_detector("nudenet/person")
-    images = [Image.open(photographs[0]), Image.open(photographs[1]), Image.open(photographs[5])]
-    images += [Image.fromarray(picture()).convert("RGB") for picture in (data.coffee, data.cat)]
+    images: list[Image.Image] = [Image.open(photographs[i]) for i in (0, 1, 5)]
+    images += [Image.fromarray(a).convert("RGB") for a in (data.coffee(), data.cat())]
     assert detector.kind == "object"
     found = ["person" in answer.labels for answer in seen(detector(images))]
     assert found == [True, True, False, False, False]

@@ -38,14 +38,14 @@ def words(parts: Any) -> list[tuple[Tensor, Tensor]]:
 def prior(parts: Any, *kept: str) -> Tensor:
     tokens = parts.encode(list(kept)).double().flatten(0, 1)
     general = parts.encode(["a dog by monet"]).double().flatten(0, 1)
-    return 0.05 * tokens.T @ tokens + 0.01 * general.T @ general
+    return torch.add(0.05 * tokens.T @ tokens, 0.01 * general.T @ general)
 
 
 def refined(weight: Tensor, f: Tensor, values: Tensor, p: Tensor, ridge: float) -> Tensor:
     """(Σ v fᵀ + W P + λW)(Σ f fᵀ + P + λI)⁻¹, where f is to give the values v."""
     left = values.T @ f + weight @ p + ridge * weight
     right = f.T @ f + p + ridge * torch.eye(len(p), dtype=p.dtype)
-    return left @ torch.linalg.inv(right)
+    return torch.matmul(left, torch.linalg.inv(right))
 
 
 SETTINGS = MACE(prompts=0)

@@ -63,7 +63,7 @@ def ours(pipe: Any) -> torch.Tensor:
     """Where the sampler ends, by classifier-free guidance."""
     parts = parts_of(pipe)
     sampler, text = parts.sampler(STEPS), parts.encode(["", "", *PROMPTS])
-    x = noise_of(pipe) * sampler.init_noise_sigma
+    x: torch.Tensor = noise_of(pipe) * sampler.init_noise_sigma
     for t in sampler.timesteps:
         empty, prompt = parts.predict(torch.cat([x, x]), t, text, sampler).chunk(2)
         x = sampler.step(empty + GUIDANCE * (prompt - empty), t, x).prev_sample
