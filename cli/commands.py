@@ -172,7 +172,7 @@ def generate(
         )
     )
     hush()
-    with progress() as show:
+    with warnings_in_words(), progress() as show:
         gallery = generate_gallery(
             model,
             erasure or [],

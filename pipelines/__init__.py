@@ -6,6 +6,7 @@ from .._registry import Registry
 
 if TYPE_CHECKING:
     from .erasure import Erasure as Erasure
+    from .generation import cut as cut
     from .generation import generate as generate
     from .load import load_pipeline as load_pipeline
     from .load import load_text_side as load_text_side
@@ -18,13 +19,23 @@ MODELS: Registry[str] = Registry("model", "unsee.models", {"emoji": "unsee.pipel
 _EXPORTS = {
     "Erasure": "erasure",
     "Parts": "parts",
+    "cut": "generation",
     "generate": "generation",
     "load_pipeline": "load",
     "load_text_side": "load",
     "parts_of": "parts",
 }
 
-__all__ = ["MODELS", "Erasure", "Parts", "generate", "load_pipeline", "load_text_side", "parts_of"]
+__all__ = [
+    "MODELS",
+    "Erasure",
+    "Parts",
+    "cut",
+    "generate",
+    "load_pipeline",
+    "load_text_side",
+    "parts_of",
+]
 
 
 def __getattr__(name: str) -> object:
