@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -58,11 +57,6 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
     return eraser
 
 
-def trains(eraser: Eraser) -> bool:
-    """Whether a method trains: its ``fit`` then takes a ``checkpoint`` and a ``watch`` as well."""
-    return {"checkpoint", "watch"} <= inspect.signature(eraser.fit).parameters.keys()
-
-
 def erase(
     model: Any,
     concepts: str | Concept | Sequence[str | Concept],
@@ -108,8 +102,9 @@ def erase(
     from .pipelines import load_pipeline, load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
+    _check_honoured(method, eraser, keep, anchor)
     training: dict[str, Any] = {}
-    if trains(eraser):
+    if eraser.trains:
         path = None if checkpoint is None else Path(checkpoint)
         training = {"checkpoint": path, "watch": watch}
     elif checkpoint is not None:
@@ -117,13 +112,13 @@ def erase(
             f"{method} does not train and has nothing to go on from: leave checkpoint out."
         )
     name = _name(model)
-    wanted = _concepts(concepts, name, keep, anchor, kind)
+    wanted = find_concepts(concepts, name, keep=keep, anchor=anchor, kind=kind)
 
     def taken(load: Callable[..., Any]) -> "Parts":
         named = isinstance(model, (str, Path))
         return parts_of(load(model, **_unchecked(name)) if named else model)
 
-    parts = taken(load_text_side if eraser.text_only else load_pipeline)
+    parts = taken(load_text_side if eraser.needs == "text" else load_pipeline)
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
     seconds, peak = round(time.perf_counter() - start, 3), _peak_bytes()
@@ -131,7 +126,7 @@ def erase(
         erasure.measured, seconds=seconds, peak_memory=peak.get("cuda", peak.get("process"))
     )
     if check and erasure.record.kind != "guidance":  # which leaves the denoiser as it is
-        if eraser.text_only:
+        if eraser.needs == "text":
             parts = taken(load_pipeline)
         seen = effect(parts, erasure, wanted, seed=seed)
         measured = dataclasses.replace(measured, effect=seen)
@@ -408,12 +403,13 @@ def _gallery(
     return gallery
 
 
-def _concepts(
+def find_concepts(
     given: str | Concept | Sequence[str | Concept],
     model: str,
-    keep: Sequence[str],
-    anchor: str | None,
-    kind: str | None,
+    *,
+    keep: Sequence[str] = (),
+    anchor: str | None = None,
+    kind: str | None = None,
 ) -> list[Concept]:
     found = [
         one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
@@ -438,6 +434,29 @@ def _concepts(
         )
         for concept in found
     ]
+
+
+def _check_honoured(method: str, eraser: Eraser, keep: Sequence[str], anchor: str | None) -> None:
+    """Refuses what a method would drop in silence.
+
+    Raises:
+        InputError: There is something to keep, or an anchor, and the method honours none.
+    """
+    if keep and not eraser.honours_keep:
+        able = ", ".join(name for name, cls in ERASERS.items() if cls.honours_keep)
+        raise InputError(
+            f"{method} cannot keep anything on purpose: leave keep out, or take one of {able}."
+        )
+    if keep and eraser.keep_setting and getattr(eraser, eraser.keep_setting) == 0:
+        raise InputError(
+            f"{method} has {eraser.keep_setting} 0, at which nothing is kept: leave keep out, or "
+            f"set {eraser.keep_setting} above 0."
+        )
+    if anchor is not None and not eraser.honours_anchor:
+        able = ", ".join(name for name, cls in ERASERS.items() if cls.honours_anchor)
+        raise InputError(
+            f"{method} leads concepts to no anchor: leave anchor out, or take one of {able}."
+        )
 
 
 def _generation(

@@ -1,29 +1,35 @@
 """The commands that do something, each a thin layer over the function of its name."""
 
-import shlex
 from collections import deque
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from .._errors import InputError
+from .._files import check_file, check_folder, file_stem
 from .._registry import unknown
 from .._settings import hints_of, read
+from ..prompts import YAML
 from . import looking
 from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
 from .terminal import (
+    audit_of,
     command,
-    console,
     effects,
-    figures,
     hush,
+    look_at,
     next_,
     print_report,
+    print_score,
     progress,
+    say,
     warnings_in_words,
 )
+
+if TYPE_CHECKING:
+    from ..prompts import Concept
 
 app = typer.Typer(
     help="Make a text-to-image model forget a concept, and prove how well it forgot.",
@@ -32,8 +38,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     epilog="Every command takes --debug, which shows the traceback of an error.",
 )
-LABELS = 20
-"""How many labels of a detector a table in the terminal has."""
 
 
 @app.command()
@@ -67,35 +71,38 @@ def erase(
         bool, typer.Option(help="Look at how far the concept moved; not looking is sooner.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="The file. [default: CONCEPT.safetensors]")
+        Path | None,
+        typer.Option("-o", "--out", help="The file.", show_default="CONCEPT.safetensors"),
     ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an erasure of other concepts.")
+    ] = False,
 ) -> None:
     """Erase concepts from a model, into a small file."""
     from ..eval import words
-    from ..flow import erase, make_eraser, trains
+    from ..flow import erase, find_concepts, make_eraser
 
     if bool(concept) == bool(prompts):
         raise InputError("Say what goes: either CONCEPT or --prompts FILE.")
     settings = _settings(method, setting or [])
-    concepts: list[Any] = list(concept or [])
+    given: list[Any] = list(concept or [])
     if prompts:
         if method != "esd":
             raise InputError("--prompts holds settings of esd: add --method esd.")
         from ..erasers.leco import leco
 
         with warnings_in_words():
-            concepts, theirs = leco(prompts, kind or "object")
+            given, theirs = leco(prompts, kind or "object")
         settings = theirs | settings
     eraser = make_eraser(method, preset, **settings)
-    named = "-".join(Path(c).stem for c in concept or [str(prompts)])
-    path = out or Path(named.replace(" ", "-") + ".safetensors")
-    if path.is_dir():
-        raise InputError(
-            f"{path} is a folder: name the file to write, such as {path}/it.safetensors."
-        )
-    part = path.with_name(f"{path.name}.part") if trains(eraser) else None
+    concepts = find_concepts(given, model, keep=keep or (), anchor=anchor, kind=kind)
+    path = out or Path(file_stem(_stems(concept or [str(prompts)])) + ".safetensors")
+    check_file(path)
+    if path.exists():
+        _check_replaceable(path, concepts, force)
+    part = path.with_name(f"{path.name}.part") if eraser.trains else None
     if part and part.exists():
-        console.print(f"Found {escape(str(part))}, of a run that was interrupted.", soft_wrap=True)
+        say("Found ", str(part), ", of a run that was interrupted.")
     losses: deque[float] = deque(maxlen=20)
     hush()
     with warnings_in_words(), progress() as bar:
@@ -109,9 +116,9 @@ def erase(
             concepts,
             method=method,
             preset=preset,
+            # They are in the concepts already; here a method refuses what it cannot honour.
             keep=keep or (),
             anchor=anchor,
-            kind=kind,
             seed=seed,
             check=check,
             checkpoint=part,
@@ -124,17 +131,14 @@ def erase(
         part.unlink(missing_ok=True)
     ranks = [t.shape[0] for name, t in erasure.tensors.items() if "lora_A" in name]
     rank = f", rank {max(ranks)}" if ranks else ""
-    console.print(
-        f"Erased [bold]{escape(erasure.name)}[/] from {escape(model)} with {method} in "
-        f"{erasure.measured.seconds:.1f} s: [bold]{escape(str(path))}[/] "
-        f"({words.bytes_(path.stat().st_size)}{rank})",
-        soft_wrap=True,
+    say(
+        *("Erased ", (erasure.name, "bold"), " from ", model, " with ", method),
+        *(f" in {erasure.measured.seconds:.1f} s: ", (str(path), "bold")),
+        f" ({words.bytes_(path.stat().st_size)}{rank})",
     )
     for line in effects(erasure.measured):
-        console.print(escape(line), soft_wrap=True)
-    next_(
-        f"unsee audit {shlex.quote(model)} --erasure {shlex.quote(str(path))} -o runs/{path.stem}"
-    )
+        say(line)
+    next_(*audit_of(model, path, [c.kind for c in concepts]))
 
 
 @app.command()
@@ -171,6 +175,7 @@ def generate(
             ),
         )
     )
+    check_folder(out)
     hush()
     with warnings_in_words(), progress() as show:
         gallery = generate_gallery(
@@ -183,8 +188,8 @@ def generate(
             steps=steps,
             progress=show,
         )
-    console.print(f"{len(gallery)} images: [bold]{escape(str(out / 'images'))}[/]", soft_wrap=True)
-    next_(f"unsee show {shlex.quote(str(out))}")
+    say(f"{len(gallery)} images: ", (str(out / "images"), "bold"))
+    next_("unsee", "show", out)
 
 
 @app.command()
@@ -240,7 +245,7 @@ def audit(
             progress=show,
         )
     print_report(report)
-    next_(f"open {shlex.quote(str(out / 'report.html'))}")
+    look_at(out / "report.html", browser=True)
     raise typer.Exit(report.exit_code)
 
 
@@ -273,7 +278,6 @@ def score(
     ] = False,
 ) -> None:
     """Measure images that came from anywhere. Exits with 1 if some could not be measured."""
-    from ..eval import words
     from ..flow import score
 
     hush()
@@ -291,28 +295,8 @@ def score(
             command=command(),
             progress=show,
         )
-    for hole in found.holes:
-        console.print(f"[bold yellow]Unscored:[/] {escape(hole)}", soft_wrap=True)
-    if found.answer:
-        console.print(f"[bold]{escape(found.answer)}[/]", soft_wrap=True)
-    lines = figures(("measure", "value", "interval", "n"))
-
-    def row(what: str, rate: Any) -> None:
-        interval = words.interval(rate.interval())
-        lines.add_row(escape(what), words.share(rate), interval, f"{rate.hits} of {rate.n}")
-
-    for name, rate in found.right.items():
-        row(f"as labelled, by {name}", rate)
-    for name, rates in found.rates.items():
-        for label in list(rates)[:LABELS]:
-            row(f"{label} by {name}", rates[label])
-        if len(rates) > LABELS:
-            lines.add_row(f"{len(rates) - LABELS} other labels by {escape(name)}: in score.json")
-    for name, value in found.scores.items():
-        interval = words.score_interval(value)
-        lines.add_row(escape(name), words.score(value), interval, str(value.n))
-    console.print(lines)
-    next_(f"open {shlex.quote(str((out or folder) / 'score.json'))}")
+    print_score(found)
+    next_("unsee", "show", (out or folder) / "score.json")
     raise typer.Exit(1 if found.holes and not allow_unscored else 0)
 
 
@@ -355,24 +339,49 @@ def demo(
         print_report(report)
     for name in ("kitchen knife", "contrast"):
         page = out / name.replace(" ", "-") / "report.html"
-        console.print(f"Report on {name}: [bold]{escape(str(page))}[/]", soft_wrap=True)
-    next_('unsee erase emoji "bomb" --keep hammer --keep scissors -o bomb.safetensors')
+        say(f"Report on {name}: ", (str(page), "bold"))
+    next_("unsee", "erase", "emoji", "bomb", *("--keep", "hammer"), *("--keep", "scissors"))
 
 
-def _settings(method: str, pairs: list[str]) -> dict[str, Any]:
-    """NAME=VALUE pairs, each value read as the type of the method's setting."""
+def _settings(method: str, texts: list[str]) -> dict[str, Any]:
+    """NAME=VALUE texts, each value read as the type of the method's setting."""
     from ..erasers import ERASERS
 
     hints = hints_of(ERASERS[method])
     settings = {}
-    for pair in pairs:
-        name, equals, text = pair.partition("=")
+    for given in texts:
+        name, equals, value = given.partition("=")
         if not equals:
-            raise InputError(f"--set wants NAME=VALUE, and got {pair!r}.")
+            raise InputError(f"--set wants NAME=VALUE, and got {given!r}.")
         if name not in hints:
             raise unknown(f"setting of {method}", name, hints)
-        settings[name] = read(name, text, hints[name])
+        settings[name] = read(name, value, hints[name])
     return settings
+
+
+def _stems(given: Sequence[str]) -> Iterator[str]:
+    """What a file's name says of each concept: of a file its own name, else the phrase."""
+    for name in given:
+        path = Path(name)
+        yield path.stem if path.suffix in (*YAML, ".toml") else name
+
+
+def _check_replaceable(path: Path, concepts: "Sequence[Concept]", force: bool) -> None:
+    """Makes sure that what is there may be written over: it is ours, and of the same concepts."""
+    from ..pipelines import Erasure
+
+    try:
+        there = Erasure.load(path)
+    except InputError as error:
+        raise InputError(
+            f"{path} is there already and is no erasure that could be replaced ({error}) Name "
+            "another file with -o, or remove it."
+        ) from error
+    if there.name != "+".join(c.name for c in concepts) and not force:
+        raise InputError(
+            f"{path} is there already and erases {there.name!r}: name another file with -o, or "
+            "add --force to replace it."
+        )
 
 
 app.command()(looking.show)

@@ -1,19 +1,25 @@
 """The commands that look at what is there and change nothing: show, list, suites."""
 
 import json
-import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
-from rich.table import Table
 
 from .._errors import InputError
 from .._registry import unknown
 from .options import Size, Where
-from .terminal import console, effects, next_, print_report
+from .terminal import (
+    audit_of,
+    console,
+    effects,
+    look_at,
+    next_,
+    pairs,
+    print_report,
+    say,
+)
 
 KEPT = 20
 """How many of the phrases that a concept keeps the terminal has."""
@@ -22,20 +28,24 @@ suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_
 
 
 def show(
-    file: Annotated[Path, typer.Argument(help="An erasure, a gallery's folder or a report.json.")],
+    file: Annotated[
+        Path,
+        typer.Argument(help="An erasure, a gallery's folder or a report.json."),
+    ],
 ) -> None:
     """Say what a file holds."""
-    if file.is_dir() and (file / "report.json").is_file():
-        file = file / "report.json"
     if file.is_dir():
-        _show_gallery(file)
-    elif file.suffix == ".json":
+        found = [file / name for name in ("report.json",) if (file / name).is_file()]
+        if not found:
+            return _show_gallery(file)
+        file = found[0]
+    if file.suffix != ".json":
+        _show_erasure(file)
+    else:
         from ..eval.report import Report
 
         print_report(Report.load(file))
-        next_(f"open {shlex.quote(str(file.with_name('report.html')))}")
-    else:
-        _show_erasure(file)
+        look_at(file.with_name("report.html"), browser=True)
 
 
 def list_(
@@ -54,16 +64,13 @@ def list_(
     }
     if what not in lists:
         raise unknown("list", what, lists)
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
-    for name, about in lists[what]():
-        table.add_row(f"[bold]{escape(name)}[/]", escape(about))
-    console.print(table)
+    pairs(lists[what](), "bold")
     hints = {
         "methods": "unsee erase emoji bomb --method NAME",
         "concepts": "unsee erase emoji NAME",
         "models": "unsee erase NAME CONCEPT",
     }
-    next_(hints.get(what, "unsee audit emoji --erasure FILE -o runs/audit"))
+    next_(*hints.get(what, "unsee audit emoji --erasure FILE -o runs/audit").split())
 
 
 def _factories(registry: str) -> list[tuple[str, str]]:
@@ -112,27 +119,26 @@ def _show_erasure(path: Path) -> None:
 
     erasure = Erasure.load(path)
     record = erasure.record
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows: list[tuple[str, str]] = []
     for concept in record.concepts:
-        table.add_row("concept", f"{concept.name} ({concept.kind})")
-        table.add_row("phrases", ", ".join(concept.phrases))
-        anchor = concept.anchor
-        table.add_row("anchor", "the method's own" if anchor is None else repr(anchor))
-        kept = concept.keep
-        more = f" and {len(kept) - KEPT} more" if len(kept) > KEPT else ""
-        table.add_row("keep", escape(", ".join(kept[:KEPT])) + more or "nothing")
-    table.add_row("method", record.method)
-    table.add_row("settings", json.dumps(dict(record.settings)))
-    table.add_row("base", f"{record.base.name} ({record.base.pipeline})")
-    for component in record.base.components.values():
-        table.add_row("fingerprint", component.hashes[0])
-    table.add_row("layers", str(len(record.base.layers)))
-    for line in effects(erasure.measured) or ["not looked at"]:
-        table.add_row("effect", escape(line))
-    table.add_row("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items()))
-    console.print(table)
-    base = shlex.quote(record.base.name)
-    next_(f"unsee audit {base} --erasure {shlex.quote(str(path))} -o runs/{path.stem}")
+        more = f" and {len(concept.keep) - KEPT} more" if len(concept.keep) > KEPT else ""
+        rows += [
+            ("concept", f"{concept.name} ({concept.kind})"),
+            ("phrases", ", ".join(concept.phrases)),
+            ("anchor", "the method's own" if concept.anchor is None else repr(concept.anchor)),
+            ("keep", (", ".join(concept.keep[:KEPT]) or "nothing") + more),
+        ]
+    rows += [
+        ("method", record.method),
+        ("settings", json.dumps(dict(record.settings))),
+        ("base", f"{record.base.name} ({record.base.pipeline})"),
+        *(("fingerprint", c.digest) for c in record.base.components.values()),
+        ("layers", str(len(record.base.layers))),
+        *(("effect", line) for line in effects(erasure.measured) or ["not measured (--no-check)"]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
+    ]
+    pairs(rows)
+    next_(*audit_of(record.base.name, path, [concept.kind for concept in record.concepts]))
 
 
 def _show_gallery(path: Path) -> None:
@@ -140,9 +146,13 @@ def _show_gallery(path: Path) -> None:
 
     gallery = Gallery.open(path)
     missing = gallery.missing()
-    console.print(f"{len(gallery)} prompts, {len(missing)} of their images still to be made")
+    say(f"{len(gallery)} prompts, {len(missing)} of their images still to be made")
+    # ASCII alone, so that nothing in it can steer the terminal
     console.print_json(json.dumps(gallery.made_by))
-    next_("the command that made it, to go on" if missing else f"open {path / 'images'}")
+    if missing:
+        say(("Next:", "dim"), " run the command that made it again, to make the others")
+    else:
+        look_at(path / "images")
 
 
 @suites.command()
@@ -167,11 +177,11 @@ def check(
                     f"{prompt.id}: {model} reads {limit} tokens, and the prompt has {length}."
                 )
     for problem in problems:
-        console.print(problem, soft_wrap=True, markup=False, highlight=False)
+        say(problem)
     if problems:
         raise InputError(f"{file} has {len(problems)} fault{'s' if problems[1:] else ''}.")
-    console.print(f"{escape(file)}: {len(prompts)} prompts, nothing wrong.", soft_wrap=True)
-    next_(f"unsee suites show {shlex.quote(file)}")
+    say(f"{file}: {len(prompts)} prompts, nothing wrong.")
+    next_("unsee", "suites", "show", file)
 
 
 def _tokenizer(model: str) -> Any:
@@ -207,21 +217,19 @@ def show_suite(
     model = "emoji" if name == "emoji" else ""
     concepts = [find_concept(c, model=model, kind=kind) for c in concept or []]
     suite = find_suite(name, concepts, size, where=where)
-    console.print(f"[bold]{escape(suite.name)}[/]: {len(suite.prompts)} prompts", soft_wrap=True)
+    say((suite.name, "bold"), f": {len(suite.prompts)} prompts")
     kinds = dict.fromkeys(kind for p in suite.prompts for kind in p.labels)
     counts: dict[str, Counter[str | None]] = {
         "tests": Counter(p.tests for p in suite.prompts),
         **{kind: Counter(p.labels.get(kind) for p in suite.prompts) for kind in kinds},
         "category": Counter(p.category for p in suite.prompts),
     }
-    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    rows = []
     for what, counted in counts.items():
         said = [f"{value or 'none'} {n}" for value, n in counted.most_common(20)]
         more = f", {len(counted) - 20} more" if len(counted) > 20 else ""
-        table.add_row(what, escape(", ".join(said) + more))
-    for what, value in suite.source.items():
-        table.add_row(what, escape(value))
-    console.print(table)
+        rows.append((what, ", ".join(said) + more))
+    pairs([*rows, *suite.source.items()])
     for note in suite.notes:
-        console.print(f"[yellow]With care:[/] {escape(note)}", soft_wrap=True)
-    next_(f"unsee audit MODEL --erasure FILE --suite {shlex.quote(name)} --detector NAME")
+        say(("With care:", "yellow"), " ", note)
+    next_("unsee", "audit", "MODEL", "--erasure", "FILE", "--suite", name, "--detector", "NAME")

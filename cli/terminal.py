@@ -1,67 +1,194 @@
-"""What the commands have in common: the terminal, its tables, bars and warnings."""
+"""The terminal: everything that the commands print goes through here.
 
+What is printed may come from a file that somebody else wrote. So no text is read as markup, and
+its control characters are shown and not sent: ``plain`` sees every word.
+"""
+
+import os
 import shlex
+import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
-from ..records import Measured
+if TYPE_CHECKING:
+    from ..eval.folder import FolderScore
+    from ..records import Measured
 
-console = Console()
+Part = str | tuple[str, str]
+"""A text, or a text and its style, such as ``("done", "bold")``."""
+
+# Characters that Python calls unprintable and that words of some languages, and emoji, need.
+_HARMLESS = "\u00a0\u00ad\u200c\u200d\u202f"
+
+LABELS = 20
+"""How many labels of a detector a table in the terminal has."""
 
 WARNINGS = 4
 """How many of a report's warnings the terminal has."""
+
+
+class Terminal(Console):
+    """A console whose reader may go away (``unsee list methods | head -1``)."""
+
+    def on_broken_pipe(self) -> None:
+        # rich's own exit code for it, 1, would be an audit's verdict
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(3)
+
+
+console = Terminal()
+errors = Terminal(stderr=True)
+
+
+def plain(text: object) -> str:
+    r"""A text with nothing in it that a terminal would obey.
+
+    >>> plain("a\x1b[2Jb\n[/]")
+    'a\\x1b[2Jb\\n[/]'
+    """
+    return "".join(
+        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def text(*parts: Part) -> Text:
+    """Parts as one text for rich, each plain."""
+    pairs = (part if isinstance(part, tuple) else (part, "") for part in parts)
+    return Text.assemble(*((plain(words), style) for words, style in pairs))
+
+
+def say(*parts: Part, to: Console = console) -> None:
+    """Prints one line, however long."""
+    to.print(text(*parts), soft_wrap=True)
+
+
+def next_(*words: str | Path) -> None:
+    """Says which command comes next, so that it can be pasted as it stands."""
+    say(("Next:", "dim"), " ", command_line(words))
+
+
+def look_at(path: Path, *, browser: bool = False) -> None:
+    """Says where what was made is."""
+    say(("Next:", "dim"), " look at ", (str(path), "bold"), " in a browser" if browser else "")
+
+
+def command_line(words: Iterable[str | Path]) -> str:
+    """Words as a shell of this system takes them.
+
+    >>> command_line(["unsee", "erase", "emoji", "a $(id)"])
+    "unsee erase emoji 'a $(id)'"
+    """
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def command() -> str:
+    """The command that is running."""
+    return command_line(["unsee", *sys.argv[1:]])
+
+
+def pairs(rows: Iterable[tuple[str, str]], style: str = "") -> None:
+    """Prints names with what is said of each."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, about in rows:
+        table.add_row(text((name, style)), text(about))
+    console.print(table)
+
+
+def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints what was measured; of the columns ``measure`` is text, and no figure is broken."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        left = column == "measure"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    for row in rows:
+        table.add_row(*map(text, row))
+    console.print(table)
 
 
 def print_report(report: Any) -> None:
     from ..eval import words
     from ..eval.report import accuracies, summary
 
-    console.print(f"\n[bold]{escape(report.answer)}[/]", soft_wrap=True)
+    console.print()
+    say((report.answer, "bold"))
     rows = summary(report)
-    table = figures(rows[0])
-    for row in rows:
-        table.add_row(*(escape(value) for value in row.values()))
-    console.print(table)
+    figures(rows[0], (list(row.values()) for row in rows))
     for outcome in report.outcomes:
         of = f" of “{outcome.concept['name']}”" if len(report.outcomes) > 1 else ""
         if line := accuracies(outcome):
-            console.print(f"{line}{escape(of)}", soft_wrap=True)
+            say(line, of)
     for erasure in report.erased["erasures"]:
         took = f"{erasure['seconds']:.1f} s, " if erasure["seconds"] is not None else ""
-        what = escape(f"{erasure['method']} of {erasure['name']}")
-        console.print(f"{what}: {took}{words.bytes_(erasure['bytes'])}", soft_wrap=True)
+        say(f"{erasure['method']} of {erasure['name']}: {took}{words.bytes_(erasure['bytes'])}")
     for warning in report.warnings[:WARNINGS]:
-        console.print(f"[yellow]With care:[/] {escape(warning)}", soft_wrap=True)
+        say(("With care:", "yellow"), " ", warning)
     if (more := len(report.warnings) - WARNINGS) > 0:
-        console.print(f"[dim]{more} more in the report.[/]")
+        say((f"{more} more in the report.", "dim"))
 
 
-def effects(measured: Measured) -> list[str]:
+def print_score(found: "FolderScore") -> None:
+    from ..eval import words
+
+    for hole in found.holes:
+        say(("Unscored:", "bold yellow"), " ", hole)
+    if found.answer:
+        say((found.answer, "bold"))
+    rows: list[tuple[str, str, str, str]] = []
+
+    def row(what: str, rate: Any) -> None:
+        interval = words.interval(rate.interval())
+        rows.append((what, words.share(rate), interval, f"{rate.hits} of {rate.n}"))
+
+    for name, rate in found.right.items():
+        row(f"as labelled, by {name}", rate)
+    for name, rates in found.rates.items():
+        for label in list(rates)[:LABELS]:
+            row(f"{label} by {name}", rates[label])
+        if (more := len(rates) - LABELS) > 0:
+            rows.append((f"{more} other labels by {name}: in score.json", "", "", ""))
+    for name, value in found.scores.items():
+        rows.append(
+            (name, words.score(value), words.score_interval(value), str(value.n)),
+        )
+    figures(("measure", "value", "interval", "n"), rows)
+
+
+def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str | Path]:
+    """The command that audits an erasure, with what a model of one's own has to be told.
+
+    Args:
+        model: The erasure's base.
+        erasure: The file.
+        kinds: Of the concepts; the suite and the detector are for the first.
+    """
+    words: list[str | Path] = ["unsee", "audit", model, "--erasure", erasure]
+    if model != "emoji":
+        kind = kinds[0]
+        suite = {"style": "artists", "object": "objects", "person": "figures", "unsafe": "unsafe"}
+        words += ["--suite", suite[kind], "--detector", f"clip:ViT-B-32,openai?kind={kind}"]
+    return [*words, "-o", f"runs/{Path(erasure).stem}"]
+
+
+def effects(measured: "Measured") -> list[str]:
     """How far each concept moved, a line each; none where nobody looked."""
     lines = []
     for name, seen in (measured.effect or {}).items():
-        kept = seen.kept_moved
-        rest = "" if kept is None else f"; what is kept moved by {kept:.0%}"
+        rest = "" if seen.kept_moved is None else f"; what is kept moved by {seen.kept_moved:.0%}"
         lines.append(
             f"The prediction on {name} went {seen.moved:.0%} of the way to its anchor's{rest}."
         )
     return lines
-
-
-def figures(columns: Iterable[str]) -> Table:
-    """A table of what was measured, its first column ``measure``; figures are never broken."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        left = column == "measure"
-        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
-    return table
 
 
 @contextmanager
@@ -77,21 +204,21 @@ def progress() -> Iterator[Callable[..., None]]:
     )
 
     bars = Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-        console=Console(stderr=True),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=errors,
         transient=True,
     )
     tasks: dict[str, TaskID] = {}
 
     def show(what: str, done: float, total: int, note: str = "") -> None:
         if what not in tasks:
-            tasks[what] = bars.add_task(what, total=total, note="")
+            tasks[what] = bars.add_task(plain(what), total=total, note="")
             bars.start()
-        bars.update(tasks[what], completed=done, note=note)
+        bars.update(tasks[what], completed=done, note=plain(note))
 
     try:
         yield show
@@ -108,9 +235,7 @@ def warnings_in_words() -> Iterator[None]:
         yield
     for warning in caught:
         if warning.category is UserWarning:
-            console.print(
-                f"[bold yellow]Warning:[/] {escape(str(warning.message))}", soft_wrap=True
-            )
+            say(("Warning:", "bold yellow"), " ", str(warning.message))
 
 
 def hush() -> None:
@@ -120,11 +245,3 @@ def hush() -> None:
 
     diffusers_logging.disable_progress_bar()
     transformers_logging.disable_progress_bar()
-
-
-def command() -> str:
-    return shlex.join(["unsee", *sys.argv[1:]])
-
-
-def next_(command: str) -> None:
-    console.print(f"[dim]Next:[/] {escape(command)}", soft_wrap=True, highlight=False)

@@ -2,10 +2,11 @@
 
 Lyu et al., "One-Dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing
 Applications", CVPR 2024 (https://arxiv.org/abs/2312.16145). A membrane is a LoRA of rank 1 around
-a layer, y = Wx + γ b aᵀx. It learns ESD's target, and by latent anchoring to leave alone
-surrogate prompts k that are drawn the more often the less they are like the concept c:
+a layer, y = Wx + γ b aᵀx. It learns a target like ESD's, but with the anchor a (∅ where a concept
+names none) in the bracket too, and by latent anchoring to leave alone surrogate prompts k that are
+drawn the more often the less they are like the concept c:
 
-    ‖ε_θ(x_t, c) − [ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, ∅))]‖² + λ‖ε_θ(x_t, k) − ε*(x_t, k)‖²
+    ‖ε_θ(x_t, c) − [ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, a))]‖² + λ‖ε_θ(x_t, k) − ε*(x_t, k)‖²
     D(k) ∝ (1 − |cos(E(k), E(c))|)^α
 
 So it is trained as ESD is. The surrogates are what the concept keeps; without that, words of the
@@ -32,7 +33,8 @@ from ..pipelines.parts import Parts
 from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
 from ..records import Transport
-from .esd import ESD
+from . import Eraser
+from .esd import ESD, every_phrase_fits
 
 # Words of the vocabulary that are looked at where nothing is kept.
 WORDS = 512
@@ -55,7 +57,7 @@ def surrogates(sources: Tensor, candidates: Tensor, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SPM:
+class SPM(Eraser):
     """Concept semi-permeable membranes.
 
     The defaults are ours: they did well on the built-in model. ``presets``: "2024" is the authors'
@@ -72,7 +74,7 @@ class SPM:
             authors' code has it; or ``none``, and γ is 1.
         layers: Of the layers that a LoRA can change, those whose names match, as file names do.
             The authors' are the transformer blocks', with what leads in and out.
-        eta: η, as ESD's.
+        eta: η, how far beyond its anchor the concept is pushed.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
         batch_size: Samples a step.
@@ -101,7 +103,8 @@ class SPM:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "anchoring"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2024": {
             "iterations": 3000,
@@ -127,6 +130,7 @@ class SPM:
         watch: Callable[[float], None] = lambda loss: None,
     ) -> Erasure:
         """As ``ESD.fit``."""
+        every_phrase_fits(concepts, self.iterations, self.batch_size)
         draw = torch.Generator().manual_seed(seed)
         phrases = [phrase for concept in concepts for phrase in concept.phrases]
         anchored = [self._anchored(parts, concept, phrases, draw) for concept in concepts]
@@ -149,6 +153,7 @@ class SPM:
             variant="all",
             layers=self.layers,
             eta=self.eta,
+            against="anchor",
             iterations=self.iterations,
             lr=self.lr,
             batch_size=self.batch_size,

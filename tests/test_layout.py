@@ -12,7 +12,7 @@ import pytest
 import unsee
 
 ROOT = Path(__file__).parents[1]
-BELOW = {"_errors", "_reading", "_registry", "_settings", "gallery", "records"}
+BELOW = {"_errors", "_files", "_reading", "_registry", "_settings", "gallery", "records"}
 MAY_IMPORT = {
     "prompts": BELOW - {"gallery", "records"},
     "pipelines": BELOW | {"prompts"},
