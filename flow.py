@@ -293,7 +293,7 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
-        notes=suite.notes,
+        notes=(*suite.notes, *_cut(pipe, suite)),
         base_answers=kept["base"],
         erased_answers=kept["erased"],
         limits=limits,
@@ -388,6 +388,9 @@ def generate_gallery(
         steps: Where a prompt names none; None is the model's default.
         progress: Called with what is going on, how much of it is done, and of how much.
 
+    Warns:
+        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists.
+
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
@@ -397,7 +400,23 @@ def generate_gallery(
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
-    return _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
+    gallery = _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
+    for note in _cut(pipe, suite):
+        warnings.warn(note, stacklevel=2)
+    return gallery
+
+
+def _cut(pipe: Any, suite: Suite) -> list[str]:
+    """A line on the prompts that the tokenizer cuts, if there are any."""
+    from .pipelines import cut
+
+    if not (ids := cut(pipe, suite.prompts)):
+        return []
+    more = f" and {len(ids) - 10} more, all of them in gallery.json" if len(ids) > 10 else ""
+    return [
+        f"The tokenizer cuts {len(ids)} of {len(suite.prompts)} prompts, whose ends the model "
+        f"never read: {', '.join(ids[:10])}{more}."
+    ]
 
 
 def _gallery(
@@ -410,10 +429,12 @@ def _gallery(
     what: str,
     progress: Progress,
 ) -> Gallery:
-    from .pipelines import generate
+    from .pipelines import cut, generate
 
+    lost = cut(pipe, suite.prompts)
     made_by = {
         "model": model,
+        **({"cut": list(lost)} if lost else {}),
         **({"suite": {"name": suite.name, **suite.source}} if suite.source else {}),
         "erasures": [_described(e) for e in erasures],
         **settings,

@@ -231,7 +231,7 @@ def generate(
     )
     check_folder(out)
     hush()
-    with progress() as show:
+    with warnings_in_words(), progress() as show:
         gallery = generate_gallery(
             model,
             erasure or [],

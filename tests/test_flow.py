@@ -1,5 +1,7 @@
 """The whole way with a pipeline that is loaded already, on a tiny model."""
 
+import json
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -199,3 +201,54 @@ def test_prompts_of_other_steps_and_sizes_are_made_as_if_alone(pipe: Any, tmp_pa
         ).images[0]
         assert found.shape[:2] == (prompt.height or 16, prompt.width or 16)
         assert abs(found - np.asarray(alone).astype(int)).max() <= 1
+
+
+LONG = Suite(
+    "long",
+    tuple(
+        Prompt(f"{i}", "a bomb " * words, i, {"object": "bomb"}, width=16, height=16)
+        for i, words in enumerate((1, 7, 8, 30, 2))
+    ),
+)
+
+
+def test_prompts_that_the_tokenizer_cuts_are_listed_once(
+    pipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    libraries = [logging.getLogger("diffusers"), logging.getLogger("transformers")]
+    for library in libraries:
+        library.addHandler(caplog.handler)
+        library.setLevel(logging.WARNING)
+    try:
+        erasure = erase(pipe, Concept("bomb"), check=False)
+        report = audit(
+            pipe, erasure, out=tmp_path, suite=LONG, detectors=[Anything()], steps=1, batch_size=2
+        )
+        assert not [r for r in caplog.records if "truncated" in r.message or "Token" in r.message]
+        # Elsewhere the libraries may say so
+        pipe(LONG.prompts[3].prompt, num_inference_steps=1)
+        assert any("truncated" in r.message for r in caplog.records)
+    finally:
+        for library in libraries:
+            library.removeHandler(caplog.handler)
+    # Begin- and end-of-text leave room for 14 words
+    assert report.warnings[0] == (
+        "The tokenizer cuts 2 of 5 prompts, whose ends the model never read: 2, 3."
+    )
+    for side in ("base", "erased"):
+        made_by = json.loads((tmp_path / side / "gallery.json").read_text())
+        assert made_by["cut"] == ["2", "3"]
+    with pytest.warns(UserWarning, match="The tokenizer cuts 2 of 5 prompts"):
+        generate_gallery(pipe, [], LONG, tmp_path / "alone", steps=1)
+
+
+def test_nothing_is_said_where_no_prompt_is_cut(
+    run: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "it.csv").write_text("prompt\na bomb\n" + "a bomb " * 9 + "\n")
+    options = ("generate", str(tiny_folder), "--suite", "it.csv", "--steps", "1")
+    code, out, _ = run(*options, "--where", "prompt == 'a bomb'", "-o", "short")
+    assert code == 0 and "tokenizer" not in out
+    assert "cut" not in json.loads((tmp_path / "short/gallery.json").read_text())
+    code, out, _ = run(*options, "-o", "both")
+    assert code == 0 and "Warning: The tokenizer cuts 1 of 2 prompts" in out
