@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._reading import plain
-from ..pipelines.erasure import Erasure, fingerprint
+from ..pipelines.erasure import Erasure
+from ..pipelines.identity import sample
 from ..pipelines.parts import Parts, weights_of
 from ..prompts import Concept
 from ..records import Base, Component, Loss, Measured, Record
@@ -83,7 +84,7 @@ def run(
         **plain(settings),
         "concepts": plain(concepts),
         "seed": seed,
-        "base": plain(fingerprint(weights)),
+        "base": Component({n: tuple(w.shape) for n, w in weights.items()}, sample(weights)).digest,
     }
 
 
@@ -200,7 +201,7 @@ def _record(
 ) -> Record:
     weights = _weights(parts, layers)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    component = Component(shapes, fingerprint(weights))
+    component = Component(shapes, sample(weights))
     base = Base(
         name=str(parts.pipe.name_or_path or parts.pipe.config.get("_name_or_path", "")),
         pipeline=type(parts.pipe).__name__,
