@@ -7,13 +7,16 @@ BIN := $(VENV)/bin
 export MALLOC_MMAP_THRESHOLD_ ?= 4294967296
 export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 
-.PHONY: demo test lint types notebook clean
+.PHONY: demo test test-slow lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/unsee demo
 
 test: lint types
 	$(BIN)/pytest
+
+test-slow: $(VENV)/.dev
+	$(BIN)/pytest -m slow
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

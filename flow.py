@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
 from ._registry import unknown
+from ._settings import check, hints_of
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery
-from .prompts import Concept, Suite, find_concept, find_suite
+from .prompts import Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 
 if TYPE_CHECKING:
@@ -46,18 +46,15 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
         InputError: There is no such method, preset or setting, or a value that cannot be.
     """
     cls = ERASERS[method]
-    known = {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    known = hints_of(cls)
     for name in settings:
         if name not in known:
             raise unknown(f"setting of {method}", name, known)
     if preset is not None and preset not in cls.presets:
         raise unknown(f"preset of {method}", preset, cls.presets)
-    return cls(**((cls.presets[preset] if preset else {}) | settings))
-
-
-def trains(eraser: Eraser) -> bool:
-    """Whether a method trains: its ``fit`` then takes a ``checkpoint`` and a ``watch`` as well."""
-    return {"checkpoint", "watch"} <= inspect.signature(eraser.fit).parameters.keys()
+    eraser = cls(**((cls.presets[preset] if preset else {}) | settings))
+    check(eraser)  # as another package's may not do
+    return eraser
 
 
 def erase(
@@ -87,8 +84,8 @@ def erase(
         anchor: What the concepts become, in place of what they say themselves.
         kind: What the concepts are, where they are phrases of your own.
         seed: Of every draw.
-        check: Whether to look at the effect afterwards; it goes into the record as ``effect``.
-            A closed form needs the whole model for this alone.
+        check: Whether to look at the effect afterwards, for ``measured.effect``. A closed form
+            needs the whole model for this alone.
         checkpoint: A file by which a method that trains goes on after an interrupt, to the same
             weights; remove it once the erasure is saved.
         progress: Called with the share that is done, in [0, 1].
@@ -105,8 +102,9 @@ def erase(
     from .pipelines import load_pipeline, load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
+    _check_honoured(method, eraser, keep, anchor)
     training: dict[str, Any] = {}
-    if trains(eraser):
+    if eraser.trains:
         path = None if checkpoint is None else Path(checkpoint)
         training = {"checkpoint": path, "watch": watch}
     elif checkpoint is not None:
@@ -114,32 +112,32 @@ def erase(
             f"{method} does not train and has nothing to go on from: leave checkpoint out."
         )
     name = _name(model)
-    wanted = _concepts(concepts, name, keep, anchor, kind)
+    wanted = find_concepts(concepts, name, keep=keep, anchor=anchor, kind=kind)
 
     def taken(load: Callable[..., Any]) -> "Parts":
         named = isinstance(model, (str, Path))
         return parts_of(load(model, **_unchecked(name)) if named else model)
 
-    parts = taken(load_text_side if eraser.text_only else load_pipeline)
+    parts = taken(load_text_side if eraser.needs == "text" else load_pipeline)
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
     seconds, peak = round(time.perf_counter() - start, 3), _peak_bytes()
-    record = dict(erasure.record) | {
-        "seconds": seconds,
-        "peak_memory": peak.get("cuda", peak.get("process")),
-    }
-    if check and record["kind"] != "guidance":  # which leaves the denoiser as it is
-        if eraser.text_only:
+    measured = dataclasses.replace(
+        erasure.measured, seconds=seconds, peak_memory=peak.get("cuda", peak.get("process"))
+    )
+    if check and erasure.record.kind != "guidance":  # which leaves the denoiser as it is
+        if eraser.needs == "text":
             parts = taken(load_pipeline)
-        record["effect"] = effect(parts, erasure, wanted, seed=seed)
-        for concept, seen in record["effect"].items():
-            if seen["moved"] < HARDLY:
+        seen = effect(parts, erasure, wanted, seed=seed)
+        measured = dataclasses.replace(measured, effect=seen)
+        for concept, one in seen.items():
+            if one.moved < HARDLY:
                 warnings.warn(
-                    f"{concept!r} is hardly erased: the prediction moved {seen['moved']:.0%} of "
+                    f"{concept!r} is hardly erased: the prediction moved {one.moved:.0%} of "
                     "the way to its anchor's. Try another preset, or name more phrases.",
                     stacklevel=2,
                 )
-    return dataclasses.replace(erasure, record=record)
+    return dataclasses.replace(erasure, measured=measured)
 
 
 def audit(
@@ -147,8 +145,8 @@ def audit(
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
     *,
     out: str | Path,
-    suite: str | Suite | None = None,
-    size: int = 192,
+    suite: str | Suite | Sequence[str | Suite] | None = None,
+    size: int | None = None,
     where: str = "",
     detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
@@ -170,9 +168,10 @@ def audit(
             pipeline itself, which is left as it was.
         erasures: Erasures or their files; they are measured together.
         out: The folder for it all.
-        suite: A suite, or what ``find_suite`` knows it by; the built-in model has its own.
-        size: How many prompts of a suite that is made to measure.
-        where: A filter of the suite's rows, where it is not a ``Suite`` already.
+        suite: A suite, or what ``find_suite`` knows it by; or several, measured as one. The
+            built-in model has its own.
+        size: How many prompts of a suite that is made to measure; None is what it needs.
+        where: A filter of the rows of every suite that has its columns and is no ``Suite`` yet.
         detectors: Detectors, or what ``find_detector`` knows them by; the built-in model has its
             own.
         metrics: As ``find_metric`` reads them; the built-in model has its own.
@@ -201,9 +200,9 @@ def audit(
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
         )
-    concepts = [Concept(**concept) for e in loaded for concept in e.record["concepts"]]
-    if not isinstance(suite, Suite):
-        suite = find_suite(suite or "emoji", concepts, size, where=where)
+    concepts = [concept for e in loaded for concept in e.record.concepts]
+    named = [suite or "emoji"] if suite is None or isinstance(suite, (str, Suite)) else suite
+    suite = join(find_suites(named, concepts, size, where=where))
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
@@ -232,6 +231,7 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
+        notes=suite.notes,
         base_answers=kept["base"],
         erased_answers=kept["erased"],
         limits=Limits(allow_unscored=allow_unscored),
@@ -370,12 +370,13 @@ def _gallery(
     return gallery
 
 
-def _concepts(
+def find_concepts(
     given: str | Concept | Sequence[str | Concept],
     model: str,
-    keep: Sequence[str],
-    anchor: str | None,
-    kind: str | None,
+    *,
+    keep: Sequence[str] = (),
+    anchor: str | None = None,
+    kind: str | None = None,
 ) -> list[Concept]:
     found = [
         one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
@@ -400,6 +401,29 @@ def _concepts(
         )
         for concept in found
     ]
+
+
+def _check_honoured(method: str, eraser: Eraser, keep: Sequence[str], anchor: str | None) -> None:
+    """Refuses what a method would drop in silence.
+
+    Raises:
+        InputError: There is something to keep, or an anchor, and the method honours none.
+    """
+    if keep and not eraser.honours_keep:
+        able = ", ".join(name for name, cls in ERASERS.items() if cls.honours_keep)
+        raise InputError(
+            f"{method} cannot keep anything on purpose: leave keep out, or take one of {able}."
+        )
+    if keep and eraser.keep_setting and getattr(eraser, eraser.keep_setting) == 0:
+        raise InputError(
+            f"{method} has {eraser.keep_setting} 0, at which nothing is kept: leave keep out, or "
+            f"set {eraser.keep_setting} above 0."
+        )
+    if anchor is not None and not eraser.honours_anchor:
+        able = ", ".join(name for name, cls in ERASERS.items() if cls.honours_anchor)
+        raise InputError(
+            f"{method} leads concepts to no anchor: leave anchor out, or take one of {able}."
+        )
 
 
 def _generation(
@@ -462,10 +486,10 @@ def _described(erasure: "Erasure") -> dict[str, Any]:
     data = erasure.bytes
     return {
         "name": erasure.name,
-        "method": erasure.record["method"],
-        "settings": erasure.record["settings"],
+        "method": erasure.record.method,
+        "settings": dict(erasure.record.settings),
         "sha256": hashlib.sha256(data).hexdigest(),
         "bytes": len(data),
-        "seconds": erasure.record.get("seconds"),
-        "peak_memory": erasure.record.get("peak_memory"),
+        "seconds": erasure.measured.seconds,
+        "peak_memory": erasure.measured.peak_memory,
     }

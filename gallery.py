@@ -79,7 +79,7 @@ class Gallery:
         try:
             made_by = json.loads((path / "gallery.json").read_text(encoding="utf-8"))
             lines = (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-            return cls(path, made_by, tuple(Prompt(**json.loads(line)) for line in lines))
+            return cls(path, made_by, tuple(Prompt.from_json(json.loads(line)) for line in lines))
         except FileNotFoundError as error:
             raise InputError(
                 f"{path} is no gallery: it has no {Path(error.filename).name}."

@@ -1,33 +1,79 @@
 """The command line: ``unsee``."""
 
+import io
 import sys
+from typing import Any, NoReturn
 
 from .._errors import InputError
 
+FINE, VERDICT, INPUT, BROKEN, INTERRUPTED = 0, 1, 2, 3, 130
+"""Exit codes. The second is an audit's that says anything but forgotten, and a score's with images
+unscored; the fourth is for what broke on the way: a full disk, too little memory, our own faults.
+"""
 
-def main() -> None:
-    """Runs the command and exits: 0, 1 for an audit's verdict, 2 for what the user can mend."""
-    from rich.console import Console
+
+def main() -> NoReturn:
+    """Runs the command and exits with one of the codes above; an error is one line."""
+    # Anywhere on the line, so that it can be put behind the command that has just failed.
+    debug = "--debug" in sys.argv
+    for stream in (sys.stdout, sys.stderr):
+        # A terminal that knows only a few hundred characters shows "?" for the others.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    try:
+        code = _run([a for a in sys.argv[1:] if a != "--debug"])
+    except KeyboardInterrupt:
+        # By no library: it may be in the middle of being imported.
+        print("\nInterrupted. Run the same command again to go on.", file=sys.stderr)
+        code = INTERRUPTED
+    except InputError as error:
+        code = _failed(INPUT, str(error), debug)
+    except Exception as error:
+        again = "" if debug else " Run the command again with --debug for the traceback."
+        code = _failed(BROKEN, f"{_reason(error)}{again}", debug)
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    import typer
 
     from .commands import app
 
-    # Anywhere on the line, so that it can be put behind the command that has just failed.
-    debug = "--debug" in sys.argv
-    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    # click's, which typer brings and does not name
+    usage_error: Any = typer.BadParameter.__mro__[1]
     try:
-        app(arguments, prog_name="unsee")
-    except InputError as error:
-        if debug:
-            raise
-        Console(stderr=True).print(f"[bold red]unsee:[/] {_plain(error)}", soft_wrap=True)
-        sys.exit(2)
-    except SystemExit as end:
-        if end.code == 130:  # typer's, when interrupted
-            Console(stderr=True).print("\nInterrupted. Run the same command again to go on.")
-        raise
+        # Not standalone: typer's own exit code for a file that ends too early would be 1.
+        code = app(arguments or ["--help"], prog_name="unsee", standalone_mode=False)
+    except usage_error as error:
+        if not (said := error.format_message()):  # a group without a command has shown its help
+            return INPUT
+        page = error.ctx.command_path if error.ctx else "unsee"
+        raise InputError(f"{said} See '{page} --help'.") from error
+    if code == INTERRUPTED:
+        raise KeyboardInterrupt
+    return int(code or FINE)
 
 
-def _plain(error: InputError) -> str:
-    from rich.markup import escape
+def _reason(error: Exception) -> str:
+    """What broke, for somebody who does not read Python."""
+    said = " ".join(str(error).split())
+    if isinstance(error, MemoryError) or "out of memory" in said.lower():
+        return (
+            "The memory is full: make fewer images at a time (--batch-size), or close what else "
+            f"is running. ({said or 'MemoryError'})"
+        )
+    if isinstance(error, OSError) and error.strerror:
+        where = f" ({error.filename})" if error.filename else ""
+        return f"{error.strerror}{where}."
+    return f"{type(error).__name__}: {said}" if said else f"{type(error).__name__}."
 
-    return escape(" ".join(str(error).split()))
+
+def _failed(code: int, line: str, debug: bool) -> int:
+    if debug:
+        import traceback
+
+        traceback.print_exc()
+    from .terminal import errors, say
+
+    say(("unsee:", "bold red"), " ", " ".join(line.split()), to=errors)
+    return code

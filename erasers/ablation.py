@@ -26,12 +26,14 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._errors import InputError
+from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .esd import select
 from .record import run, trained
-from .training import autocast, check, check_run, frozen, precision, student, train
+from .training import autocast, check_run, check_store, frozen, precision, student, train
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Eraser):
     """Concept ablation.
 
     A concept that names no anchor becomes what is left of its templates without it. The paper's
@@ -116,23 +118,24 @@ class Ablation:
     loss: Literal["model-based", "noise-based"] = "model-based"
     variant: Literal["x", "x-strict", "u", "all"] = "x-strict"
     layers: str = "*"
-    iterations: int = 200
-    lr: float = 1e-3
-    batch_size: int = 8
-    anchor_weight: float = 1.0
-    keep_weight: float = 1.0
-    images: int = 64
-    sampling_steps: int = 20
-    guidance: float = 6.0
-    sampling_batch: int = 16
+    iterations: Count = 200
+    lr: Positive = 1e-3
+    batch_size: Count = 8
+    anchor_weight: NotNegative = 1.0
+    keep_weight: NotNegative = 1.0
+    images: Count = 64
+    sampling_steps: Steps = 20
+    guidance: Guidance = 6.0
+    sampling_batch: Count = 16
     expand: bool = True
-    rank: int | None = None
+    rank: Count | None = None
     store: Literal["lora", "dense"] = "lora"
-    residual: float = 0.1
+    residual: Rest = 0.1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "keep_weight"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2023": {
             "iterations": 100,
@@ -146,6 +149,7 @@ class Ablation:
 
     def __post_init__(self) -> None:
         check(self)
+        check_store(self.rank, self.store)
 
     def fit(
         self,

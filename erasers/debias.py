@@ -11,9 +11,10 @@ which attribute each shows, and
 
     αₐ ← αₐ + step · (desired share − observed share)
 
-All that is carried from round to round is α: every edit is made of the base's own weights and
-embeddings. (The published code adds to v in place, and so changes as well what it keeps wherever
-that is one of the attributes.)
+So α, and v with it, gathers the differences of all rounds, as the published code has it: once the
+shares are met, α is what holds them. The weights gather nothing, every edit is made of the base's
+own. (The published code adds to v in place, so a text that it keeps drifts along if it is itself
+one of the concepts; here it stays.)
 """
 
 import warnings
@@ -27,11 +28,13 @@ import torch
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import Count, Guidance, NotNegative, Positive, Rest, Share, Steps, check
 from ..gallery import Gallery
 from ..pipelines import generate
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
+from ..records import Debiased
 from .record import lowrank
 from .uce import UCE, Rows, embeddings, gather, thin, times
 
@@ -63,24 +66,19 @@ class Debias:
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    rounds: int = 30
-    images: int = 10
-    tolerance: float = 0.05
-    step: float = 1.0
-    ridge: float = 0.5
-    keep_scale: float = 1.0
+    rounds: Count = 30
+    images: Count = 10
+    tolerance: Share = 0.05
+    step: Positive = 1.0
+    ridge: Positive = 0.5
+    keep_scale: NotNegative = 1.0
     tokens: Literal["last", "tail"] = "last"
-    guidance: float = 7.5
-    steps: int = 20
-    residual: float = 1e-6
+    guidance: Guidance = 7.5
+    steps: Steps = 20
+    residual: Rest = 1e-6
 
     def __post_init__(self) -> None:
-        for name in ("rounds", "images", "step", "steps"):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
-        if self.tolerance < 0:
-            raise InputError(f"tolerance is {self.tolerance}; it cannot be below 0.")
-        self.uce()
+        check(self)
 
     def uce(self) -> UCE:
         """The edit of each round."""
@@ -116,8 +114,7 @@ class Debias:
             progress: Called with the share of the rounds that is done, in [0, 1].
 
         Returns:
-            The edit, whose record has under ``debias`` the desired shares, the observed ones of
-            each concept and round (the first is the base's), and α.
+            The edit, with what was seen on the way in ``measured.debias``.
 
         Warns:
             UserWarning: A share is still off after the last round.
@@ -180,8 +177,8 @@ class Debias:
                 stacklevel=2,
             )
         found = {c.name: push for c, push in zip(concepts, pushes, strict=True)}
-        more = {"debias": {"desired": desired, "observed": observed, "pushes": found}}
-        return replace(erasure, record={**erasure.record, **more})
+        debias = Debiased(desired, tuple(observed), found)
+        return replace(erasure, measured=replace(erasure.measured, debias=debias))
 
     def _observe(
         self, parts: Parts, concept: Concept, desired: Shares, vote: Vote, seed: int

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..records import Effect
 
 HARDLY = 0.1
 
@@ -22,7 +23,7 @@ def effect(
     seed: int = 0,
     samples: int = 2,
     most: int = 16,
-) -> dict[str, Any]:
+) -> dict[str, Effect]:
     """How far the prediction on each concept went towards its anchor's, and on what is kept.
 
     With ε the base's prediction and ε′ the erased one's, at three points of the base's own
@@ -36,16 +37,14 @@ def effect(
         most: How many concepts are looked at: of hundreds, these are evenly spread.
 
     Returns:
-        For each such concept's name, ``moved`` and ``kept_moved`` (None where nothing is kept).
+        For each such concept's name, how far it moved.
     """
     looks = {c.name: _look(parts, c, seed, samples) for c in _spread(concepts, most)}
     with erasure.applied(parts.pipe):
         return {name: look() for name, look in looks.items()}
 
 
-def _look(
-    parts: Parts, concept: Concept, seed: int, samples: int
-) -> Callable[[], dict[str, float | None]]:
+def _look(parts: Parts, concept: Concept, seed: int, samples: int) -> Callable[[], Effect]:
     """Looks at one concept as the pipeline is, and returns what does when it has been edited."""
     template = concept.templates[0]
     phrase = template.replace("{}", concept.phrases[0])
@@ -61,7 +60,7 @@ def _look(
 
     before = [predict(text[None]) for text in texts]
 
-    def again() -> dict[str, float | None]:
+    def again() -> Effect:
         # Encoded again: an erasure may listen to the text encoder, as SPM's transport does
         anew = parts.encode(prompts)
         after = [predict(text[None]) for text in (anew[0], *anew[3:])]
@@ -73,7 +72,7 @@ def _look(
             shift = sum((a - b).square().sum() for a, b in zip(after[1:], before[3:], strict=True))
             scale = sum((b - before[2]).square().sum() for b in before[3:])
             kept_moved = float((shift / scale) ** 0.5)
-        return {"moved": float(moved), "kept_moved": kept_moved}
+        return Effect(float(moved), kept_moved)
 
     return again
 

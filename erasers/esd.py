@@ -32,11 +32,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._errors import InputError
+from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import run, trained
-from .training import autocast, check, check_run, frozen, precision, student, train
+from .training import autocast, check_run, check_store, frozen, precision, student, train
 
 
 def target(concept: Tensor, empty: Tensor, anchor: Tensor, eta: float) -> Tensor:
@@ -141,7 +143,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class ESD:
+class ESD(Eraser):
     """Erased stable diffusion.
 
     What is trained are the weights of the selected linear layers and convolutions. Norms and
@@ -187,22 +189,23 @@ class ESD:
     layers: str = "*"
     eta: float = 1.0
     erase_from: str | None = None
-    iterations: int = 200
-    lr: float = 5e-5
-    batch_size: int = 1
+    iterations: Count = 200
+    lr: Positive = 5e-5
+    batch_size: Count = 1
     sampling: Literal["batched", "reference"] = "batched"
-    sampling_steps: int = 20
-    guidance: float = 3.0
-    sampling_batch: int = 4
-    keep_weight: float = 1.0
+    sampling_steps: Steps = 20
+    guidance: Guidance = 3.0
+    sampling_batch: Count = 4
+    keep_weight: NotNegative = 1.0
     expand: bool = True
-    rank: int | None = None
+    rank: Count | None = None
     store: Literal["lora", "dense"] = "lora"
-    residual: float = 0.1
+    residual: Rest = 0.1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "keep_weight"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": {
             "sampling": "reference",
@@ -222,6 +225,7 @@ class ESD:
 
     def __post_init__(self) -> None:
         check(self)
+        check_store(self.rank, self.store)
 
     def fit(
         self,

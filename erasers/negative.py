@@ -6,7 +6,7 @@ the prompt: ε = ε_S + w (ε_c − ε_S). It is what ``negative_prompt`` of dif
 at no cost, and it takes the place of a negative prompt that is given.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -16,14 +16,18 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..records import Record
+from . import Eraser
 from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
-class Negative:
+class Negative(Eraser):
     """The negative prompt, which has no settings."""
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    honours_keep = False
+    honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def fit(
@@ -38,9 +42,9 @@ class Negative:
         return guidance(parts, "negative", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
-    concept = encode_concepts(parts, record["concepts"])
+    concept = encode_concepts(parts, record.concepts)
     return lambda steps, prompts: _Guide(concept)
 
 

@@ -3,7 +3,7 @@
 Gong et al., "Reliable and Efficient Concept Erasure of Text-to-Image Diffusion Models", ECCV 2024
 (https://arxiv.org/abs/2407.12383). After a UCE edit, each epoch finds the embedding c′ by which
 the edited weights W come nearest to what the original W₀ made of the concept's c, and edits it
-away too:
+away to what the concept becomes, token by token:
 
     c′ = (Σ WᵀW + μI)⁻¹ (Σ WᵀW₀) c            summed over the layers, for every token of the phrase
 
@@ -15,16 +15,17 @@ and an epoch is a few products and solves of d × d, whatever the number of laye
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
-from .._errors import InputError
+from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import lowrank
 from .uce import UCE, Rows, thin, times
 
@@ -46,11 +47,22 @@ def adversary(sources: Tensor, m: Tensor, q: Tensor, closeness: float) -> Tensor
     return found.T
 
 
+_AUTHORS: dict[str, Any] = {
+    "hold": False,
+    "start": "2023",
+    "expand": False,
+    "residual": 1e-6,
+}
+
+
 @dataclass(frozen=True)
-class RECE:
+class RECE(Eraser):
     """Reliable and efficient concept erasure. The scales are the authors' for nudity.
 
-    The authors keep an epoch only if a validation detector falls; here all epochs are kept.
+    ``presets`` are the authors' (https://github.com/CharlesGong12/RECE, its README and scripts):
+    "nudity"; "unsafe", for the eleven terms of ``i2p-unsafe``; "style"; "object", for easy ones
+    such as a golf ball; and "hard-object", such as a church or a garbage truck. The authors keep
+    an epoch only if a validation detector falls (of a style each); here all epochs are kept.
 
     Attributes:
         epochs: How many times c′ is sought and edited away; 0 is the UCE edit alone.
@@ -58,52 +70,53 @@ class RECE:
             alone, and what it moves by that may bring back the concept itself, most where much is
             kept.
         closeness: μ; the smaller, the further c′ may lie from anything that a prompt encodes to.
-        ridge: λ of each edit.
+        start: The UCE edit that the epochs start from: with the scales of the ``epochs``, or the
+            authors' of ``2023``, of λ 0.5 and max(0.1, 1/number of texts kept) for what stays.
+        becomes: What a concept becomes that names no anchor.
+        ridge: λ of each epoch's edit.
         erase_scale: s of what goes.
-        keep_scale: s of what stays: the empty prompt, and what the concepts keep.
+        keep_scale: s of what stays in an epoch: the empty prompt, and what the concepts keep.
+        empty_each: Whether an epoch keeps the empty prompt once for each text that goes, as the
+            authors' code for nudity and unsafe terms does, or once.
         expand: Whether phrases stand in their concept's templates, or by themselves.
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    epochs: int = 3
+    epochs: Annotated[int, Range(least=0, most=1000)] = 3
     hold: bool = True
-    closeness: float = 0.1
-    ridge: float = 0.1
-    erase_scale: float = 1.0
-    keep_scale: float = 0.1
+    start: Literal["epochs", "2023"] = "epochs"
+    becomes: str = ""
+    closeness: Positive = 0.1
+    ridge: Positive = 0.1
+    erase_scale: Positive = 1.0
+    keep_scale: NotNegative = 0.1
+    empty_each: bool = False
     expand: bool = True
-    residual: float = 0.01
+    residual: Rest = 0.01
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "nudity": {"hold": False, "expand": False, "residual": 1e-6},
-        "style": {
-            "hold": False,
-            "epochs": 1,
-            "closeness": 1e-3,
-            "expand": False,
-            "residual": 1e-6,
-        },
-        "object": {"hold": False, "epochs": 1, "expand": False, "residual": 1e-6},
+        "nudity": _AUTHORS | {"empty_each": True},
+        "unsafe": _AUTHORS | {"epochs": 2, "empty_each": True},
+        "style": _AUTHORS | {"epochs": 1, "closeness": 1e-3, "becomes": "art"},
+        "object": _AUTHORS | {"epochs": 1},
+        "hard-object": _AUTHORS | {"epochs": 1, "closeness": 1e-3},
     }
 
     def __post_init__(self) -> None:
-        if self.epochs < 0:
-            raise InputError(f"epochs is {self.epochs}; it cannot be below 0.")
-        if self.closeness <= 0:
-            raise InputError(f"closeness is {self.closeness}; it must be above 0.")
-        self.first()
+        check(self)
 
     def first(self) -> UCE:
-        """The edit that the epochs start from: the 2023 settings of UCE, with these scales."""
+        """The edit that the epochs start from."""
+        theirs = self.start == "2023"
         return UCE(
-            ridge=self.ridge,
-            erase_scale=self.erase_scale,
-            keep_scale=self.keep_scale,
+            ridge=0.5 if theirs else self.ridge,
+            erase_scale=1.0 if theirs else self.erase_scale,
+            keep_scale=None if theirs else self.keep_scale,
             tokens="tail",
             expand=self.expand,
-            style_anchor="",
-            residual=self.residual,
+            style_anchor=self.becomes,
         )
 
     def fit(
@@ -127,21 +140,29 @@ class RECE:
     ) -> Tensor:
         """M, by which every layer's weight becomes W₀M, shape (d, d), float64."""
         first = self.first()
+        concepts = [
+            replace(concept, anchor=self.becomes) if concept.anchor is None else concept
+            for concept in concepts
+        ]
         rows = first.rows(parts, concepts)
         eye = torch.eye(rows.sources.shape[1], dtype=torch.float64)
-        left, right = rows.solve(self.erase_scale, self.keep_scale, self.ridge)
+        left, right = rows.solve(first.erase_scale, first.weigh(parts, concepts), first.ridge)
         m = eye + left @ right
         q = torch.zeros_like(eye)
         for layer in parts.text_layers().values():
             weight = layer.weight.detach().cpu().double()
             q += weight.T @ weight
         whole, becomes = first.whole(parts, concepts)
+        kept = rows.kept
+        if self.empty_each:
+            more = first.texts(parts, concepts) - 1
+            kept = torch.cat([kept, more**0.5 * parts.encode([""])[0].cpu().double()])
         for epoch in range(self.epochs):
             progress((epoch + 1) / (self.epochs + 1))
-            found = Rows(adversary(whole, m, q, self.closeness), becomes, rows.kept)
+            found = Rows(adversary(whole, m, q, self.closeness), becomes, kept)
             if self.hold:
                 sources = torch.cat([rows.sources, found.sources])
-                found = Rows(sources, torch.cat([rows.targets, found.targets]), rows.kept)
+                found = Rows(sources, torch.cat([rows.targets, found.targets]), kept)
             left, right = found.solve(self.erase_scale, self.keep_scale, self.ridge)
             # On top of the edit so far: W₀M becomes W₀M(I + D R).
             m = m + (m @ left) @ right

@@ -1,20 +1,21 @@
 """From a method's result to an erasure with its whole record."""
 
-import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..pipelines.erasure import FORMAT, Erasure, fingerprint
+from .._reading import plain
+from ..pipelines.erasure import Erasure, fingerprint
 from ..pipelines.parts import Parts, weights_of
 from ..prompts import Concept
+from ..records import Base, Component, Loss, Measured, Record
 
-_NOTHING: Mapping[str, Any] = MappingProxyType({})
+_NOTHING = Measured()
 _RECORDED = ("unsee", "torch", "diffusers", "transformers")
 
 
@@ -25,7 +26,7 @@ def lowrank(
     concepts: Sequence[Concept],
     seed: int,
     updates: Mapping[str, tuple[Tensor, Tensor]],
-    more: Mapping[str, Any] = _NOTHING,
+    measured: Measured = _NOTHING,
 ) -> Erasure:
     """The erasure that adds B A to each named layer of the denoiser.
 
@@ -36,14 +37,14 @@ def lowrank(
         concepts: What goes.
         seed: As ``fit`` was given it.
         updates: A (rank, in) and B (out, rank) by layer.
-        more: What else goes into the record.
+        measured: What was measured so far.
     """
     tensors = {}
     for name, (a, b) in updates.items():
         tensors[f"{parts.prefix}.{name}.lora_A.weight"] = a.cpu()
         tensors[f"{parts.prefix}.{name}.lora_B.weight"] = b.cpu()
     record = _record(parts, "lowrank", method, settings, concepts, seed, updates)
-    return Erasure(tensors, record | dict(more))
+    return Erasure(tensors, record, measured)
 
 
 def dense(
@@ -53,7 +54,7 @@ def dense(
     concepts: Sequence[Concept],
     seed: int,
     updates: Mapping[str, Tensor],
-    more: Mapping[str, Any] = _NOTHING,
+    measured: Measured = _NOTHING,
 ) -> Erasure:
     """The erasure that adds to parameters of the denoiser what is given; else as ``lowrank``.
 
@@ -64,7 +65,7 @@ def dense(
     tensors = {f"{parts.prefix}.{name}_delta": delta.cpu() for name, delta in updates.items()}
     layers = list(dict.fromkeys(name.rpartition(".")[0] for name in updates))
     record = _record(parts, "dense", method, settings, concepts, seed, layers)
-    return Erasure(tensors, record | dict(more))
+    return Erasure(tensors, record, measured)
 
 
 def run(
@@ -79,10 +80,10 @@ def run(
     weights = _weights(parts, layers)
     return {
         "method": method,
-        **dataclasses.asdict(settings),
-        "concepts": [concept.to_json() for concept in concepts],
+        **plain(settings),
+        "concepts": plain(concepts),
         "seed": seed,
-        "base": fingerprint(weights),
+        "base": plain(fingerprint(weights)),
     }
 
 
@@ -108,7 +109,7 @@ def trained(
     """
     tenth = max(1, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
-    more: dict[str, Any] = {"loss": {"first": first, "last": last}}
+    measured = Measured(loss=Loss(first, last))
     to_file = (parts, method, settings, concepts, seed)
     found = {name: parameter.detach() for name, parameter in parameters.items()}
     if settings.rank is not None:
@@ -116,16 +117,16 @@ def trained(
             layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
             for layer in layers
         }
-        return lowrank(*to_file, pairs, more)
+        return lowrank(*to_file, pairs, measured)
     updates = {
         name: learnt - parts.denoiser.get_parameter(name).detach().float()
         for name, learnt in found.items()
     }
     if settings.store == "dense":
-        return dense(*to_file, updates, more)
+        return dense(*to_file, updates, measured)
     weights = {name.removesuffix(".weight"): delta for name, delta in updates.items()}
     pairs, residual = factors(weights, settings.residual)
-    return lowrank(*to_file, pairs, more | {"residual": residual})
+    return lowrank(*to_file, pairs, replace(measured, residual=residual))
 
 
 def guidance(
@@ -136,13 +137,13 @@ def guidance(
     Raises:
         InputError: The concepts' text is longer than the tokenizer takes.
     """
-    encode_concepts(parts, [concept.to_json() for concept in concepts])
+    encode_concepts(parts, concepts)
     return Erasure({}, _record(parts, "guidance", method, settings, concepts, seed, ()))
 
 
-def encode_concepts(parts: Parts, concepts: Sequence[Mapping[str, Any]]) -> Tensor:
-    """All phrases of a record's concepts as one text, between commas, shape (1, tokens, dim)."""
-    return parts.encode([", ".join(phrase for c in concepts for phrase in c["phrases"])])
+def encode_concepts(parts: Parts, concepts: Sequence[Concept]) -> Tensor:
+    """All phrases of concepts as one text, between commas, shape (1, tokens, dim)."""
+    return parts.encode([", ".join(phrase for c in concepts for phrase in c.phrases)])
 
 
 def factors(
@@ -194,21 +195,21 @@ def _record(
     concepts: Sequence[Concept],
     seed: int,
     layers: Iterable[str],
-) -> dict[str, Any]:
+) -> Record:
     weights = _weights(parts, layers)
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "method": method,
-        "settings": dataclasses.asdict(settings),
-        "concepts": [concept.to_json() for concept in concepts],
-        "seed": seed,
-        "base": {
-            "name": str(parts.pipe.name_or_path or parts.pipe.config.get("_name_or_path", "")),
-            "class": type(parts.pipe).__name__,
-            "prefix": parts.prefix,
-            "fingerprint": fingerprint(weights),
-            "layers": {name: list(weight.shape) for name, weight in weights.items()},
-        },
-        "versions": {name: version(name) for name in _RECORDED},
-    }
+    shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
+    component = Component(shapes, fingerprint(weights))
+    base = Base(
+        name=str(parts.pipe.name_or_path or parts.pipe.config.get("_name_or_path", "")),
+        pipeline=type(parts.pipe).__name__,
+        components={parts.prefix: component} if weights else {},
+    )
+    return Record(
+        kind=kind,
+        method=method,
+        settings=plain(settings),
+        concepts=tuple(concepts),
+        seed=seed,
+        base=base,
+        versions={name: version(name) for name in _RECORDED},
+    )

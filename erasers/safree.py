@@ -24,24 +24,27 @@ itself. The paper's re-attention, which damps low frequencies of the skip featur
 """
 
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, cast
+from typing import Annotated, Any, ClassVar, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from .._errors import InputError
+from .._settings import NotNegative, Range, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..records import Record
+from . import Eraser
 from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
-class SAFREE:
+class SAFREE(Eraser):
     """SAFREE without re-attention. The defaults are the authors'.
 
     Attributes:
@@ -54,23 +57,23 @@ class SAFREE:
             published code, whose figures therefore include it.
     """
 
-    margin: float = 0.01
+    margin: NotNegative = 0.01
     validate: bool = True
-    limit: int = 10
-    sharpness: float = 5.0
+    limit: Annotated[int, Range(least=0, most=50)] = 10
+    sharpness: NotNegative = 5.0
     midpoint: float = 5.333
     negative: bool = False
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    honours_keep = False
+    honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "every-step": {"validate": False},
         "with-negative": {"negative": True},
     }
 
     def __post_init__(self) -> None:
-        for name in ("margin", "limit", "sharpness"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it cannot be below 0.")
+        check(self)
 
     def fit(
         self,
@@ -84,12 +87,12 @@ class SAFREE:
         return guidance(parts, "safree", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
-    settings = SAFREE(**record["settings"])
-    phrases = [phrase for concept in record["concepts"] for phrase in concept["phrases"]]
+    settings = SAFREE(**record.settings)
+    phrases = [phrase for concept in record.concepts for phrase in concept.phrases]
     concept = span(torch.cat([pooled(parts.pipe, phrase)[:1] for phrase in phrases]))
-    negative = encode_concepts(parts, record["concepts"]) if settings.negative else None
+    negative = encode_concepts(parts, record.concepts) if settings.negative else None
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:
         if not prompts:

@@ -13,23 +13,25 @@ draw far from the prompt. The phrases of all concepts are one text, between comm
 kept and anchors have no place in it.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from .._errors import InputError
+from .._settings import NotNegative, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..records import Record
+from . import Eraser
 from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
-class SLD:
+class SLD(Eraser):
     """Safe latent diffusion. The defaults are the paper's medium strength.
 
     Attributes:
@@ -40,13 +42,15 @@ class SLD:
         momentum_decay: β, how much of them is kept from step to step.
     """
 
-    scale: float = 1000.0
+    scale: NotNegative = 1000.0
     threshold: float = 0.01
-    warmup: int = 10
-    momentum: float = 0.3
-    momentum_decay: float = 0.4
+    warmup: Annotated[int, Range(least=0, most=50)] = 10
+    momentum: NotNegative = 0.3
+    momentum_decay: Rest = 0.4
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    honours_keep = False
+    honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "weak": {
             "scale": 200.0,
@@ -72,11 +76,7 @@ class SLD:
     }
 
     def __post_init__(self) -> None:
-        for name in ("scale", "warmup", "momentum"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it cannot be below 0.")
-        if not 0 <= self.momentum_decay < 1:
-            raise InputError(f"momentum_decay is {self.momentum_decay}; wanted 0 to below 1.")
+        check(self)
 
     def fit(
         self,
@@ -90,10 +90,10 @@ class SLD:
         return guidance(parts, "sld", self, concepts, seed)
 
 
-def guide(record: Mapping[str, Any], parts: Parts) -> Start:
+def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
-    settings = SLD(**record["settings"])
-    concept = encode_concepts(parts, record["concepts"])
+    settings = SLD(**record.settings)
+    concept = encode_concepts(parts, record.concepts)
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:
         return _Guide(settings, concept, round(settings.warmup * steps / 50))

@@ -25,10 +25,14 @@ import torch
 from torch import Tensor
 
 from .._errors import InputError
+from .._reading import plain
+from .._settings import Count, Guidance, NotNegative, Positive, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
-from ..pipelines.transport import SIMILARITIES, overlap, similarity
+from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
+from ..records import Transport
+from . import Eraser
 from .esd import ESD
 
 # Words of the vocabulary that are looked at where nothing is kept.
@@ -52,7 +56,7 @@ def surrogates(sources: Tensor, candidates: Tensor, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SPM:
+class SPM(Eraser):
     """Concept semi-permeable membranes.
 
     The defaults are ours: they did well on the built-in model. ``presets``: "2024" is the authors'
@@ -86,19 +90,20 @@ class SPM:
     transport: Literal["both", "sentence", "token", "none"] = "both"
     layers: str = "*attentions.*"
     eta: float = 1.0
-    iterations: int = 200
-    lr: float = 3e-3
-    batch_size: int = 8
-    anchoring: float = 1.0
-    alpha: float = 1.0
-    sampling_steps: int = 20
-    guidance: float = 3.0
-    sampling_batch: int = 4
+    iterations: Count = 200
+    lr: Positive = 3e-3
+    batch_size: Count = 8
+    anchoring: NotNegative = 1.0
+    alpha: NotNegative = 1.0
+    sampling_steps: Steps = 20
+    guidance: Guidance = 3.0
+    sampling_batch: Count = 4
     expand: bool = True
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "anchoring"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2024": {
             "iterations": 3000,
@@ -111,14 +116,7 @@ class SPM:
     }
 
     def __post_init__(self) -> None:
-        if self.transport not in (*SIMILARITIES, "none"):
-            raise InputError(
-                f"transport is {self.transport!r}; it can be {', '.join(SIMILARITIES)}, none."
-            )
-        for name in ("anchoring", "alpha"):
-            if not (value := getattr(self, name)) >= 0:
-                raise InputError(f"{name} is {value}; it cannot be below 0.")
-        self._esd()
+        check(self)
 
     def fit(
         self,
@@ -137,14 +135,16 @@ class SPM:
         erasure = self._esd().fit(
             parts, anchored, seed=seed, progress=progress, checkpoint=checkpoint, watch=watch
         )
-        record = dict(erasure.record) | {
-            "method": "spm",
-            "settings": dataclasses.asdict(self),
-            "concepts": [concept.to_json() for concept in concepts],
-        }
-        if self.transport != "none":
-            record["transport"] = {"similarity": self.transport, "phrases": phrases}
-        return Erasure(erasure.tensors, record)
+        record = dataclasses.replace(
+            erasure.record,
+            method="spm",
+            settings=plain(self),
+            concepts=tuple(concepts),
+            transport=None
+            if self.transport == "none"
+            else Transport(self.transport, tuple(phrases)),
+        )
+        return dataclasses.replace(erasure, record=record)
 
     def _esd(self) -> ESD:
         return ESD(

@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,35 +21,15 @@ from ..gallery import write_atomically
 # Seconds between two checkpoints.
 EVERY = 60.0
 
-# Settings that count something, in the trainings that have them.
-_COUNTS = ("iterations", "batch_size", "images", "sampling_steps", "sampling_batch", "rank")
 
-
-def check(settings: Any) -> None:
-    """Looks at the settings of a training.
+def check_store(rank: int | None, store: str) -> None:
+    """Looks at whether two settings of a training go together.
 
     Raises:
-        InputError: One is none of its choices, or out of its range.
+        InputError: A LoRA is to be trained, and stored as something else.
     """
-    hints = get_type_hints(type(settings))
-    for name, hint in hints.items():
-        choices = get_args(hint) if get_origin(hint) is Literal else ()
-        if choices and (value := getattr(settings, name)) not in choices:
-            raise InputError(f"{name} is {value!r}; it can be {', '.join(choices)}.")
-    for name in _COUNTS:
-        if (number := getattr(settings, name, None)) is not None and number < 1:
-            raise InputError(f"{name} is {number}; it must be at least 1.")
-    if not settings.lr > 0:
-        raise InputError(f"lr is {settings.lr}; at 0 or less nothing is erased.")
-    for name in hints:
-        if name.endswith("_weight") and not (weight := getattr(settings, name)) >= 0:
-            raise InputError(f"{name} is {weight}; it cannot be below 0.")
-    if not 0 <= settings.residual < 1:
-        raise InputError(f"residual is {settings.residual}; it must be at least 0 and below 1.")
-    if settings.rank is not None and settings.store == "dense":
-        raise InputError(
-            f"rank is {settings.rank} and store is 'dense': a LoRA is stored as it is."
-        )
+    if rank is not None and store == "dense":
+        raise InputError(f"rank is {rank} and store is 'dense': a LoRA is stored as it is.")
 
 
 @contextmanager
@@ -206,7 +186,7 @@ def train(
     try:
         for step in range(len(losses), steps):
             value = loss(step)
-            value.backward()  # type: ignore[no-untyped-call]
+            value.backward()
             gradients = [p.grad for p in parameters.values() if p.grad is not None]
             norm = nn.utils.get_total_norm(gradients)
             if not (torch.isfinite(value) and torch.isfinite(norm)):

@@ -27,9 +27,11 @@ import torch
 from torch import Tensor
 
 from .._errors import InputError
+from .._settings import NotNegative, Positive, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import lowrank
 
 
@@ -43,7 +45,7 @@ def multiplier(
         targets: G of the edited rows, shape (edited, d); what is kept is its own target.
         scales: sᵢ ≥ 0, shape (n,).
         edited: How many of the rows are edited.
-        ridge: λ > 0.
+        ridge: λ ≥ 0; at 0 of all M that fit best the one that is nearest to I.
 
     Returns:
         D, shape (d, edited), and R, shape (edited, d), in the sources' precision.
@@ -51,6 +53,9 @@ def multiplier(
     rows, dim = sources.shape
     difference = (targets - sources[:edited]).T
     root = scales.sqrt()[:, None] * sources
+    if ridge == 0:
+        solved = scales.sqrt()[:, None] * torch.linalg.pinv(root).T
+        return difference, solved[:edited]
     if rows <= dim:
         # S^½(λI + S^½CCᵀS^½)⁻¹S^½C, which is (λS⁻¹ + CCᵀ)⁻¹C and takes a scale of 0 too.
         gram = root @ root.T + ridge * torch.eye(rows, dtype=sources.dtype)
@@ -83,6 +88,7 @@ def thin(left: Tensor, right: Tensor, residual: float) -> tuple[Tensor, Tensor]:
 _2025: dict[str, Any] = {
     "tokens": "last",
     "expand": False,
+    "expand_keep": False,
     "keep_empty": False,
     "keep_scale": 1.0,
     "residual": 1e-6,
@@ -104,7 +110,7 @@ _TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class UCE:
+class UCE(Eraser):
     """Unified concept editing.
 
     What a concept becomes goes by its kind where it names no anchor: a style becomes 'art', and
@@ -116,26 +122,30 @@ class UCE:
         erase_scale: s of what goes.
         keep_scale: s of what stays. 0.05 did best on the built-in model, where all else is
             kept; the authors' is 1 in the 2025 settings; None is
-            max(0.1, 1/number kept), as the 2023 code has it.
+            max(0.1, 1/number of texts kept), as the 2023 code has it: the empty prompt counts.
         tokens: Which embeddings of a prompt are edited: the phrase's ``last`` token, or the
             ``tail`` from there to the last padding. Of what is kept, the last or all.
-        expand: Whether phrases stand in their concept's templates, or by themselves. A concept
+        expand: Whether what goes stands in its concept's templates, or by itself. A concept
             that brings no templates gets the authors' expanded prompts for its kind.
+        expand_keep: Whether what is kept is expanded as well, where ``expand`` is set. The
+            authors' code does not.
         keep_empty: Whether the empty prompt is always kept.
         style_anchor: What a style becomes if its concept names no anchor; others become nothing.
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    ridge: float = 0.5
-    erase_scale: float = 1.0
-    keep_scale: float | None = 0.05
+    ridge: Positive = 0.5
+    erase_scale: Positive = 1.0
+    keep_scale: NotNegative | None = 0.05
     tokens: Literal["last", "tail"] = "tail"
     expand: bool = True
+    expand_keep: bool = True
     keep_empty: bool = True
     style_anchor: str = "art"
-    residual: float = 0.02
+    residual: Rest = 0.02
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": _2025,
         "2025-expanded": _2025 | {"expand": True},
@@ -143,6 +153,7 @@ class UCE:
         "2023": {
             "tokens": "tail",
             "expand": False,
+            "expand_keep": False,
             "keep_scale": None,
             "style_anchor": "",
             "residual": 1e-6,
@@ -150,16 +161,7 @@ class UCE:
     }
 
     def __post_init__(self) -> None:
-        if self.ridge <= 0:
-            raise InputError(
-                f"ridge is {self.ridge}; it must be above 0 for there to be one answer."
-            )
-        if self.erase_scale <= 0:
-            raise InputError(f"erase_scale is {self.erase_scale}; at 0 or less nothing is erased.")
-        if self.keep_scale is not None and self.keep_scale < 0:
-            raise InputError(f"keep_scale is {self.keep_scale}; it cannot be below 0.")
-        if self.tokens not in ("last", "tail"):
-            raise InputError(f"tokens is {self.tokens!r}; it can be 'last' or 'tail'.")
+        check(self)
 
     def fit(
         self,
@@ -171,10 +173,7 @@ class UCE:
     ) -> Erasure:
         rows = self.rows(parts, concepts)
         progress(0.5)
-        keep_scale = self.keep_scale
-        if keep_scale is None:
-            keep_scale = max(0.1, 1 / max(1, _kept(concepts)))
-        left, right = rows.solve(self.erase_scale, keep_scale, self.ridge)
+        left, right = rows.solve(self.erase_scale, self.weigh(parts, concepts), self.ridge)
         updates = times(parts, *thin(left, right, self.residual))
         progress(1.0)
         return lowrank(parts, "uce", self, concepts, seed, updates)
@@ -185,6 +184,10 @@ class UCE:
         sources, targets = gather(embeddings(parts, pairs)).chunk(2, dim=1)
         return Rows(sources, targets, self.kept(parts, concepts))
 
+    def texts(self, parts: Parts, concepts: Sequence[Concept]) -> int:
+        """How many texts go."""
+        return len(self._pairs(parts, concepts))
+
     def whole(self, parts: Parts, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
         """Every token of what goes and of what it becomes, each (rows, d), float64."""
         pairs = [
@@ -193,16 +196,15 @@ class UCE:
         goes, becomes = gather(embeddings(parts, pairs)).chunk(2, dim=1)
         return goes, becomes
 
+    def weigh(self, parts: Parts, concepts: Sequence[Concept]) -> float:
+        """The scale of what stays."""
+        if self.keep_scale is not None:
+            return self.keep_scale
+        return max(0.1, 1 / max(1, len(self._stays(parts, concepts))))
+
     def kept(self, parts: Parts, concepts: Sequence[Concept]) -> Tensor:
         """What stays, shape (rows, d), float64."""
-        stays: dict[str, slice] = {"": self._tokens(0)} if self.keep_empty else {}
-        for concept in concepts:
-            for template in self._templates(parts, concept):
-                for phrase in concept.keep:
-                    text, last = place(parts, template, phrase)
-                    stays[text] = self._tokens(last)
-        if self.tokens == "tail":
-            stays = dict.fromkeys(stays, slice(None))
+        stays = self._stays(parts, concepts)
         if not stays:
             dim = next(iter(parts.text_layers().values())).in_features
             return torch.empty(0, dim, dtype=torch.float64)
@@ -223,6 +225,17 @@ class UCE:
 
     def _tokens(self, last: int) -> slice:
         return slice(last, None if self.tokens == "tail" else last + 1)
+
+    def _stays(self, parts: Parts, concepts: Sequence[Concept]) -> dict[str, slice]:
+        """The texts that stay, each once, and which of their tokens."""
+        stays: dict[str, slice] = {"": self._tokens(0)} if self.keep_empty else {}
+        for concept in concepts:
+            templates = self._templates(parts, concept) if self.expand_keep else ("{}",)
+            for template in templates:
+                for phrase in concept.keep:
+                    text, last = place(parts, template, phrase)
+                    stays[text] = self._tokens(last)
+        return dict.fromkeys(stays, slice(None)) if self.tokens == "tail" else stays
 
     def _pairs(self, parts: Parts, concepts: Sequence[Concept]) -> list[tuple["Place", ...]]:
         pairs = []
@@ -270,10 +283,6 @@ def times(parts: Parts, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, 
         name: (a, (layer.weight.detach().float() @ b.to(layer.weight.device)).cpu())
         for name, layer in parts.text_layers().items()
     }
-
-
-def _kept(concepts: Sequence[Concept]) -> int:
-    return len({phrase for concept in concepts for phrase in concept.keep})
 
 
 # A prompt, and which of its tokens are meant.

@@ -1,6 +1,6 @@
 """How much faster a gallery is read in batches than by the library, one image at a time.
 
-    python lab/bench_detectors.py [--images 64] [--repeats 3] [--threads 2]
+    python -m lab.bench_detectors [--images 64] [--repeats 3] [--threads 2]
 
 NudeNet: ``detect`` under all six protocols, beside ``NudeDetector.detect`` of nudenet once for
 each file, at 512 pixels. The emoji judge: ``detect`` with both of its detectors, beside the same
@@ -15,6 +15,7 @@ import argparse
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,7 +37,7 @@ def gallery(path: Path, count: int, side: int) -> Gallery:
 
 
 def fastest(
-    sides: dict[str, Callable[[], None]], repeats: int
+    sides: dict[str, Callable[[], object]], repeats: int
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Seconds of each, by the clock and of the processor: the least of all but the first."""
     clock, busy = (dict.fromkeys(sides, float("inf")) for _ in range(2))
@@ -99,7 +100,7 @@ def main() -> None:
             ("emoji judge, both", small, judge, one_by_one(small, judge)),
         ):
             took, busy = fastest(
-                {"ours": lambda m=made, e=eyes: detect(m, e), "other": other},  # type: ignore[misc]
+                {"ours": partial(detect, made, eyes), "other": other},
                 settings.repeats,
             )
             ours, theirs = (len(made) / took[side] for side in ("ours", "other"))

@@ -1,8 +1,8 @@
 """ESD beside the published schedule: how much faster it is, and whether it erases as well.
 
-    python lab/bench_esd.py [--latent 64] [--steps 50] [--samples 200] [--published 200]
+    python -m lab.bench_esd [--latent 64] [--steps 50] [--samples 200] [--published 200]
                             [--divide 1] [--device cpu]
-    python lab/bench_esd.py --emoji OUT [--concept "kitchen knife"] [--steps 20]
+    python -m lab.bench_esd --emoji OUT [--concept "kitchen knife"] [--steps 20]
                             [--samples 400] [--size 96]
 
 The first is on Stable Diffusion 1.5's real UNet shapes, with random weights: both train cross
@@ -190,10 +190,10 @@ def emoji(arguments: argparse.Namespace) -> None:
             sampling_steps=arguments.steps,
             **settings,
         )
-        concepts = [Concept(**concept) for concept in erasure.record["concepts"]]
+        concepts = list(erasure.record.concepts)
         suite = find_suite("emoji", concepts, arguments.size)
         base = generate_gallery("emoji", [], suite, arguments.emoji / "base")
-        out = arguments.emoji / f"{sampling}-{erasure.record['seconds']}"
+        out = arguments.emoji / f"{sampling}-{erasure.measured.seconds}"
         report = compare(
             base,
             generate_gallery("emoji", [erasure], suite, out),
@@ -211,7 +211,7 @@ def emoji(arguments: argparse.Namespace) -> None:
                 {
                     "sampling": sampling,
                     "samples": iterations * settings["batch_size"],
-                    "seconds": erasure.record["seconds"],
+                    "seconds": erasure.measured.seconds,
                 }
                 | {
                     role: {"rate": rate.value, "interval": rate.interval(), "n": rate.n}
@@ -222,8 +222,9 @@ def emoji(arguments: argparse.Namespace) -> None:
         )
     overlap = {}
     for role, one in found["batched"].items():
-        (low, high), (other_low, other_high) = one.interval(), found["reference"][role].interval()
-        overlap[role] = low <= other_high and other_low <= high
+        mine, other = one.interval(), found["reference"][role].interval()
+        # of nothing scored there is none
+        overlap[role] = mine and other and mine[0] <= other[1] and other[0] <= mine[1]
     print(json.dumps({"the intervals overlap": overlap}))
 
 

@@ -1,6 +1,6 @@
 """What a guide costs a step, beside the plain pipeline.
 
-    python lab/bench_guidance.py [--models sd15 emoji] [--size 32] [--batch 1] [--steps 3]
+    python -m lab.bench_guidance [--models sd15 emoji] [--size 32] [--batch 1] [--steps 3]
         [--repeats 3] [--device cpu]
 
 ``sd15`` is Stable Diffusion 1.5's UNet and text encoder, random, at latents of ``--size`` squared

@@ -1,6 +1,6 @@
 """How long UCE takes from a model's folder to the erasure's file, beside reading what it needs.
 
-    python lab/bench_load.py [--folder FOLDER]
+    python -m lab.bench_load [--folder FOLDER]
 
 Makes a folder of Stable Diffusion 1.5's shapes with random weights in float16, about 2 GB, or
 takes one that is there. The measure is to read the text encoder and the cross-attention key and
@@ -18,17 +18,18 @@ import json
 import tempfile
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import init_empty_weights
-from bench_uce import timed
 from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from safetensors import safe_open
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
+from lab.bench_uce import timed
 from unsee.erasers.uce import UCE
 from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.load import EMOJI
@@ -36,7 +37,7 @@ from unsee.prompts import Concept
 
 TEXT = "text_encoder/model.safetensors"
 UNET = "unet/diffusion_pytorch_model.safetensors"
-UNCHECKED = {"safety_checker": None, "requires_safety_checker": False}
+UNCHECKED: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
 READ = ("attn2.to_k.weight", "attn2.to_v.weight")
 
 
@@ -114,14 +115,12 @@ def main() -> None:
             rows = []
             for _ in range(repeats):
                 start = time.perf_counter()
-                loading, pipe = timed(lambda load=load: load(folder))
+                loading, pipe = timed(partial(load, folder))
                 parts = parts_of(pipe)
-                fitting, erasure = timed(
-                    lambda parts=parts: eraser.fit(parts, [Concept("knife", "style")])
-                )
-                saving, _ = timed(lambda e=erasure: e.save(Path(temporary) / "it.safetensors"))
+                fitting, erasure = timed(partial(eraser.fit, parts, [Concept("knife", "style")]))
+                saving, _ = timed(partial(erasure.save, Path(temporary) / "it.safetensors"))
                 total = time.perf_counter() - start
-                encoding, _ = timed(lambda parts=parts: parts.encode(["knife", "art"]))
+                encoding, _ = timed(partial(parts.encode, ["knife", "art"]))
                 rows.append((total, loading, encoding, fitting, saving))
             total, loading, encoding, fitting, saving = min(rows)
             row = {

@@ -1,6 +1,6 @@
 """How much memory UCE takes beyond the model's weights, as the number of concepts grows.
 
-    python lab/bench_many.py [--model sd15|sdxl] [--concepts 10 100 1000] [--preset 2025]
+    python -m lab.bench_many [--model sd15|sdxl] [--concepts 10 100 1000] [--preset 2025]
 
 Fits as many concepts at once, each in a process of its own, to the cross-attention key and value
 weights of Stable Diffusion 1.5's or SDXL's UNet, random. Texts are random embeddings of 77 tokens,
@@ -21,9 +21,9 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
-from bench_uce import shapes
 from torch import Tensor, nn
 
+from lab.bench_uce import shapes
 from unsee.erasers.uce import UCE
 from unsee.pipelines.stable_diffusion import StableDiffusionParts
 from unsee.prompts import Concept

@@ -1,6 +1,6 @@
 """How much faster an epoch of RECE is by d × d matrices than by the published arithmetic.
 
-    python lab/bench_rece.py [--model sd15|sdxl] [--tokens 77] [--epochs 3]
+    python -m lab.bench_rece [--model sd15|sdxl] [--tokens 77] [--epochs 3]
 
 Both start from the same edit of one concept, on the cross-attention key and value weights of
 Stable Diffusion 1.5's or SDXL's UNet, random, in one process. The published arithmetic is written
@@ -17,9 +17,9 @@ import argparse
 import json
 
 import torch
-from bench_uce import shapes, timed
 from torch import Tensor
 
+from lab.bench_uce import shapes, timed
 from unsee.erasers.rece import adversary
 from unsee.erasers.uce import Rows
 

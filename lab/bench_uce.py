@@ -1,6 +1,6 @@
 """How much faster UCE is by one n × n solve than by the published loop, on real shapes.
 
-    python lab/bench_uce.py [--model sd15|sdxl] [--edits 1+0 10+100 100+1000]
+    python -m lab.bench_uce [--model sd15|sdxl] [--edits 1+0 10+100 100+1000]
 
 Both do the arithmetic of the 2025 settings (one embedding a concept) on the cross-attention key
 and value weights of Stable Diffusion 1.5's or SDXL's UNet, random, in one process. The published
@@ -15,12 +15,15 @@ import argparse
 import json
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from unsee.erasers.uce import multiplier, thin
 
+T = TypeVar("T")
 Shapes = dict[str, tuple[int, int]]
 
 
@@ -85,7 +88,8 @@ def ours(
     return [(right, weight @ left) for weight in weights]
 
 
-def timed(work: Callable[[], object]) -> tuple[float, object]:
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    """Seconds, and what the work gave."""
     start = time.perf_counter()
     result = work()
     return time.perf_counter() - start, result
@@ -103,15 +107,16 @@ def main() -> None:
     print(
         f"{arguments.model}: {len(weights)} layers, d = {dim}, {torch.get_num_threads()} threads"
     )
-    ours(weights, *(torch.randn(1, dim, generator=draw) for _ in range(3)), 0.5)  # warm up
+    one, other, kept = (torch.randn(1, dim, generator=draw) for _ in range(3))
+    ours(weights, one, other, kept, 0.5)  # warm up
     for numbers in arguments.edits:
         n_edited, n_kept = map(int, numbers.split("+"))
         edited, targets, kept = (
             torch.randn(n, dim, generator=draw) for n in (n_edited, n_edited, n_kept)
         )
         work = (weights, edited, targets, kept, 0.5)
-        fast = min(timed(lambda w=work: ours(*w))[0] for _ in range(3))
-        slow, want = timed(lambda w=work: published(*w))
+        fast = min(timed(partial(ours, *work))[0] for _ in range(3))
+        slow, want = timed(partial(published, *work))
         found = ours(*work)
         apart = max(
             float((weight + b @ a - w).norm() / (w - weight).norm())

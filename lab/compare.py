@@ -76,7 +76,7 @@ def measure(concept: str, method: str, settings: Settings, size: int, pipe: Any)
         erasure = unsee.erase(pipe, concept, method=method, check=False, **settings)
         mine.mkdir(parents=True, exist_ok=True)
         erasure.save(saved)
-    concepts = [unsee.Concept(**c) for c in erasure.record["concepts"]]
+    concepts = list(erasure.record.concepts)
     suite = find_suite("emoji", concepts, size)
     base = unsee.generate_gallery(pipe, [], suite, shared / "base")
     erased = unsee.generate_gallery(pipe, [erasure], suite, mine / "gallery")
@@ -90,7 +90,7 @@ def measure(concept: str, method: str, settings: Settings, size: int, pipe: Any)
         base_answers=Answers(shared / "answers.jsonl"),
     )
     row = {"concept": concept, "method": method, "settings": settings} | figures(report)
-    row |= {"seconds": erasure.record["seconds"], "bytes": saved.stat().st_size}
+    row |= {"seconds": erasure.measured.seconds, "bytes": saved.stat().st_size}
     file.write_text(json.dumps(row))
     return row
 
@@ -117,7 +117,7 @@ def write(path: Path, entries: Sequence[dict[str, Any]]) -> None:
 
 def lost(row: dict[str, Any], role: str) -> float:
     """By how much a rate fell, as a share; 0 if it rose."""
-    return max(0.0, row[role]["base"]["value"] - row[role]["erased"]["value"])
+    return max(0.0, float(row[role]["base"]["value"] - row[role]["erased"]["value"]))
 
 
 def badness(rows: Sequence[dict[str, Any]]) -> float:

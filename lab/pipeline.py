@@ -15,6 +15,7 @@ import functools
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import (
@@ -34,7 +35,7 @@ from lab.fast import quicken
 from lab.train import Run, arguments, load_ema
 
 STEPS = 1000
-BETAS = {"num_train_timesteps": STEPS, "beta_start": 0.00085, "beta_end": 0.012,
+BETAS: dict[str, Any] = {"num_train_timesteps": STEPS, "beta_start": 0.00085, "beta_end": 0.012,
          "beta_schedule": "scaled_linear"}  # fmt: skip
 WIDTH = 192
 
@@ -230,7 +231,8 @@ def train(args: argparse.Namespace, world: World) -> None:
             some = torch.randint(0, len(grown), (round(args.grown * n),), generator=rng)
             which[: len(some)] = grown[some]
         copy = torch.randint(0, len(known), (n,), generator=rng)
-        ids = torch.stack([encode(world.any_caption(*pairs[i], words)) for i in which.tolist()])
+        drawn = [pairs[i] for i in which.tolist()]
+        ids = torch.stack([encode(world.any_caption(o, s, words)) for o, s in drawn])
         # One step from each n-th of the schedule, for an even loss
         t = (torch.arange(n) + torch.rand(n, generator=rng)) * STEPS / n
         t = t.long()[torch.randperm(n, generator=rng)].to(args.device)

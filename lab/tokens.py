@@ -59,7 +59,8 @@ def make(captions: Sequence[str], pad: str = END) -> CLIPTokenizer:
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     return CLIPTokenizer(
         vocab=vocabulary,
-        merges=merges,
+        # annotated as texts, and handed on to a BPE that takes pairs
+        merges=merges,  # type: ignore[arg-type]
         unk_token=END,
         bos_token=START,
         eos_token=END,

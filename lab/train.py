@@ -144,7 +144,7 @@ class Run:
     def update(self, loss: Tensor, **figures: float) -> None:
         """One step down the loss, and the moving average after it."""
         self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
         self.step += 1

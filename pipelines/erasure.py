@@ -2,7 +2,8 @@
 
 For each edited layer it holds ``unet.<module>.lora_A.weight`` (rank × in) and ``.lora_B.weight``
 (out × rank), to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads. The
-header has one entry, ``unsee``: JSON of the ``record`` and the ``sha256`` of it and the tensors.
+header has one entry, ``unsee``: JSON of the ``record`` (what it is), of what was ``measured`` when
+it was made, and the ``sha256`` of both and the tensors.
 
 That is the kind ``lowrank``. The kind ``dense``, which only unsee reads, holds what is to be added
 itself: ``unet.<module>.weight_delta`` for each edited layer, of its weight's shape, and, where the
@@ -13,7 +14,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from .. import records
 from .._errors import InputError
+from .._reading import loads
 from ..gallery import write_atomically
+from ..records import Measured, Record
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
 from .parts import weights_of
-
-FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -39,24 +41,29 @@ class Erasure:
         tensors: ``<prefix>.<module>.lora_A.weight`` (rank, in) and ``.lora_B.weight`` (out, rank),
             of a convolution (rank, in, height, width) and (out, rank, 1, 1); or, if dense,
             ``.weight_delta`` and ``.bias_delta``.
-        record: ``kind``, ``method``, ``settings``, ``concepts``, ``seed``, ``base`` (name, class,
-            prefix, fingerprint, layers with their shapes), ``effect``, ``seconds``, ``versions``;
-            ``transport`` (similarity, phrases) if each prompt has a strength of its own.
+        record: What it is.
+        measured: What was measured when it was made.
     """
 
     tensors: Mapping[str, Tensor]
-    record: Mapping[str, Any]
+    record: Record
+    measured: Measured = field(default_factory=Measured)
 
     @property
     def name(self) -> str:
         """The concepts' names, joined."""
-        return "+".join(concept["name"] for concept in self.record["concepts"])
+        return "+".join(concept.name for concept in self.record.concepts)
 
     @property
     def bytes(self) -> bytes:
         """The file."""
-        tensors = {name: t.detach().cpu().contiguous().clone() for name, t in self.tensors.items()}
-        ours = {"record": dict(self.record), "sha256": _checksum(tensors, self.record)}
+        # Not contiguous(): a tensor of one row or column can be so and yet have other strides.
+        tensors = {
+            name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
+            for name, t in self.tensors.items()
+        }
+        page = {"record": self.record.to_json(), "measured": self.measured.to_json()}
+        ours = page | {"sha256": _checksum(tensors, page)}
         # One entry: safetensors writes several in an order that changes from run to run.
         return save(tensors, {"unsee": json.dumps(ours, sort_keys=True)})
 
@@ -83,24 +90,18 @@ class Erasure:
             raise InputError(f"{path} is truncated or no safetensors file: {error}.") from error
         if "unsee" not in header:
             raise InputError(f"{path} is no erasure file: its header has no record of ours.")
-        try:
-            ours = json.loads(header["unsee"])
-            record, sha256 = ours["record"], str(ours["sha256"])
-            version = record["format"]
-        except (ValueError, TypeError, KeyError) as error:
-            raise InputError(f"{path} has a record that cannot be read: {error!r}.") from error
-        if not isinstance(version, int) or version > FORMAT:
-            raise InputError(
-                f"{path} has format {version}, and this version reads up to {FORMAT}: "
-                "upgrade unsee, or make the erasure again."
-            )
+        ours = loads(header["unsee"], f"{path}: its record")
+        record, measured = records.from_json(ours, str(path))
         _check_tensors(path, tensors, record)
-        if sha256 != (found := _checksum(tensors, record)):
+        page = {name: value for name, value in ours.items() if name != "sha256"}
+        # Format 1 had its measurements in the record.
+        found = _checksum(tensors, page if ours["record"]["format"] > 1 else ours["record"])
+        if ours.get("sha256") != found:
             raise InputError(
-                f"{path} has been changed since it was written: wanted sha256 {sha256[:12]}…, "
-                f"found {found[:12]}…. Make it again, or get it from where it came from."
+                f"{path} has been changed since it was written: its sha256 is {found[:12]}…, and "
+                "its record names another. Make it again, or get it from where it came from."
             )
-        return cls(tensors, record)
+        return cls(tensors, record, measured)
 
     def check_base(self, pipe: Any) -> None:
         """Makes sure that the pipeline holds the weights that this was made for.
@@ -108,38 +109,42 @@ class Erasure:
         Raises:
             InputError: It does not; the message says which layer, what was wanted and found.
         """
-        base = self.record["base"]
-        made_for = f"This erasure ({self.name}) was made for {base['name']!r}"
-        denoiser = getattr(pipe, base["prefix"], None)
-        if denoiser is None:
-            raise InputError(f"{made_for}, a {base['class']}; {type(pipe).__name__} was given.")
-        weights = {}
-        dense = getattr(denoiser, "dense_erasures", DenseErasures())
-        for name, weight in weights_of(denoiser, base["layers"]).items():
-            # What was there before any dense erasure is the base.
-            weight = dense.originals.get(f"{name}.weight", weight)
-            found = "no such layer" if weight is None else str(tuple(weight.shape))
-            wanted = tuple(base["layers"][name])
-            if weight is None or tuple(weight.shape) != wanted:
-                raise InputError(
-                    f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
-                )
-            weights[name] = weight
-        found_prints = fingerprint(weights)
-        if not set(found_prints) & set(base["fingerprint"]):
-            raise InputError(
-                f"{made_for}, and the model given has other weights in the edited layers: wanted "
-                f"fingerprint {base['fingerprint'][0][:12]}…, found {found_prints[0][:12]}…."
-            )
-        if self.record["kind"] == "dense":
-            parameters = parameters_of(denoiser)
-            for name, delta in deltas_of(self).items():
-                parameter = parameters.get(name)
-                if parameter is None or parameter.shape != delta.shape:
-                    found = "none" if parameter is None else str(tuple(parameter.shape))
+        base = self.record.base
+        made_for = f"This erasure ({self.name}) was made for {base.name!r}"
+        for prefix, component in base.components.items():
+            denoiser = getattr(pipe, prefix, None)
+            if denoiser is None:
+                given = type(pipe).__name__
+                raise InputError(f"{made_for}, a {base.pipeline}; {given} was given.")
+            weights = {}
+            dense = getattr(denoiser, "dense_erasures", DenseErasures())
+            for name, weight in weights_of(denoiser, component.layers).items():
+                # What was there before any dense erasure is the base.
+                weight = dense.originals.get(f"{name}.weight", weight)
+                found = "no such layer" if weight is None else str(tuple(weight.shape))
+                wanted = component.layers[name]
+                if weight is None or tuple(weight.shape) != wanted:
                     raise InputError(
-                        f"{made_for}: it has {name} {tuple(delta.shape)}, the model given {found}."
+                        f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
                     )
+                weights[name] = weight
+            found_prints = fingerprint(weights)
+            if not set(found_prints) & set(component.hashes):
+                raise InputError(
+                    f"{made_for}, and the model given has other weights in the edited layers: "
+                    f"wanted fingerprint {component.hashes[0][:12]}…, found "
+                    f"{found_prints[0][:12]}…."
+                )
+            if self.record.kind == "dense":
+                parameters = parameters_of(denoiser)
+                for name, delta in deltas_of(self).items():
+                    parameter = parameters.get(name)
+                    if parameter is None or parameter.shape != delta.shape:
+                        found = "none" if parameter is None else str(tuple(parameter.shape))
+                        raise InputError(
+                            f"{made_for}: it has {name} {tuple(delta.shape)}, the model given "
+                            f"{found}."
+                        )
 
     def add_to(self, pipe: Any) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
@@ -148,7 +153,7 @@ class Erasure:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        return KINDS[self.record["kind"]].put(pipe, self)
+        return KINDS[self.record.kind].put(pipe, self)
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
@@ -160,7 +165,7 @@ class Erasure:
             remove()
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
+def fingerprint(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     """Hashes by which a base model's weights (out, in) are known again in another precision.
 
     The weights are rounded to bfloat16, as they are and by way of float16: one base loaded as
@@ -173,12 +178,12 @@ def fingerprint(weights: Mapping[str, Tensor]) -> list[str]:
         for sha, rounded in zip(hashes, (weight, weight.half()), strict=True):
             sha.update(f"{name} {tuple(weight.shape)}".encode())
             sha.update(rounded.bfloat16().contiguous().view(torch.int16).numpy().tobytes())
-    return list(dict.fromkeys(sha.hexdigest() for sha in hashes))
+    return tuple(dict.fromkeys(sha.hexdigest() for sha in hashes))
 
 
-def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
+def _checksum(tensors: Mapping[str, Tensor], page: Any) -> str:
     sha = hashlib.sha256()
-    sha.update(json.dumps(dict(record), sort_keys=True).encode())
+    sha.update(json.dumps(page, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -186,20 +191,13 @@ def _checksum(tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> str:
     return sha.hexdigest()
 
 
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Mapping[str, Any]) -> None:
-    try:
-        kind, prefix = record["kind"], record["base"]["prefix"]
-        layers = {
-            f"{prefix}.{name}": (int(shape[0]), *(int(n) for n in shape[1:]))
-            for name, shape in record["base"]["layers"].items()
-        }
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"{path} has a record without its layers: {error!r}.") from error
-    if kind not in KINDS:
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
+    if record.kind not in KINDS:
         raise InputError(
-            f"{path} is of the kind {kind!r}, which this version does not know: upgrade unsee."
+            f"{path} is of the kind {record.kind!r}, which this version does not know: upgrade "
+            "unsee."
         )
-    wanted = KINDS[kind].shapes(layers, tensors)
+    wanted = KINDS[record.kind].shapes(record.base.layers, tensors)
     if missing := sorted(set(wanted) - set(tensors)):
         raise InputError(f"{path} lacks {missing[0]} ({len(missing)} missing).")
     if extra := sorted(set(tensors) - set(wanted)):

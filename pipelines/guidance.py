@@ -9,7 +9,7 @@ encoding its prompts, where the hook reads them.
 
 import functools
 import inspect
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from .._errors import InputError
 from .._registry import Registry
+from ..records import Record
 from .parts import Parts, described
 
 
@@ -65,7 +66,7 @@ class Guide(Protocol):
 Start = Callable[[int, Sequence[str]], Guide]
 
 # From a record and the pipeline's parts, once for all trajectories.
-GUIDES: Registry[Callable[[Mapping[str, Any], Parts], Start]] = Registry(
+GUIDES: Registry[Callable[[Record, Parts], Start]] = Registry(
     "guide",
     "unsee.guides",
     {
@@ -76,7 +77,7 @@ GUIDES: Registry[Callable[[Mapping[str, Any], Parts], Start]] = Registry(
 )
 
 
-def add_guide(pipe: Any, record: Mapping[str, Any]) -> Callable[[], None]:
+def add_guide(pipe: Any, record: Record) -> Callable[[], None]:
     """Steers all that a pipeline draws, after the guides that are there; returns what ends it.
 
     A call of the pipeline without classifier-free guidance then raises InputError.
@@ -84,7 +85,7 @@ def add_guide(pipe: Any, record: Mapping[str, Any]) -> Callable[[], None]:
     Raises:
         InputError: There is no guide for the record's method.
     """
-    method = str(record["method"])
+    method = record.method
     parts = described(pipe)
     start, denoiser = GUIDES[method](record, parts), parts.denoiser
     hook = _HOOKS.get(denoiser) or _Hook(pipe, denoiser)

@@ -22,8 +22,11 @@ class Parts(Protocol):
         scheduler: The pipeline's own.
     """
 
-    pipe: Any
-    prefix: str
+    @property
+    def pipe(self) -> Any: ...
+
+    @property
+    def prefix(self) -> str: ...
 
     @property
     def denoiser(self) -> nn.Module: ...

@@ -1,5 +1,6 @@
 """Stable Diffusion 1.x and 2.x: a CLIP text encoder, a UNet that reads it by cross attention."""
 
+import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -59,11 +60,50 @@ class StableDiffusionParts:
         return cast(Tensor, self.pipe.unet(scaled, timestep, encoder_hidden_states=text).sample)
 
     def sampler(self, steps: int) -> Any:
-        from diffusers import DDIMScheduler
-
-        sampler = DDIMScheduler.from_config(self.pipe.scheduler.config)
+        sampler = ddim(self.pipe.scheduler)
         sampler.set_timesteps(steps)
         return sampler
+
+
+def ddim(own: Any) -> Any:
+    """A DDIM scheduler on another's noise schedule, which goes where that one goes.
+
+    What the other's class has no setting for would else be DDIM's default, which clips the
+    predicted image to [-1, 1]: right for pixels, and noise for latents.
+
+    Raises:
+        InputError: The other's noise schedule is not one of DDPM's kind.
+    """
+    from diffusers import DDIMScheduler
+
+    takes = inspect.signature(type(own).__init__).parameters
+
+    def setting(name: str, otherwise: Any) -> Any:
+        return own.config[name] if name in takes else otherwise
+
+    sampler = DDIMScheduler.from_config(
+        own.config,
+        clip_sample=setting("clip_sample", False),
+        clip_sample_range=setting("clip_sample_range", 1.0),
+        # Those without the setting end at the image itself, unless they say otherwise.
+        set_alpha_to_one=setting(
+            "set_alpha_to_one", setting("final_sigmas_type", "zero") != "sigma_min"
+        ),
+        steps_offset=setting("steps_offset", 0),
+    )
+    alphas = getattr(own, "alphas_cumprod", None)
+    # 1e-6: at zero terminal SNR some put 2⁻²⁴ in the place of 0
+    if (
+        setting("use_flow_sigmas", False)
+        or alphas is None
+        or alphas.shape != sampler.alphas_cumprod.shape
+        or not torch.allclose(alphas.cpu(), sampler.alphas_cumprod, rtol=0, atol=1e-6)
+    ):
+        raise InputError(
+            f"The pipeline's {type(own).__name__} has another noise schedule than its betas give: "
+            "set pipe.scheduler to one that this model was trained with, such as DDIMScheduler."
+        )
+    return sampler
 
 
 def text_layers(unet: nn.Module) -> dict[str, nn.Linear]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._errors import InputError
+from ..records import Transport
 from .parts import described
 
 SIMILARITIES = ("both", "sentence", "token")
@@ -37,7 +38,7 @@ def overlap(prompt: set[int], phrases: Sequence[set[int]]) -> float:
     return max(len(prompt & phrase) / len(phrase) if phrase else 1.0 for phrase in phrases)
 
 
-def add_transport(pipe: Any, adapter: str, transport: Mapping[str, Any]) -> Callable[[], None]:
+def add_transport(pipe: Any, adapter: str, transport: Transport) -> Callable[[], None]:
     """Scales a LoRA that is in the pipeline's denoiser by facilitated transport.
 
     The text encoder is listened to, and a row whose text it did not encode since, or whose
@@ -47,7 +48,7 @@ def add_transport(pipe: Any, adapter: str, transport: Mapping[str, Any]) -> Call
     Args:
         pipe: The pipeline.
         adapter: The LoRA's name in the denoiser.
-        transport: ``similarity``, one of ``SIMILARITIES``, and ``phrases``.
+        transport: What of prompt and phrases is compared, and the phrases.
 
     Returns:
         What ends it; the LoRA then has its whole strength.
@@ -61,7 +62,7 @@ def add_transport(pipe: Any, adapter: str, transport: Mapping[str, Any]) -> Call
             "several: load the file with load_lora_weights, for its whole strength."
         )
     parts = described(pipe)
-    kind, phrases = transport["similarity"], list(transport["phrases"])
+    kind, phrases = transport.similarity, list(transport.phrases)
     concepts = parts.encode(phrases)
     special = set(pipe.tokenizer.all_special_ids)
     tokens = [set(ids) - special for ids in pipe.tokenizer(phrases).input_ids]

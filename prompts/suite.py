@@ -7,13 +7,17 @@ In YAML a suite is a list of prompts, each a text or a mapping of ``Prompt``'s a
       - a cat                  # id: the row's number, seed: 0
       - {prompt: a wheat field by Van Gogh, seed: 7, labels: {style: Van Gogh}, tests: accuracy}
 
-or a grid of templates and entries (``unsee.prompts.grid``), or a table (``unsee.prompts.table``).
+What all prompts have alike may stand once, under ``common``: ``common: {tests: locality}``.
+
+Or it is a grid of templates and entries (``unsee.prompts.grid``), or a table
+(``unsee.prompts.table``).
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +26,7 @@ from typing import Any
 
 from .._errors import InputError
 from .._registry import unknown
-from .concept import read_mapping
+from .concept import Concept, read_mapping
 from .where import Where
 
 TESTS = ("accuracy", "locality", "generalizability")
@@ -44,6 +48,8 @@ class Prompt:
         steps: Denoising steps; None is the model's default.
         width, height: In pixels; None is the model's default.
         tests: One of ``TESTS``; None where nothing is said.
+        unit: The unit of independent evidence: images of one unit show much the same picture, so
+            together they say little more than one of them. Empty means the prompt's own text.
     """
 
     id: str
@@ -56,17 +62,38 @@ class Prompt:
     width: int | None = None
     height: int | None = None
     tests: str | None = None
+    unit: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Its attributes, without those that are unset."""
         values = dataclasses.asdict(self)
-        unset = {"labels": {}, "category": ""} | dict.fromkeys(
+        unset = {"labels": {}, "category": "", "unit": ""} | dict.fromkeys(
             ("guidance", "steps", "width", "height", "tests")
         )
         return {k: v for k, v in values.items() if k not in unset or v != unset[k]}
 
+    @classmethod
+    def from_json(cls, values: Any) -> "Prompt":
+        """The prompt that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are no prompt's; the message has the first thing that is wrong.
+        """
+        if not isinstance(values, dict):
+            raise InputError(
+                f"A prompt must be a mapping of its fields, and is {str(values):.80}."
+            )
+        wrong = _faults(values)
+        if wrong:
+            raise InputError(f"A prompt cannot be read ({str(values)[:80]} …): {wrong[0]}")
+        return cls(**values)
+
+
+KEYS = ("name", "common", "prompts")
+"""What a YAML file of a list has."""
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Prompt))
+NEEDED = tuple(f.name for f in dataclasses.fields(Prompt) if f.default is f.default_factory)
 
 
 @dataclass(frozen=True)
@@ -78,6 +105,7 @@ class Suite:
         prompts: At least one, and no two of one id.
         source: Where they came from, as the report says it: ``file`` (its name) or ``dataset``,
             ``sha256`` of its bytes, ``shape`` of a table, ``where``. Empty if from no file.
+        notes: What a reader of its figures must know; the report has them as warnings.
 
     Raises:
         InputError: It has no prompt, or two with one id.
@@ -86,6 +114,7 @@ class Suite:
     name: str
     prompts: tuple[Prompt, ...]
     source: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -99,6 +128,41 @@ class Suite:
         """Hash of every prompt with all its settings."""
         rows = "\n".join(json.dumps(p.to_json(), sort_keys=True) for p in self.prompts)
         return hashlib.sha256(rows.encode()).hexdigest()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "source": dict(self.source),
+            "notes": list(self.notes),
+            "prompts": [p.to_json() for p in self.prompts],
+        }
+
+    @classmethod
+    def from_json(cls, values: Any) -> "Suite":
+        """The suite that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are no suite's; the message has the first thing that is wrong.
+        """
+        known = [f.name for f in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or {*values} != {*known}:
+            raise InputError(
+                f"A suite must be a mapping of {', '.join(known)}, and is {str(values):.80}."
+            )
+        name, prompts, source, notes = (values[key] for key in known)
+        if not isinstance(name, str):
+            raise InputError(f"A suite's name must be a text, and is {str(name):.80}.")
+        if not isinstance(source, dict) or not all(
+            isinstance(text, str) for item in source.items() for text in item
+        ):
+            raise InputError(
+                f"A suite's source must map texts to texts, and is {str(source):.80}."
+            )
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise InputError(f"A suite's notes must be a list of texts, and are {str(notes):.80}.")
+        if not isinstance(prompts, list):
+            raise InputError(f"A suite's prompts must be a list, and are {str(prompts):.80}.")
+        return cls(name, tuple(map(Prompt.from_json, prompts)), source, tuple(notes))
 
     def where(self, text: str) -> "Suite":
         """The prompts that a filter fits: its columns are their attributes and kinds of label.
@@ -116,19 +180,69 @@ class Suite:
         )
         if not found:
             raise InputError(f"--where {text!r} fits none of the {len(self.prompts)} prompts.")
-        return Suite(self.name, found, {**self.source, "where": text})
+        return dataclasses.replace(self, prompts=found, source={**self.source, "where": text})
 
     @classmethod
     def load(cls, path: Path) -> "Suite":
-        """Reads a suite from YAML: ``name`` and ``prompts``, a list of ``Prompt``'s attributes.
+        """Reads a suite from YAML: ``prompts``, a list of ``Prompt``'s attributes, and more.
 
         Raises:
             InputError: Something in the file is not a suite's; the message names the row.
         """
-        values = read_mapping(path, {"name", "prompts"})
+        values = read_mapping(path, {*KEYS})
         prompts, problems = read_list(values)
         refuse(str(path), problems)
         return cls(str(values.get("name", path.stem)), tuple(prompts), file_source(path))
+
+
+def neutral(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
+    """Dressed people in everyday scenes: what must stay when something unsafe goes."""
+    suite = Suite.load(Path(__file__).parent / "suites" / "neutral.yaml")
+    rows = (dataclasses.replace(prompt, seed=i) for i, prompt in enumerate(suite.prompts[:size]))
+    return dataclasses.replace(suite, prompts=tuple(rows))
+
+
+def join(suites: Sequence[Suite]) -> Suite:
+    """Several suites as one; a single one is left as it is.
+
+    Of several, each prompt's id begins with its suite's name, and so do the keys of the source,
+    which has each suite's own hash as well. What is an attack stays one beside prompts that only
+    test what must stay.
+
+    Raises:
+        InputError: There is none, or two have one name.
+    """
+    if len(suites) == 1:
+        return suites[0]
+    if not suites:
+        raise InputError("There is no suite: name at least one.")
+    named = {slug(suite.name): suite for suite in suites}
+    if len(named) < len(suites):
+        names = ", ".join(suite.name for suite in suites)
+        raise InputError(f"Two suites have one name ({names}): rename a file.")
+    source = {
+        f"{name} {key}": value
+        for name, suite in named.items()
+        for key, value in {"prompts sha256": suite.sha256, **suite.source}.items()
+    }
+    asking = [s for s in suites if any(p.tests != "locality" for p in s.prompts)]
+    if len(attacks := {s.source.get("attack") for s in asking}) == 1 and (attack := attacks.pop()):
+        source["attack"] = attack
+    return Suite(
+        " + ".join(suite.name for suite in suites),
+        tuple(
+            dataclasses.replace(prompt, id=f"{name}-{prompt.id}")
+            for name, suite in named.items()
+            for prompt in suite.prompts
+        ),
+        source,
+        tuple(note for suite in suites for note in suite.notes),
+    )
+
+
+def slug(text: str) -> str:
+    """A name as a part of ids."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 
 def file_source(path: Path) -> dict[str, str]:
@@ -145,15 +259,17 @@ def refuse(name: str, problems: Sequence[str]) -> None:
 
 def read_list(values: Mapping[str, Any]) -> tuple[list[Prompt], list[str]]:
     """The prompts of a YAML file's list that are right, and what is wrong with the others."""
-    rows = values.get("prompts")
+    rows, common = values.get("prompts"), values.get("common", {})
     if not isinstance(rows, list) or not rows:
         return [], [f"wanted a list of prompts under 'prompts', found {rows!r}."]
+    if not isinstance(common, dict):
+        return [], [f"wanted a mapping of a prompt's fields under 'common', found {common!r}."]
     named = []
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             row = {"prompt": row}
         # None is what YAML reads where a key has no value
-        row = {str(key): value for key, value in row.items() if value is not None}
+        row = {str(key): value for key, value in (common | row).items() if value is not None}
         named.append((f"prompt {number}", {"id": f"{number:05d}", "seed": 0} | row))
     return read_rows(named)
 
@@ -170,25 +286,33 @@ def read_rows(
     problems: list[str] = []
     first: dict[str, str] = {}
     for at, row in rows:
-        wrong = [
-            f"{at}: {unknown('field of a prompt', key, FIELDS)}"
-            for key in row
-            if key not in FIELDS
-        ]
-        values = {key: row[key] for key in row if key in FIELDS}
+        values = dict(row)
         if isinstance(values["id"], int):
             values["id"] = str(values["id"])
-        if "prompt" not in values:
-            wrong.append(f"{at}: it has no prompt.")
-        for key, (fits, wanted) in _FITS.items():
-            if key in values and not fits(values[key]):
-                wrong.append(f"{at}: {key} must be {wanted}, and is {values[key]!r}.")
+        wrong = []
+        # A gallery may hold the empty prompt's image; in a suite's file it is a slip
+        if isinstance(text := values.get("prompt"), str) and not text.strip():
+            wrong.append(f"prompt must be a text that is not blank, and is {text!r}.")
+        wrong += _faults(values)
         if isinstance(id_ := values["id"], str) and (there := first.setdefault(id_, at)) != at:
-            wrong.append(f"{at}: its id {id_!r} is that of {there} already.")
-        problems += wrong
+            wrong.append(f"its id {id_!r} is that of {there} already.")
+        problems += [f"{at}: {line}" for line in wrong]
         if not wrong:
             prompts.append(Prompt(**values))
     return prompts, problems
+
+
+def _faults(values: Mapping[str, Any]) -> list[str]:
+    """A line for everything that is wrong with a prompt's fields."""
+    return [
+        *(str(unknown("field of a prompt", str(k), FIELDS)) for k in values if k not in FIELDS),
+        *(f"it has no {key}." for key in NEEDED if key not in values),
+        *(
+            f"{key} must be {wanted}, and is {values[key]!r}."
+            for key, (fits, wanted) in _FITS.items()
+            if key in values and not fits(values[key])
+        ),
+    ]
 
 
 def _whole(low: int, high: float = math.inf, of: int = 1) -> Callable[[Any], bool]:
@@ -216,7 +340,7 @@ def _guidance(value: Any) -> bool:
 
 _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "id": (_file_name, "a text that can be a file's name"),
-    "prompt": (_text, "a text that is not blank"),
+    "prompt": (lambda value: isinstance(value, str), "a text"),
     "seed": (_whole(0, 2**64 - 1), "a whole number from 0 to 2**64 - 1"),
     "labels": (_labels, "a mapping from a kind, such as object, to a text"),
     "category": (lambda value: isinstance(value, str), "a text"),
@@ -226,4 +350,5 @@ _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "width": (_whole(8, of=8), "a multiple of 8"),
     "height": (_whole(8, of=8), "a multiple of 8"),
     "tests": (lambda value: value in TESTS, f"one of {', '.join(TESTS)}"),
+    "unit": (lambda value: isinstance(value, str), "a text"),
 }

@@ -34,6 +34,7 @@ OPTIONAL: Mapping[str, Sequence[str]] = {
     "category": ("category", "categories", "source"),
     "concept": ("concept", "artist", "class"),
     "tests": ("tests",),
+    "unit": ("unit",),
 }
 
 
@@ -164,7 +165,7 @@ def _record(
         found["guidance"] = _number(found["guidance"])
     if isinstance(found.get("category"), list):
         found["category"] = ", ".join(map(str, found["category"]))
-    for key in ("id", "category"):
+    for key in ("id", "category", "unit"):
         if key in found:
             found[key] = str(_whole(found[key]))
     labels: Any = {kind: values[kind] for kind in KINDS if values.get(kind) not in (None, "")}

@@ -34,7 +34,8 @@ def make_tokenizer(length: int = 16) -> CLIPTokenizer:
             if pair not in merges:
                 merges.append(pair)
                 vocab.setdefault("".join(pair), len(vocab))
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)
+    # annotated as texts, and handed on to a BPE that takes pairs
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=length)  # type: ignore[arg-type]
 
 
 def make_pipeline(seed: int = 0, text_width: int = 32) -> StableDiffusionPipeline:

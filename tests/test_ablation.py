@@ -79,7 +79,7 @@ def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any) -> Non
             t, noise = plan.timesteps[n, None], plan.noise[n, None]
 
             def noised(x: Tensor, t: Tensor = t, noise: Tensor = noise) -> Tensor:
-                return alphas[t] ** 0.5 * x + (1 - alphas[t]) ** 0.5 * noise
+                return torch.add(alphas[t] ** 0.5 * x, (1 - alphas[t]) ** 0.5 * noise)
 
             x, k = noised(drawn[plan.images[n]]), noised(drawn[plan.kept[n]])
             goes, comes = plan.concepts[n, None], plan.drawn[plan.images[n], None]
@@ -169,8 +169,9 @@ def test_the_keep_term_holds_what_is_kept(pipe: Any) -> None:
         )
         erasure = settings.fit(parts_of(pipe), [BOMB])
         moved.append(effect(parts_of(pipe), erasure, [BOMB])["bomb"])
-    assert moved[0]["moved"] > 0.3
-    assert moved[1]["kept_moved"] < 0.7 * moved[0]["kept_moved"]
+    assert moved[0].moved > 0.3
+    free, held = (one.kept_moved or 0.0 for one in moved)
+    assert held < 0.7 * free
 
 
 # Going on, and what is stored
@@ -208,12 +209,12 @@ def test_it_is_stored_as_a_lora_of_the_keys_and_values_or_dense(pipe: Any) -> No
         for more in ({"residual": 0.2}, {"rank": 2}, {"store": "dense"})
     )
     for erasure in (plain, rank, dense):
-        assert erasure.record["method"] == "ablation"
-        assert erasure.record["base"]["layers"].keys() == parts.text_layers().keys()
-        assert erasure.record["loss"]["first"] > 0
-    assert 0 < plain.record["residual"] <= 0.2
+        assert erasure.record.method == "ablation"
+        assert erasure.record.base.components["unet"].layers.keys() == parts.text_layers().keys()
+        assert erasure.measured.loss is not None and erasure.measured.loss.first > 0
+    assert 0 < (plain.measured.residual or 0) <= 0.2
     assert {t.shape[0] for n, t in rank.tensors.items() if "lora_A" in n} == {2}
-    assert dense.record["kind"] == "dense"
+    assert dense.record.kind == "dense"
     for name in parts.text_layers():
         product = (
             plain.tensors[f"unet.{name}.lora_B.weight"]

@@ -2,6 +2,7 @@
 
 import dataclasses
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from unsee.erasers.effect import effect
 from unsee.flow import erase, make_eraser
 from unsee.pipelines import Erasure, load, load_text_side, parts_of
 from unsee.prompts import Concept
+from unsee.records import Effect
 
 CONCEPTS = [
     Concept("van gogh", "style", keep=("monet",)),
@@ -89,15 +91,17 @@ def test_the_file_round_trips_with_its_whole_record(
 ) -> None:
     erasure = erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
     erasure.save(tmp_path / "it.safetensors")
-    record = Erasure.load(tmp_path / "it.safetensors").record
-    assert record["method"] == method
-    assert record["settings"].keys() == {f.name for f in dataclasses.fields(ERASERS[method])}
-    assert [Concept(**concept) for concept in record["concepts"]] == CONCEPTS
-    assert record["seed"] == 0 and record["seconds"] > 0
-    assert record["versions"].keys() >= {"unsee", "torch", "diffusers"}
+    loaded = Erasure.load(tmp_path / "it.safetensors")
+    record = loaded.record
+    assert record.method == method
+    assert record.settings.keys() == {f.name for f in dataclasses.fields(ERASERS[method])}
+    assert list(record.concepts) == CONCEPTS
+    assert loaded.measured == erasure.measured and record == erasure.record
+    assert record.seed == 0 and (loaded.measured.seconds or 0) > 0
+    assert record.versions.keys() >= {"unsee", "torch", "diffusers"}
 
 
-@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].text_only])
+@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].needs == "text"])
 def test_the_text_side_alone_gives_the_same_file(
     pipe: Any, tiny_folder: Path, method: str
 ) -> None:
@@ -115,10 +119,10 @@ def test_the_denoiser_is_not_read_where_nobody_looks(
     tiny_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     looked = erase(str(tiny_folder), CONCEPTS)
-    assert looked.record["effect"]["bomb"]["moved"] > 0.5
+    assert (looked.measured.effect or {})["bomb"].moved > 0.5
     monkeypatch.setattr(load, "load_pipeline", None)
     blind = erase(str(tiny_folder), CONCEPTS, check=False)
-    assert "effect" not in blind.record
+    assert blind.measured.effect is None
     assert all(torch.equal(blind.tensors[name], looked.tensors[name]) for name in looked.tensors)
 
 
@@ -136,9 +140,41 @@ def test_a_denoiser_that_is_cut_short_is_one_line(tiny_folder: Path, tmp_path: P
 @every
 def test_it_moves_the_concepts_more_than_what_is_kept(pipe: Any, method: str) -> None:
     erasure = erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
-    for seen in erasure.record.get("effect", {}).values():
-        assert seen["moved"] > 0.5
-        assert seen["kept_moved"] < 0.5
+    for seen in (erasure.measured.effect or {}).values():
+        assert seen.moved > 0.5
+        assert seen.kept_moved is not None and seen.kept_moved < 0.5
+
+
+@every
+@pytest.mark.parametrize("given", [{"keep": ["hammer"]}, {"anchor": "cat"}])
+def test_what_it_is_asked_to_keep_or_become_it_honours_or_refuses(
+    pipe: Any, method: str, given: dict[str, Any]
+) -> None:
+    quick = QUICK.get(method, {}) | ({"iterations": 2} if ERASERS[method].trains else {})
+
+    def tensors(**more: Any) -> dict[str, torch.Tensor]:
+        return dict(erase(pipe, "bomb", method=method, check=False, **quick, **more).tensors)
+
+    if getattr(ERASERS[method], f"honours_{next(iter(given))}"):
+        one, other = tensors(), tensors(**given)
+        assert any(
+            other[name].shape != t.shape or not torch.equal(other[name], t)
+            for name, t in one.items()
+        )
+    else:
+        with pytest.raises(InputError, match=f"^{method} .*leave {next(iter(given))} out"):
+            tensors(**given)
+    # What a concept says of itself it may say to any method.
+    concept = Concept("bomb", keep=("hammer",), anchor="cat")
+    assert erase(pipe, concept, method=method, check=False, **quick).record.method == method
+
+
+@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].keep_setting])
+def test_what_a_setting_of_0_would_drop_is_refused(pipe: Any, method: str) -> None:
+    setting = str(ERASERS[method].keep_setting)
+    quick = QUICK.get(method, {}) | {setting: 0.0}
+    with pytest.raises(InputError, match=f"^{method} has {setting} 0, at which nothing is kept"):
+        erase(pipe, "bomb", method=method, keep=["hammer"], **quick)
 
 
 @every
@@ -169,7 +205,7 @@ def test_an_erasure_of_nothing_is_seen_to_move_nothing(pipe: Any) -> None:
         erasure, tensors={name: torch.zeros_like(t) for name, t in erasure.tensors.items()}
     )
     seen = effect(parts_of(pipe), still, CONCEPTS[:1])["van gogh"]
-    assert seen == {"moved": 0.0, "kept_moved": 0.0}
+    assert seen == Effect(0.0, 0.0)
 
 
 def test_an_erasure_that_hardly_moves_the_concept_says_so(pipe: Any) -> None:
@@ -178,7 +214,7 @@ def test_an_erasure_that_hardly_moves_the_concept_says_so(pipe: Any) -> None:
 
 
 def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
-    for call, match in {
+    refused: dict[Callable[[], object], str] = {
         lambda: erase(
             pipe, "bomb", method="ucee"
         ): "No method is named 'ucee'. Did you mean 'uce'",
@@ -190,6 +226,7 @@ def test_names_that_are_not_there_are_refused(pipe: Any) -> None:
         lambda: erase(pipe, " "): "empty",
         lambda: erase(pipe, "van gogh " * 20): "tokens long and the tokenizer cuts after 14",
         lambda: erase("no/such/model", "bomb"): "No model could be loaded as 'no/such/model'",
-    }.items():
+    }
+    for call, match in refused.items():
         with pytest.raises(InputError, match=match):
             call()

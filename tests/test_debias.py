@@ -11,6 +11,7 @@ from unsee._errors import InputError
 from unsee.erasers.debias import Debias
 from unsee.pipelines import Erasure, parts_of
 from unsee.prompts import Concept
+from unsee.records import Debiased
 
 HALVES = {"cat": 0.5, "dog": 0.5}
 KNIFE = Concept("knife", keep=("hammer",))
@@ -19,6 +20,11 @@ KNIFE = Concept("knife", keep=("hammer",))
 def fit(pipe: Any, vote: Any, attributes: dict[str, float] = HALVES, **settings: Any) -> Erasure:
     quick = Debias(**{"images": 4, "steps": 2, "rounds": 3, **settings})
     return quick.fit(parts_of(pipe), [KNIFE], attributes, vote)
+
+
+def debiased(erasure: Erasure) -> Debiased:
+    assert erasure.measured.debias is not None
+    return erasure.measured.debias
 
 
 def brightness(images: Sequence[Any]) -> list[float]:
@@ -36,10 +42,10 @@ def test_each_round_is_an_edit_of_the_original_with_all_differences_so_far(pipe:
         ]
     )
     erasure = fit(pipe, lambda images: next(votes), {"dog": 0.4, "cat": 0.6})
-    found = erasure.record["debias"]
-    assert [s["knife"]["cat"] for s in found["observed"]] == [1.0, 1.0, 0.75, 0.25]
+    found = debiased(erasure)
+    assert [s["knife"]["cat"] for s in found.observed] == [1.0, 1.0, 0.75, 0.25]
     # The round that came nearest was the third: two edits of 0.4 each had gone before it.
-    assert found["pushes"]["knife"] == pytest.approx({"dog": 0.8, "cat": -0.8})
+    assert found.pushes["knife"] == pytest.approx({"dog": 0.8, "cat": -0.8})
     parts = parts_of(pipe)
     knife, dog, cat, hammer = (
         parts.encode([text])[0, parts.count_tokens(text)].double()
@@ -66,10 +72,23 @@ def test_the_votes_end_it_and_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
 
     erasure = fit(pipe, vote)
     assert len(asked) == 2 and asked[0] != asked[1]
-    assert erasure.record["debias"]["pushes"]["knife"] == {"cat": -0.5, "dog": 0.5}
+    assert debiased(erasure).pushes["knife"] == {"cat": -0.5, "dog": 0.5}
     after = pipe.unet.state_dict()
     assert before.keys() == after.keys()
     assert all(torch.equal(after[name], t) for name, t in before.items())
+
+
+@pytest.mark.filterwarnings("ignore:After 2 rounds")
+def test_every_image_of_every_round_has_a_seed_of_its_own(pipe: Any) -> None:
+    drawn: list[bytes] = []
+
+    def vote(images: Sequence[Any]) -> list[str]:
+        drawn.extend(image.tobytes() for image in images)
+        return ["cat"] * 4
+
+    # So strong a ridge that all rounds have the base's weights: only seeds tell images apart.
+    fit(pipe, vote, rounds=2, ridge=1e12)
+    assert len(drawn) == len(set(drawn)) == 12
 
 
 def test_a_share_that_can_be_seen_is_reached(pipe: Any) -> None:
@@ -85,9 +104,9 @@ def test_a_share_that_can_be_seen_is_reached(pipe: Any) -> None:
         return ["dog" if (numpy.asarray(i) * towards).sum() > most else "cat" for i in images]
 
     erasure = fit(pipe, vote, images=16, rounds=8, step=5, tokens="tail", tolerance=0.125)
-    first, *_, last = (s["knife"]["dog"] for s in erasure.record["debias"]["observed"])
+    first, *_, last = (s["knife"]["dog"] for s in debiased(erasure).observed)
     assert first < 0.3 and 0.375 <= last <= 0.625
-    assert erasure.record["debias"]["pushes"]["knife"]["dog"] > 0
+    assert debiased(erasure).pushes["knife"]["dog"] > 0
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ from unsee.prompts import Prompt
 
 CLASSES = ["tench, Tinca tinca", "church", "chapel", "parachute", "gas pump"]
 NUDENET = [name for name in DETECTORS if name.startswith("nudenet/")]
+NUDITY = [name for name in NUDENET if name != "nudenet/person"]
 
 
 @functools.cache
@@ -72,11 +73,11 @@ def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
         embedding_size=8,
         hidden_sizes=[8, 16],
         depths=[1, 1],
-        num_labels=len(CLASSES),
         id2label=dict(enumerate(CLASSES)),
     )
     model = ResNetForImageClassification(config)
-    model.classifier[1].weight.data *= 20
+    for name, parameter in model.classifier.named_parameters():
+        parameter.data *= 20 if name == "1.weight" else 1
     model.save_pretrained(folder)
     CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32).save_pretrained(folder)
     return folder
@@ -167,7 +168,7 @@ def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
     photographs: list[Path],
 ) -> None:
     astronaut = Image.open(photographs[0])
-    for name in NUDENET:
+    for name in NUDITY:
         (answer,) = seen(find_detector(name)([astronaut]))
         assert answer.labels == () and answer.scores["nudity"] == 0.0
         (face,) = answer.boxes
@@ -176,7 +177,19 @@ def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
         assert left < 224 < left + wide and top < 120 < top + high  # where her nose is
 
 
-def test_six_protocols_are_one_inference(
+def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
+    photographs: list[Path],
+) -> None:
+    detector = find_detector("nudenet/person")
+    images: list[Image.Image] = [Image.open(photographs[i]) for i in (0, 1, 5)]
+    for picture in (data.coffee(), data.cat()):
+        images.append(Image.fromarray(picture).convert("RGB"))
+    assert detector.kind == "object"
+    found = ["person" in answer.labels for answer in seen(detector(images))]
+    assert found == [True, True, False, False, False]
+
+
+def test_every_protocol_is_one_inference(
     photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []
@@ -512,9 +525,9 @@ def test_labels_to_choose_from_are_the_prompts_own() -> None:
         ("emoji/object:big", "takes no argument"),
         ("hf", "say hf:MODEL"),
         ("hf:here?tpo=3", "No setting of hf is named 'tpo'. Did you mean 'top'"),
-        ("hf:here?top=few", "hf's top must be a whole number: 'few'"),
-        ("hf:here?rename=a", "hf's rename must be a mapping, in a YAML file"),
-        ("q16:here?threshold=x", "q16's threshold must be a number"),
+        ("hf:here?top=few", "hf's top is 'few'; it must be a whole number"),
+        ("hf:here?rename=a", "hf's rename is 'a'; it must be a mapping from .*YAML file"),
+        ("q16:here?threshold=x", "q16's threshold is 'x'; it must be a number"),
         ("none.yaml", "none.yaml cannot be read"),
     ],
 )
@@ -530,5 +543,5 @@ def test_a_file_that_names_no_detector_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="must name its 'detector'"):
         find_detector(str(page))
     page.write_text("detector: hf:here\nsettings: {top: 2.5}")
-    with pytest.raises(InputError, match=r"top must be a whole number: 2\.5"):
+    with pytest.raises(InputError, match=r"top is 2\.5; it must be a whole number"):
         find_detector(str(page))

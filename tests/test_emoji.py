@@ -45,8 +45,8 @@ def test_the_tokenizer_takes_any_text(emoji: Any) -> None:
 def test_uce_takes_an_object_away_and_leaves_the_rest(tmp_path: Path) -> None:
     """An audit small enough for a test; the README's figures are the demo's."""
     erasure = erase("emoji", "bomb")
-    seen = erasure.record["effect"]["bomb"]
-    assert seen["moved"] > 0.5 > seen["kept_moved"]
+    seen = (erasure.measured.effect or {})["bomb"]
+    assert seen.moved > 0.5 > (seen.kept_moved or 0)
     report = audit("emoji", erasure, out=tmp_path, size=64)
     rates = {c.role: c for c in report.outcomes[0].comparisons}
     target, kept = rates["target"], rates["same kind"]

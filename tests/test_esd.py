@@ -1,7 +1,7 @@
 """ESD: its target, its trajectories, what it trains and how that is stored."""
 
 import copy
-import json
+import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +24,7 @@ from unsee.erasers.training import lora, masters
 from unsee.flow import erase
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
+from unsee.records import Loss
 
 VAN_GOGH = Concept("van gogh", "style", anchor="art", keep=("monet",))
 BOMB = Concept("bomb", keep=("hammer", "dog"))
@@ -59,7 +60,7 @@ def products(erasure: Erasure) -> dict[str, Tensor]:
             erasure.tensors[f"unet.{name}.lora_B.weight"].flatten(1)
             @ erasure.tensors[f"unet.{name}.lora_A.weight"].flatten(1)
         ).reshape(shape)
-        for name, shape in erasure.record["base"]["layers"].items()
+        for name, shape in erasure.record.base.components["unet"].layers.items()
     }
 
 
@@ -222,10 +223,10 @@ def test_each_variant_selects_its_layers(pipe: Any) -> None:
 
 
 @pytest.mark.parametrize("variant", ["x", "x-strict", "u", "all"])
-def test_a_variant_changes_its_layers_and_no_others(pipe: Any, variant: str) -> None:
+def test_a_variant_changes_its_layers_and_no_others(pipe: Any, variant: Any) -> None:
     parts = parts_of(pipe)
     erasure = ESD(variant=variant, iterations=1, lr=1e-3).fit(parts, [VAN_GOGH])
-    assert list(erasure.record["base"]["layers"]) == select(parts, variant)
+    assert list(erasure.record.base.components["unet"].layers) == select(parts, variant)
     with erasure.applied(pipe):
         pipe.unet.fuse_lora()
         after = {n.replace(".base_layer", ""): v for n, v in state(pipe).items()}
@@ -266,9 +267,9 @@ def test_every_phrase_and_template_has_its_turn(pipe: Any) -> None:
 def test_it_moves_every_concept_towards_its_anchor(pipe: Any) -> None:
     erasure = ESD(iterations=60, sampling_steps=10, lr=1e-3).fit(parts_of(pipe), [VAN_GOGH, BOMB])
     for seen in effect(parts_of(pipe), erasure, [VAN_GOGH, BOMB]).values():
-        assert seen["moved"] > 0.5
-    loss = erasure.record["loss"]
-    assert 0 < loss["last"] < 0.8 * loss["first"]
+        assert seen.moved > 0.5
+    loss = erasure.measured.loss
+    assert loss is not None and 0 < loss.last < 0.8 * loss.first
 
 
 def test_the_keep_term_holds_what_is_kept(pipe: Any) -> None:
@@ -276,7 +277,9 @@ def test_the_keep_term_holds_what_is_kept(pipe: Any) -> None:
     for keep_weight in (0.0, 1.0, 10.0):
         settings = ESD(iterations=40, sampling_steps=10, lr=1e-3, keep_weight=keep_weight)
         erasure = settings.fit(parts_of(pipe), [BOMB])
-        moved.append(effect(parts_of(pipe), erasure, [BOMB])["bomb"]["kept_moved"])
+        kept_moved = effect(parts_of(pipe), erasure, [BOMB])["bomb"].kept_moved
+        assert kept_moved is not None
+        moved.append(kept_moved)
     assert moved == sorted(moved, reverse=True) and moved[-1] < 0.7 * moved[0]
 
 
@@ -358,7 +361,7 @@ def test_bfloat16_arithmetic_learns_about_the_same(pipe: Any) -> None:
     full, half = (
         ESD(**settings, precision=p).fit(parts_of(pipe), [BOMB]) for p in ("float32", "bfloat16")
     )
-    moved = [effect(parts_of(pipe), e, [BOMB])["bomb"]["moved"] for e in (full, half)]
+    moved = [effect(parts_of(pipe), e, [BOMB])["bomb"].moved for e in (full, half)]
     assert moved[0] > 0.3 and moved[1] != moved[0]
     assert moved[1] == pytest.approx(moved[0], rel=0.2)
 
@@ -448,12 +451,12 @@ def test_the_file_is_what_was_learnt_to_its_residual(pipe: Any) -> None:
     off = sum((got[n] - w).square().sum() for n, w in want.items())
     relative = float((off / sum(w.square().sum() for w in want.values())) ** 0.5)
     assert 0.05 < relative <= 0.3
-    assert cut.record["residual"] == pytest.approx(relative, abs=1e-4)
+    assert cut.measured.residual == pytest.approx(relative, abs=1e-4)
 
 
 @pytest.mark.parametrize("more", [{}, {"rank": 2}])
 def test_plain_diffusers_reads_a_lora_with_convolutions(
-    pipe: Any, tiny_folder: Path, tmp_path: Path, more: dict[str, int]
+    pipe: Any, tiny_folder: Path, tmp_path: Path, more: dict[str, Any]
 ) -> None:
     erasure = ESD(variant="all", **FAST, **more).fit(parts_of(pipe), [BOMB])
     erasure.save(tmp_path / "it.safetensors")
@@ -476,7 +479,7 @@ def test_plain_diffusers_reads_a_lora_with_convolutions(
 def test_a_lora_of_a_rank_is_stored_as_it_was_trained(pipe: Any) -> None:
     erasure = ESD(**FAST, rank=3).fit(parts_of(pipe), [BOMB])
     assert {t.shape[0] for n, t in erasure.tensors.items() if "lora_A" in n} == {3}
-    assert "residual" not in erasure.record
+    assert erasure.measured.residual is None
     assert all(t.any() for t in erasure.tensors.values())
     names = select(parts_of(pipe), "x")
     with lora(copy.deepcopy(pipe.unet), names, 3, 0) as drawn:
@@ -539,7 +542,7 @@ def test_a_dense_erasure_adds_what_was_learnt_and_comes_off_bit_for_bit(
     dense.save(tmp_path / "it.safetensors")
     loaded = Erasure.load(tmp_path / "it.safetensors")
     assert same(dense.tensors, loaded.tensors)
-    assert loaded.record == json.loads(json.dumps(dense.record))
+    assert loaded.record == dense.record
     before = state(pipe)
     # Norms and biases too: every parameter there is.
     assert loaded.tensors.keys() == {f"unet.{name}_delta" for name in before}
@@ -594,7 +597,7 @@ def test_a_dense_erasure_is_refused_by_another_base(
 
 def test_a_dense_file_that_is_not_right_is_refused(dense: Erasure, tmp_path: Path) -> None:
     key, path = "unet.conv_in.weight_delta", tmp_path / "it.safetensors"
-    tensors, record = dict(dense.tensors), dict(dense.record)
+    tensors, record = dict(dense.tensors), dense.record
     without = {n: t for n, t in tensors.items() if n != key}
     cases = {
         f"lacks {key}": Erasure(without, record),
@@ -606,8 +609,8 @@ def test_a_dense_file_that_is_not_right_is_refused(dense: Erasure, tmp_path: Pat
             tensors | {"unet.more.weight_delta": torch.ones(2)}, record
         ),
         "not finite": Erasure(tensors | {key: tensors[key] * torch.nan}, record),
-        "is of the kind 'thick'": Erasure(tensors, record | {"kind": "thick"}),
-        "lacks unet.conv_in.lora_A": Erasure(tensors, record | {"kind": "lowrank"}),
+        "is of the kind 'thick'": Erasure(tensors, dataclasses.replace(record, kind="thick")),
+        "lacks unet.conv_in.lora_A": Erasure(tensors, dataclasses.replace(record, kind="lowrank")),
     }
     for message, wrong in cases.items():
         wrong.save(path)
@@ -687,13 +690,13 @@ def test_an_interrupted_command_goes_on_to_the_same_weights(
 
         yield show
 
-    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(75))
+    monkeypatch.setattr("unsee.cli.commands.progress", lambda: interrupting(75))
     assert unsee(*command) == 130
     assert part.is_file() and not file.exists()
     stopped = [note for note in notes if note]
     assert 0 < len(stopped) < 8 and all(re.fullmatch(r"loss \d\S*", note) for note in stopped)
     notes.clear()
-    monkeypatch.setattr("unsee.cli.commands._progress", lambda: interrupting(101))
+    monkeypatch.setattr("unsee.cli.commands.progress", lambda: interrupting(101))
     capsys.readouterr()
     assert unsee(*command) == 0
     assert "Found it.safetensors.part" in capsys.readouterr().out
@@ -717,7 +720,7 @@ def test_the_loss_of_every_step_is_told(pipe: Any) -> None:
     seen: list[float] = []
     erasure = erase(pipe, BOMB, method="esd", watch=seen.append, check=False, **FAST)
     assert len(seen) == FAST["iterations"]
-    assert erasure.record["loss"] == {"first": seen[0], "last": seen[-1]}
+    assert erasure.measured.loss == Loss(seen[0], seen[-1])
 
 
 def test_a_failed_training_writes_over_nothing(
@@ -762,10 +765,10 @@ def test_a_method_that_does_not_train_refuses_a_checkpoint(pipe: Any, tmp_path: 
 @pytest.mark.parametrize(
     "setting, message",
     [
-        ("rank=0", "rank is 0; it must be at least 1"),
+        ("rank=0", "rank is '0'; it must be a whole number from 1"),
         ("layers=nowhere", "No layer of the UNet2DConditionModel is selected by variant 'x'"),
-        ("variant=xx", "variant is 'xx'; it can be x, x-strict, u, all"),
-        ("lr=nan", "lr is nan"),
+        ("variant=xx", "variant is 'xx'; it must be one of x, x-strict, u, all"),
+        ("lr=nan", "lr is 'nan'"),
     ],
 )
 def test_a_setting_that_cannot_be_is_one_line_and_nothing_written(
@@ -927,8 +930,8 @@ def test_lecos_prompts_are_erased_from_the_command_line(
     command = erase_of(tiny_folder, "--prompts", "prompts.yaml", "--kind", "style")
     assert unsee(*command, "--set=batch_size=1", "--set=rank=4") == 0
     record = Erasure.load(tmp_path / "it.safetensors").record
-    assert [c["name"] for c in record["concepts"]] == ["van gogh", "monet"]
-    settings = record["settings"]
+    assert [c.name for c in record.concepts] == ["van gogh", "monet"]
+    settings = record.settings
     assert (settings["eta"], settings["batch_size"], settings["rank"]) == (1.5, 1, 4)
     capsys.readouterr()
     for mistake, message in {

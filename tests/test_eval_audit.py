@@ -449,7 +449,7 @@ def test_a_row_that_only_says_the_target_is_neither_target_nor_keep(tmp_path: Pa
 
 def test_several_concepts_are_as_forgotten_as_the_worst(base: Gallery, forgot: Gallery) -> None:
     green = Concept("green", "object")
-    both = [Colours(), Stripes()]
+    both: list[Detector] = [Colours(), Stripes()]
     report = compare(base, forgot, [RED, green], detectors=both, versions={})
     assert [o.verdict.value for o in report.outcomes] == ["forgotten", "not forgotten"]
     assert report.verdict.value == "not forgotten"

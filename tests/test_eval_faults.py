@@ -168,12 +168,12 @@ def against_itself(
         (other if s == target else target) if miss else s
         for s, miss in zip(said, missed, strict=True)
     ]
-    sides = [gallery(path / name, prompts(wanted), side) for name in ("base", "erased")]
+    base, erased = (gallery(path / name, prompts(wanted), side) for name in ("base", "erased"))
     misses = sum(miss for w, miss in zip(wanted, missed, strict=True) if w == target)
     n = wanted.count(target)
     assert 0 < misses < n
     for size in sizes:
-        report = compare(*sides, [Concept(target, detector.kind)], detectors=[detector],
+        report = compare(base, erased, [Concept(target, detector.kind)], detectors=[detector],
                          versions={}, batch_size=size)  # fmt: skip
         found = rate(report, "target")
         unlearned = 1 - (found.erased.value or 0)

@@ -3,7 +3,7 @@
 import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -60,7 +60,7 @@ CONFIG: dict[str, Any] = {
 def save_judge(path: Path, config: dict[str, Any]) -> dict[str, Tensor]:
     """A judge of random weights, as the lab exports the trained one."""
     torch.manual_seed(0)
-    backbone = timm.create_model("test_resnet", num_classes=0)
+    backbone: Any = timm.create_model("test_resnet", num_classes=0)
     whole = nn.ModuleDict(
         {
             "backbone": backbone,
@@ -129,7 +129,7 @@ def images(of: Gallery) -> list[Image.Image]:
 
 
 def test_the_judge_sees_what_its_weights_say(judge_file: Path, tmp_path: Path) -> None:
-    backbone = timm.create_model("test_resnet", num_classes=0)
+    backbone: Any = timm.create_model("test_resnet", num_classes=0)
     state = {k: v.float() for k, v in load_file(judge_file).items()}
     backbone.load_state_dict(
         {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
@@ -368,7 +368,7 @@ def mmd(x: np.ndarray, y: np.ndarray, kernel: Any, without: bool) -> float:
 
 
 def cubic(a: np.ndarray, b: np.ndarray) -> float:
-    return (a @ b / len(a) + 1) ** 3
+    return float((a @ b / len(a) + 1) ** 3)
 
 
 def bell(a: np.ndarray, b: np.ndarray) -> float:
@@ -451,7 +451,7 @@ def test_a_gallery_is_at_distance_0_from_itself(
     assert ("fewer images than features" in near.note) == (extract.dim >= 20)
 
 
-DISTANCES = [FrechetDistance, KernelDistance, ClipKernelDistance]
+DISTANCES: list[Callable[..., Metric]] = [FrechetDistance, KernelDistance, ClipKernelDistance]
 
 
 @pytest.mark.parametrize("distance", DISTANCES)
@@ -520,7 +520,9 @@ def test_ssim_is_its_papers(tmp_path: Path) -> None:
         x, y = (np.asarray(i, np.float64) / 255 for i in (a, b))
 
         def blur(z: np.ndarray) -> np.ndarray:
-            return scipy.ndimage.gaussian_filter(z, 1.5, mode="mirror", axes=(0, 1), radius=5)
+            return np.asarray(
+                scipy.ndimage.gaussian_filter(z, 1.5, mode="mirror", axes=(0, 1), radius=5)
+            )
 
         mx, my = blur(x), blur(y)
         vx, vy, cov = blur(x * x) - mx**2, blur(y * y) - my**2, blur(x * y) - mx * my

@@ -153,7 +153,7 @@ def test_lpips_is_torchmetrics_image_by_image(
     for metric in (Lpips("squeeze", squeeze, device="cpu"), find_metric("lpips/squeeze")):
         score = take(metric, erased, base)
         assert score.value == pytest.approx(values.mean().item(), rel=1e-5)
-        assert score.n == 5 and score.interval is not None
+        assert score.n == 5 and score.interval is not None and score.value is not None
         low, high = score.interval
         assert values.min() - 1e-6 <= low < score.value < high <= values.max() + 1e-6
     assert take(metric, base, base).value == 0

@@ -53,7 +53,7 @@ def test_sld_is_diffusers_own_safe_pipeline(
     settings = getattr(SafetyConfig, (preset or "medium").upper())
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of its age
-        theirs = StableDiffusionPipelineSafe(
+        theirs: Any = StableDiffusionPipelineSafe(
             **{k: v for k, v in pipe.components.items() if k != "image_encoder"},
             requires_safety_checker=False,
         )
@@ -184,7 +184,7 @@ def test_a_guide_is_saved_and_loaded_like_any_other_file(
 ) -> None:
     erasure = erase(pipe, CONCEPT, method="sld", preset="max")
     erasure.save(tmp_path / "it.safetensors")
-    assert Erasure.load(tmp_path / "it.safetensors").record["kind"] == "guidance"
+    assert Erasure.load(tmp_path / "it.safetensors").record.kind == "guidance"
     with erasure.applied(pipe):
         want = images(pipe)
     assert torch.equal(

@@ -12,9 +12,9 @@ import pytest
 import unsee
 
 ROOT = Path(__file__).parents[1]
-BELOW = {"_errors", "_registry", "gallery"}
+BELOW = {"_errors", "_files", "_reading", "_registry", "_settings", "gallery", "records"}
 MAY_IMPORT = {
-    "prompts": BELOW - {"gallery"},
+    "prompts": BELOW - {"gallery", "records"},
     "pipelines": BELOW | {"prompts"},
     "erasers": BELOW | {"prompts", "pipelines"},
     "eval": BELOW | {"prompts"},
@@ -48,7 +48,7 @@ MODULES = sorted(
 )
 
 
-@pytest.mark.parametrize("name", ["unsee", "unsee._registry", "unsee.gallery", *MODULES])
+@pytest.mark.parametrize("name", ["unsee", *(f"unsee.{name}" for name in sorted(BELOW)), *MODULES])
 def test_doctests(name: str) -> None:
     assert doctest.testmod(importlib.import_module(name)).failed == 0
 

@@ -3,11 +3,13 @@
 from pathlib import Path
 
 import nbformat
+import pytest
 from nbclient import NotebookClient
 
 QUICKSTART = Path(__file__).parents[1] / "notebooks" / "quickstart.ipynb"
 
 
+@pytest.mark.slow
 def test_the_quickstart_runs_and_ends_with_its_report() -> None:
     notebook = nbformat.read(QUICKSTART, as_version=4)
     NotebookClient(notebook, timeout=300, kernel_name="python3").execute()

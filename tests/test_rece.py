@@ -20,7 +20,7 @@ def edited(weight: Tensor, goes: Tensor, becomes: Tensor, stays: Tensor) -> Tens
     left = 0.1 * weight + (weight @ becomes.T) @ goes + 0.1 * (weight @ stays.T) @ stays
     right = 0.1 * torch.eye(weight.shape[1], dtype=weight.dtype)
     right = right + goes.T @ goes + 0.1 * stays.T @ stays
-    return left @ torch.linalg.inv(right)
+    return torch.matmul(left, torch.linalg.inv(right))
 
 
 @pytest.mark.parametrize(("epochs", "hold"), [(0, False), (1, False), (3, False), (3, True)])

@@ -300,8 +300,8 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
         Prompt(f"{i:03d}", f"number {i}", i, {"object": "red" if i < 60 else "blue"})
         for i in range(200)
     ]
-    sides = [Gallery.start(tmp_path / side, {}, rows) for side in ("base", "erased")]
-    for gallery in sides:
+    base, erased = (Gallery.start(tmp_path / side, {}, rows) for side in ("base", "erased"))
+    for gallery in (base, erased):
         for prompt in gallery:
             # Larger than is shown, and all alike to be quick
             source = tmp_path / f"{prompt.labels['object']}.png"
@@ -310,14 +310,14 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
                 pixels[:, :, 0 if prompt.labels["object"] == "red" else 2] += 150
                 Image.fromarray(pixels).save(source)
             shutil.copy(source, gallery.image_path(prompt))
-    report = compare(*sides, [Concept("red")], detectors=[Colours()], versions={})
-    html = render(report, *sides)
+    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    html = render(report, base, erased)
     page = Page(html)
     assert len(page.all("img")) == 2 * PAIRS
     assert "18 of 60 target prompts" in html and "30 of 140 other prompts to keep" in html
     first = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
     assert Image.open(io.BytesIO(first)).size == (256, 192)
-    assert render(report, *sides) == html
+    assert render(report, base, erased) == html
 
 
 def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def without(pipe: Any, text: str, hidden: int | None) -> np.ndarray:
 
 def onto(columns: list[np.ndarray]) -> np.ndarray:
     c = np.stack(columns, 1)
-    return c @ np.linalg.inv(c.T @ c) @ c.T
+    return np.asarray(c @ np.linalg.inv(c.T @ c) @ c.T)
 
 
 def written_out(pipe: Any, prompt: str, margin: float) -> tuple[np.ndarray, np.ndarray, float]:
@@ -76,7 +76,7 @@ def written_out(pipe: Any, prompt: str, margin: float) -> tuple[np.ndarray, np.n
 
 
 def test_each_step_reads_the_formulas_text(pipe: Any) -> None:
-    settings = {"margin": 0.03, "midpoint": 4.4, "limit": 30}
+    settings: dict[str, Any] = {"margin": 0.03, "midpoint": 4.4, "limit": 30}
     erasure = SAFREE(**settings).fit(parts_of(pipe), [CONCEPT])
     read = texts_read(
         pipe, erasure, 12, num_images_per_prompt=2, negative_prompt=["cat", "", "dog"]

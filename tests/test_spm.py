@@ -1,8 +1,9 @@
 """SPM: what it is trained on, and how each prompt decides its strength."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from unsee.erasers.uce import UCE
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.pipelines.transport import overlap, similarity
 from unsee.prompts import Concept
+from unsee.records import Transport
 
 VAN_GOGH = Concept("van gogh", "style", keep=("monet", "dog"))
 FAST: dict[str, Any] = {"iterations": 4, "batch_size": 1, "sampling_steps": 4, "lr": 0.05}
@@ -30,12 +32,9 @@ def membranes(tiny_folder: Path) -> Callable[[str], Erasure]:
     made = SPM(**FAST, transport="token").fit(parts, [VAN_GOGH])
 
     def of(kind: str) -> Erasure:
-        record = dict(made.record)
-        if kind == "none":
-            del record["transport"]
-        else:
-            record["transport"] = {"similarity": kind, "phrases": ["van gogh"]}
-        return Erasure(made.tensors, record)
+        transport = None if kind == "none" else Transport(cast(Any, kind), ("van gogh",))
+        record = dataclasses.replace(made.record, transport=transport)
+        return dataclasses.replace(made, record=record)
 
     return of
 
@@ -109,12 +108,12 @@ def test_a_membrane_is_of_rank_1_around_each_layer_of_the_transformer_blocks(
         if isinstance(module, (torch.nn.Linear, torch.nn.Conv2d))
     }
     erasure = membranes("token")
-    assert erasure.record["base"]["layers"].keys() == wanted
+    assert erasure.record.base.components["unet"].layers.keys() == wanted
     for name, tensor in erasure.tensors.items():
         assert tensor.shape[0 if "lora_A" in name else 1] == 1 and tensor.any()
-    assert erasure.record["method"] == "spm"
-    assert erasure.record["settings"]["alpha"] == 1.0
-    assert erasure.record["concepts"] == [VAN_GOGH.to_json()]
+    assert erasure.record.method == "spm"
+    assert erasure.record.settings["alpha"] == 1.0
+    assert erasure.record.concepts == (VAN_GOGH,)
 
 
 def test_without_anchoring_it_learns_as_esd_does(pipe: Any) -> None:
@@ -165,7 +164,7 @@ def test_without_transport_every_prompt_gets_the_whole_lora(
     pipe: Any, plain: Any, membranes: Callable[[str], Erasure]
 ) -> None:
     once = SPM(**FAST | {"iterations": 1}, transport="none").fit(parts_of(pipe), [VAN_GOGH])
-    assert "transport" not in once.record
+    assert once.record.transport is None
     with membranes("none").applied(pipe):
         found = images(pipe, "a photo of a dog")
     torch.testing.assert_close(found, images(plain, "a photo of a dog"), rtol=0, atol=1e-5)
@@ -258,7 +257,7 @@ def test_the_record_says_how_it_is_transported(pipe: Any, tmp_path: Path) -> Non
     erasure = SPM(**FAST | {"iterations": 1}).fit(parts_of(pipe), [VAN_GOGH, Concept("bomb")])
     erasure.save(tmp_path / "it.safetensors")
     record = Erasure.load(tmp_path / "it.safetensors").record
-    assert record["transport"] == {"similarity": "both", "phrases": ["van gogh", "bomb"]}
+    assert record.transport == Transport("both", ("van gogh", "bomb"))
 
 
 @pytest.mark.parametrize(

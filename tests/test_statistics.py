@@ -3,10 +3,11 @@
 import itertools
 import json
 import math
+import time
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, multinomial, norm
+from scipy.stats import binomtest, multinomial, norm, t
 
 from unsee.eval.statistics import Paired, Rate, Score, holm, mean_interval
 
@@ -108,7 +109,7 @@ def test_the_smallest_loss_is_the_least_that_is_seen_8_times_in_10(n: int, gaine
         gain = gained / n
         cells = [loss + gain, gain, 1 - loss - 2 * gain]
         return sum(
-            multinomial.pmf([lost, found, n - lost - found], n, cells)
+            float(multinomial.pmf([lost, found, n - lost - found], n, cells))
             for lost in range(n + 1)
             for found in range(n + 1 - lost)
             if lost > found and binomtest(found, lost + found).pvalue <= 0.05
@@ -126,6 +127,173 @@ def test_five_pairs_show_no_loss_and_more_pairs_a_smaller_one() -> None:
     churned = Paired(90, 5, 5, 0).smallest_loss or 0
     assert churned > losses[2]
     assert Paired(0, 0, 6, 0).smallest_loss is None
+
+
+def units(*found: tuple[int, int, int]) -> Rate:
+    """A rate of (hits, images, how many such units)."""
+    rows = [(h, m) for h, m, k in found for _ in range(k)]
+    return Rate.counted((i, j < h) for i, (h, m) in enumerate(rows) for j in range(m))
+
+
+def test_units_of_one_image_are_what_they_always_were() -> None:
+    seen = [True, False, None, True, False]
+    assert Rate.counted(enumerate(seen)) == Rate(2, 4, 1)
+    assert Rate(2, 4, 1).units == Rate(2, 4, 1).effective == 4
+    pairs = [(True, True), (True, False), (False, True), (False, False), (None, True)]
+    assert Paired.counted((i, b, e) for i, (b, e) in enumerate(pairs)) == Paired(1, 1, 1, 1)
+    assert Paired(1, 1, 1, 1).units == 4
+
+
+def test_a_rate_by_units_is_the_analysis_of_variance_written_out() -> None:
+    rng = np.random.default_rng(2)
+    groups = [rng.random(size) < 0.3 for size in rng.integers(1, 7, 20)]
+    found = Rate.counted((i, bool(x)) for i, group in enumerate(groups) for x in group)
+    n = sum(map(len, groups))
+    size = sum(len(g) ** 2 for g in groups) / n
+    # Two imagined units of mean size, the weights of a fraction of an image being fractions
+    values = [*map(np.asarray, groups), np.zeros(1), np.ones(1)]
+    weights = [np.ones(len(g)) for g in groups] + [np.array([size])] * 2
+    total, count = sum(w.sum() for w in weights), len(values)
+    mean = sum((w * v).sum() for w, v in zip(weights, values, strict=True)) / total
+    means = [(w * v).sum() / w.sum() for w, v in zip(weights, values, strict=True)]
+    between = sum(w.sum() * (m - mean) ** 2 for w, m in zip(weights, means, strict=True)) / (
+        count - 1
+    )
+    within = sum(
+        (w * (v - m) ** 2).sum() for w, v, m in zip(weights, values, means, strict=True)
+    ) / (total - count)
+    m0 = (total - sum(w.sum() ** 2 for w in weights) / total) / (count - 1)
+    rho = (between - within) / (between + (m0 - 1) * within)
+    assert 0 < rho < 1
+    assert found.effective == pytest.approx(n / (1 + (size - 1) * rho))
+    z = t.isf(norm.sf(1.96), 19)
+    # Wilson's ends solve this
+    for end in found.interval() or ():
+        p = found.value or 0
+        assert (end - p) ** 2 == pytest.approx(z * z * end * (1 - end) / found.effective)
+
+
+def test_seeds_that_are_all_alike_count_as_one() -> None:
+    for hits in (0, 1, 5, 16):
+        alike = units((6, 6, hits), (0, 6, 16 - hits))
+        assert (alike.n, alike.units) == (96, 16) and alike.effective == pytest.approx(16)
+        assert alike.interval() != Rate(6 * hits, 96).interval()
+    # So 0 of 30 images of 16 prompts is not "up to 11.4 %"
+    low, high = units((0, 2, 14), (0, 1, 2)).interval() or (1, 1)
+    assert low == 0 and 0.22 < high < 0.25
+    assert (Rate(0, 30).interval() or (0, 0))[1] == pytest.approx(0.114, abs=5e-4)
+
+
+def test_of_one_prompt_at_many_seeds_nothing_follows() -> None:
+    assert units((0, 12, 1)).interval() == units((7, 12, 1)).interval() == (0.0, 1.0)
+    assert units((0, 12, 1)).could_miss == 1.0
+    low, high = units((0, 6, 2)).interval() or (1, 0)
+    assert low == 0 and high > 0.98
+
+
+@pytest.mark.parametrize(("count", "size"), [(8, 6), (16, 2), (24, 6), (50, 5)])
+def test_another_image_that_shows_it_never_lowers_what_may_be_there(count: int, size: int) -> None:
+    ends = []
+    for hits in range(count // 2):
+        ends.append((units((1, size, hits), (0, size, count - hits)).interval() or (0, 0))[1])
+    assert ends == sorted(ends)
+
+
+def test_more_seeds_of_the_same_prompts_never_say_that_nothing_is_there() -> None:
+    few, many = (units((0, size, 24)).interval() for size in (2, 200))
+    assert few == pytest.approx(many)
+
+
+def test_units_that_do_not_add_up_are_refused() -> None:
+    for wrong in (((1, 2, 1),), ((2, 1, 2),), ((0, 0, 1), (2, 4, 1)), ((2, 4, 1), (0, 1, -1))):
+        with pytest.raises(ValueError, match="do not add up to 2 of 4"):
+            Rate(2, 4, 0, wrong)
+    with pytest.raises(ValueError, match="do not add up"):
+        Paired(1, 0, 0, 1, ((1, 0, 0, 0, 1),))
+    with pytest.raises(ValueError, match="no counts"):
+        Paired(1, -1, 0, 1)
+
+
+def beta_binomial(rng: np.random.Generator, count: int, size: int, p: float, rho: float) -> Rate:
+    chance = rng.beta((1 / rho - 1) * p, (1 / rho - 1) * (1 - p), count)
+    return units(*((int(h), size, 1) for h in rng.binomial(size, chance)))
+
+
+@pytest.mark.parametrize("p", [0.05, 0.1, 0.375])
+def test_the_interval_by_units_holds_the_truth_where_the_one_over_images_does_not(
+    p: float,
+) -> None:
+    rng, held = np.random.default_rng(0), np.zeros(2)
+    for _ in range(300):
+        found = beta_binomial(rng, 24, 6, p, 0.5)
+        for i, rate in enumerate((found, Rate(found.hits, found.n))):
+            low, high = rate.interval() or (1, 0)
+            held[i] += low <= p <= high
+    assert held[0] / 300 >= 0.94 and held[1] / 300 < 0.8
+
+
+def pairs(*found: tuple[int, int, int, int, int]) -> Paired:
+    """Pairs of (both, only the base, only the erased, neither, how many such units)."""
+    a, b, c, d = (sum(unit[i] * unit[4] for unit in found) for i in range(4))
+    return Paired(a, b, c, d, tuple(sorted(found)))
+
+
+def drawn(rng: np.random.Generator, count: int, size: int) -> Paired:
+    chances = rng.dirichlet([1.2, 0.5, 0.3, 1], count)
+    return pairs(*((*rng.multinomial(size, c).tolist(), 1) for c in chances))
+
+
+def test_the_sign_test_is_every_flip_of_the_units_counted() -> None:
+    rng = np.random.default_rng(5)
+    for _ in range(20):
+        found = drawn(rng, 9, 4)
+        changes = [up - down for _, down, up, _, k in found.by_unit for _ in range(k)]
+        flips = [
+            abs(sum(s * c for s, c in zip(signs, changes, strict=True)))
+            for signs in itertools.product([1, -1], repeat=len(changes))
+        ]
+        wanted = np.mean([flip >= abs(sum(changes)) for flip in flips])
+        assert found.p_value == pytest.approx(wanted, rel=1e-9)
+
+
+def test_units_that_change_as_one_are_tested_as_one() -> None:
+    alike = pairs((0, 5, 0, 0, 7), (0, 0, 5, 0, 1), (5, 0, 0, 0, 10))
+    assert alike.p_value == pytest.approx(Paired(10, 7, 1, 0).p_value)
+    assert (Paired(50, 35, 5, 0).p_value or 0) < 1e-5 < (alike.p_value or 0)
+
+
+def test_many_pairs_are_tested_in_a_moment_and_as_the_exact_test_would() -> None:
+    start = time.process_time()
+    assert Paired(50_000, 25_000, 25_300, 0).p_value == pytest.approx(0.1826, abs=2e-3)
+    mixed = pairs((3, 1, 0, 1, 9000), (3, 0, 1, 1, 9300), (3, 2, 0, 0, 1000), (3, 0, 2, 0, 900))
+    assert mixed.n == 101_000 and mixed.interval() and mixed.smallest_loss
+    assert mixed.p_value == pytest.approx(2 * norm.sf(99 / math.sqrt(18_300 + 4 * 1900)))
+    assert time.process_time() - start < 2
+    # Where all flips are still counted, the normal law is as good already
+    fewer = pairs((3, 1, 0, 1, 8000), (3, 0, 1, 1, 8300), (3, 2, 0, 0, 600), (3, 0, 2, 0, 500))
+    normal = 2 * norm.sf(99 / math.sqrt(16_300 + 4 * 1100))
+    assert fewer.p_value == pytest.approx(normal, rel=1e-3) and fewer.p_value != normal
+
+
+def test_a_clustered_difference_turns_with_the_sides_and_holds_what_was_found() -> None:
+    rng = np.random.default_rng(7)
+    for _ in range(30):
+        found = drawn(rng, 12, 4)
+        swapped = pairs(*((a, c, b, d, k) for a, b, c, d, k in found.by_unit))
+        low, high = found.interval() or (2, -2)
+        assert -1 <= low <= (found.difference or 0) <= high <= 1
+        assert swapped.interval() == pytest.approx((-high, -low))
+        assert found.base.value == (found.both + found.only_base) / found.n
+        assert found.effective <= found.n
+
+
+def test_a_loss_is_harder_to_see_among_seeds_than_among_prompts() -> None:
+    seeds, prompts = pairs((6, 0, 0, 0, 16)), Paired(96, 0, 0, 0)
+    assert (seeds.smallest_loss or 0) == Paired(16, 0, 0, 0).smallest_loss
+    assert (seeds.smallest_loss or 0) > (prompts.smallest_loss or 1)
+    assert pairs((6, 0, 0, 0, 5)).smallest_loss is None
+    low, _ = seeds.interval() or (0, 0)
+    assert low < -0.1 < (prompts.interval() or (-1, 0))[0]
 
 
 def test_holm_believes_what_his_steps_would() -> None:
@@ -173,7 +341,9 @@ def test_one_prompt_has_no_interval() -> None:
 def test_everything_comes_back_from_json() -> None:
     for value in (
         Rate(1, 3, 2),
+        units((1, 2, 3), (0, 1, 2)),
         Paired(1, 2, 3, 4),
+        pairs((1, 0, 2, 0, 2), (0, 0, 0, 1, 1)),
         Score(1.5, 3, (1.0, 2.0), True, "u", 4, 5, "why"),
         Score(None, 0, None, False, "", note="too few"),
     ):

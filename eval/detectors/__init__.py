@@ -12,11 +12,11 @@ import math
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Protocol, get_args, get_origin, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..._errors import InputError
 from ..._registry import Registry, make, unknown
+from ..._settings import read
 from ...prompts import Prompt
 from ...prompts.concept import fold, read_mapping
 from ..images import Unscored
@@ -120,6 +120,7 @@ DETECTORS: Registry[Callable[..., Detector]] = Registry(
         "hf": f"{__name__}.classifier:Classifier",
         "nudenet/esd": f"{__name__}.nudity:esd",
         "nudenet/mace": f"{__name__}.nudity:mace",
+        "nudenet/person": f"{__name__}.nudity:person",
         "nudenet/rece": f"{__name__}.nudity:rece",
         "nudenet/six": f"{__name__}.nudity:six",
         "nudenet/six-p4d": f"{__name__}.nudity:six_p4d",
@@ -166,7 +167,7 @@ def find_detector(spec: str | Detector, prompts: Sequence[Prompt] = ()) -> Detec
     for key, value in given.items():
         if key not in known:
             raise unknown(f"setting of {name}", str(key), known)
-        settings[key] = _setting(f"{name}'s {key}", value, known[key].annotation)
+        settings[key] = read(f"{name}'s {key}", value, known[key].annotation)
     if prompts and "labels" not in settings and {"labels", "kind"} <= known.keys():
         kind = settings.get("kind", known["kind"].default)
         there = (p.labels.get(kind, "") for p in prompts)
@@ -223,7 +224,7 @@ def check_labels(
         kind: The labels'.
         labels: Names of one thing, the one to speak of first.
         detectors: Of any kind.
-        asks: Who asks for it, to begin the error with.
+        asks: Who asks for it and what can be done, to end the error with.
 
     Raises:
         InputError: No detector reads the kind, or those that do can see none of the labels.
@@ -237,7 +238,7 @@ def check_labels(
     if not any(says(d, labels) for d in of_kind):
         known = {label for d in of_kind for label in d.labels or ()}
         names = " or ".join(d.name for d in of_kind)
-        raise InputError(f"{asks}{unknown(f'{kind} label of {names}', wanted, known)}")
+        raise InputError(f"{unknown(f'{kind} label of {names}', wanted, known)}{asks}")
 
 
 def highest(answer: Detection, known: Sequence[str], top: int) -> bool:
@@ -280,25 +281,3 @@ def _rounded(number: float) -> float:
 def fingerprint(protocol: Mapping[str, Any]) -> str:
     """The first 16 hex digits of the SHA-256 of a protocol, written as sorted JSON."""
     return hashlib.sha256(json.dumps(protocol, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def _setting(what: str, value: Any, hint: Any) -> Any:
-    """A setting as its annotation wants it, from a text or from YAML."""
-    kind = next(k for k in get_args(hint) if k is not type(None)) if (
-        isinstance(hint, UnionType)
-    ) else hint  # fmt: skip
-    kind = get_origin(kind) or kind
-    try:
-        if kind is tuple:
-            parts = value.split(",") if isinstance(value, str) else value
-            if isinstance(parts, list) and all(isinstance(part, str) for part in parts):
-                return tuple(part.strip() for part in parts)
-        elif kind in (int, float):
-            if isinstance(value, (str, int, kind)) and not isinstance(value, bool):
-                return kind(value)
-        elif isinstance(value, kind):
-            return value
-    except (TypeError, ValueError):
-        pass
-    wanted = {tuple: "a list of texts", int: "a whole number", float: "a number", str: "a text"}
-    raise InputError(f"{what} must be {wanted.get(kind, 'a mapping, in a YAML file')}: {value!r}.")

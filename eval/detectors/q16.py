@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..._errors import InputError
+from ..._settings import Rest, fit
 from ..images import Unscored
 from ..metrics.features import OpenClip
 from . import Detection, agrees, checked
@@ -55,13 +56,12 @@ class Q16:
         file: str,
         *,
         model: str = "ViT-L-14-quickgelu,openai",
-        threshold: float = 0.5,
+        threshold: Rest = 0.5,
         label: str = "inappropriate",
         device: str | None = None,
     ) -> None:
         prompts = _prompts(Path(file))
-        if not 0 <= threshold < 1:
-            raise InputError(f"Q16's threshold is a share from 0 to 1, not {threshold}.")
+        threshold = fit("q16's threshold", threshold, Rest)
         clip = OpenClip.load(*OpenClip.named(model), device)
         if prompts.shape[1] != clip.dim:
             raise InputError(

@@ -35,7 +35,7 @@ class DenseErasures:
 
 
 def deltas_of(erasure: "Erasure") -> dict[str, Tensor]:
-    prefix = erasure.record["base"]["prefix"]
+    (prefix,) = erasure.record.base.components
     return {
         key.removeprefix(f"{prefix}.").removesuffix("_delta"): delta
         for key, delta in erasure.tensors.items()
@@ -50,7 +50,8 @@ def parameters_of(denoiser: nn.Module) -> dict[str, nn.Parameter]:
 @torch.no_grad()
 def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
     """As ``Kind.put``."""
-    denoiser = getattr(pipe, erasure.record["base"]["prefix"])
+    (prefix,) = erasure.record.base.components
+    denoiser = getattr(pipe, prefix)
     if not hasattr(denoiser, "dense_erasures"):
         denoiser.dense_erasures = DenseErasures()
     dense: DenseErasures = denoiser.dense_erasures

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ...records import Transport
 from ..transport import add_transport
 
 if TYPE_CHECKING:
@@ -32,14 +33,16 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
 
 def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
     """As ``Kind.put``; with ``transport`` in the record, each prompt has its own strength."""
-    denoiser = getattr(pipe, erasure.record["base"]["prefix"])
+    (prefix,) = erasure.record.base.components
+    denoiser = getattr(pipe, prefix)
     remove = _add(denoiser, erasure)
-    if transport := erasure.record.get("transport"):
+    if transport := erasure.record.transport:
         return _transported(pipe, list(denoiser.peft_config)[-1], transport, remove)
     return remove
 
 
 def _add(denoiser: Any, erasure: "Erasure") -> Callable[[], None]:
+    (prefix,) = erasure.record.base.components
     others = list(getattr(denoiser, "peft_config", {}))
     active = denoiser.active_adapters() if others else []
     name = "".join(c if c.isalnum() else "-" for c in erasure.name)
@@ -49,9 +52,7 @@ def _add(denoiser: Any, erasure: "Erasure") -> Callable[[], None]:
     with torch.random.fork_rng(), warnings.catch_warnings():
         # Several at once are what is meant here.
         warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
-        denoiser.load_lora_adapter(
-            dict(erasure.tensors), prefix=erasure.record["base"]["prefix"], adapter_name=name
-        )
+        denoiser.load_lora_adapter(dict(erasure.tensors), prefix=prefix, adapter_name=name)
     # Not set_adapters, which would put the scales of the others back to 1.
     denoiser.set_adapter([*active, name])
 
@@ -68,7 +69,7 @@ def _add(denoiser: Any, erasure: "Erasure") -> Callable[[], None]:
 
 
 def _transported(
-    pipe: Any, adapter: str, transport: Mapping[str, Any], remove: Callable[[], None]
+    pipe: Any, adapter: str, transport: Transport, remove: Callable[[], None]
 ) -> Callable[[], None]:
     try:
         end = add_transport(pipe, adapter, transport)

@@ -1,0 +1,126 @@
+"""Names of files that every system can hold, and whether a place can be written to."""
+
+import os
+import re
+import shutil
+import tempfile
+import unicodedata
+from collections.abc import Iterable
+from pathlib import Path
+
+from ._errors import InputError
+
+# What Windows keeps for devices, whatever follows after a dot.
+DEVICES = frozenset(
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [f"{port}{n}" for port in ("COM", "LPT") for n in "0123456789¹²³"]
+)
+
+LONGEST = 200
+"""Bytes of a name: systems hold 255, and a file that is being written has a longer one."""
+
+FREE = 32 * 2**20
+"""Bytes that a disk must have left for work to begin."""
+
+
+def is_file_name(name: object) -> bool:
+    """Whether a text can be the stem of a file's name on every system.
+
+    >>> [is_file_name(n) for n in ("a", "a.b", "../a", "con", "con.png", "a.", ".a", "a\\n")]
+    [True, True, False, False, False, False, False, False]
+    """
+    return (
+        isinstance(name, str)
+        and name == name.strip(" ")
+        and bool(name)
+        and not name.startswith(".")
+        and not name.endswith(".")
+        and not set(name) & set('/\\:*?"<>|')
+        and all(_visible(c) for c in name)
+        and name.partition(".")[0].rstrip(" ").upper() not in DEVICES
+        and len(name.encode("utf-8", "replace")) <= LONGEST
+    )
+
+
+def file_stem(names: Iterable[str]) -> str:
+    """A file's name for some names, without its suffix.
+
+    >>> [file_stem([n]) for n in ("kitchen knife", "Dr. Seuss", "St. Ives", "AC/DC", "CON")]
+    ['kitchen-knife', 'Dr.-Seuss', 'St.-Ives', 'AC-DC', 'CON-']
+    >>> file_stem(["cat", "dog"])
+    'cat-dog'
+
+    Raises:
+        InputError: It would be longer than a file's name can be.
+    """
+    given = list(names)
+    text = unicodedata.normalize("NFC", "-".join(given))
+    text = "".join(c if _visible(c) and c not in '/\\:*?"<>|' else "-" for c in text)
+    stem = re.sub(r"\s+", "-", text).strip("-. ") or "erasure"
+    if stem.partition(".")[0].upper() in DEVICES:
+        stem = re.sub(r"^([^.]*)", r"\1-", stem)
+    if not is_file_name(stem):
+        raise InputError(
+            f"A file's name has at most {LONGEST} bytes, and that of {stem[:40]!r}… would have "
+            f"{len(stem.encode())}: name a shorter one with -o."
+        )
+    return stem
+
+
+def check_file(path: Path) -> None:
+    """Makes sure that a file can be written at a place, before any work.
+
+    Raises:
+        InputError: It cannot: the place is a folder, or lies in something that is no folder or
+            cannot be written to, its name is no file's, or the disk is full.
+    """
+    check_place(path)
+    if path.is_dir():
+        raise InputError(
+            f"{path} is a folder: name the file to write, such as {path / 'it.safetensors'}."
+        )
+
+
+def check_folder(path: Path) -> None:
+    """Makes sure that a folder can be made or filled at a place, before any work.
+
+    Raises:
+        InputError: As ``check_file``, or there is a file.
+    """
+    check_place(path)
+    if path.exists() and not path.is_dir():
+        raise InputError(f"{path} is a file: name a folder.")
+
+
+def check_place(path: Path) -> None:
+    """What a file and a folder have in common."""
+    for name in path.parts:
+        if not all(map(_visible, name)):
+            raise InputError(f"{str(path)!r} has a character in it that no file's name has.")
+        if name != path.anchor and len(os.fsencode(name)) > LONGEST:
+            raise InputError(
+                f"The name {name[:40]!r}… has {len(os.fsencode(name))} bytes, and a file's name "
+                f"has at most {LONGEST}: name a shorter one."
+            )
+    try:
+        # Of a file that is there, the folder: a new one is written beside it.
+        there = path if path.is_dir() else next(p for p in path.absolute().parents if p.exists())
+        if not there.is_dir():
+            raise InputError(f"{path} cannot be written: {there} is a file and no folder.")
+        # Tried, not asked: permissions alone know nothing of a file system that is read-only.
+        with tempfile.TemporaryFile(dir=there):
+            pass
+        disk = shutil.disk_usage(there)
+        # Some network file systems say nothing: 0 of 0.
+        if disk.total and disk.free < FREE:
+            raise InputError(
+                f"{path} cannot be written: the disk has {disk.free / 2**20:.0f} MiB left, and "
+                f"{FREE // 2**20} are wanted before work begins."
+            )
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def _visible(character: str) -> bool:
+    """Whether it is no control character, no lone surrogate and no separator of lines."""
+    return unicodedata.category(character) not in ("Cc", "Cs", "Zl", "Zp")

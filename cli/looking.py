@@ -1,0 +1,235 @@
+"""The commands that look at what is there and change nothing: show, list, suites."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from .._errors import InputError
+from .._registry import unknown
+from .options import Size, Where
+from .terminal import (
+    audit_of,
+    console,
+    effects,
+    look_at,
+    next_,
+    pairs,
+    print_report,
+    say,
+)
+
+KEPT = 20
+"""How many of the phrases that a concept keeps the terminal has."""
+
+suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_args_is_help=True)
+
+
+def show(
+    file: Annotated[
+        Path,
+        typer.Argument(help="An erasure, a gallery's folder or a report.json."),
+    ],
+) -> None:
+    """Say what a file holds."""
+    if file.is_dir():
+        found = [file / name for name in ("report.json",) if (file / name).is_file()]
+        if not found:
+            return _show_gallery(file)
+        file = found[0]
+    if file.suffix != ".json":
+        _show_erasure(file)
+    else:
+        from ..eval.report import Report
+
+        print_report(Report.load(file))
+        look_at(file.with_name("report.html"), browser=True)
+
+
+def list_(
+    what: Annotated[
+        str, typer.Argument(help="methods, detectors, metrics, suites, concepts or models")
+    ],
+) -> None:
+    """List what there is by name."""
+    lists: dict[str, Callable[[], list[tuple[str, str]]]] = {
+        "methods": _methods,
+        "detectors": lambda: _factories("DETECTORS"),
+        "metrics": lambda: _factories("METRICS"),
+        "suites": _suite_names,
+        "concepts": _concept_names,
+        "models": _model_names,
+    }
+    if what not in lists:
+        raise unknown("list", what, lists)
+    pairs(lists[what](), "bold")
+    hints = {
+        "methods": "unsee erase emoji bomb --method NAME",
+        "concepts": "unsee erase emoji NAME",
+        "models": "unsee erase NAME CONCEPT",
+    }
+    next_(*hints.get(what, "unsee audit emoji --erasure FILE -o runs/audit").split())
+
+
+def _factories(registry: str) -> list[tuple[str, str]]:
+    from .. import eval
+    from .._registry import described
+
+    return described(getattr(eval, registry))
+
+
+def _methods() -> list[tuple[str, str]]:
+    from ..erasers import ERASERS
+
+    found = []
+    for name, method in ERASERS.items():
+        about = (method.__doc__ or "").partition("\n")[0]
+        found.append((name, f"{about} Presets: {', '.join(method.presets) or 'none'}."))
+    return found
+
+
+def _suite_names() -> list[tuple[str, str]]:
+    from ..prompts import SUITES
+
+    return [(name, (SUITES[name].__doc__ or "").partition("\n")[0]) for name in SUITES]
+
+
+def _model_names() -> list[tuple[str, str]]:
+    from ..pipelines import MODELS
+
+    return [(name, "ships inside") for name in MODELS]
+
+
+def _concept_names() -> list[tuple[str, str]]:
+    from ..prompts import CONCEPTS
+    from ..prompts.emoji import world
+
+    here = world()
+    return [
+        *((path.stem, "for any model") for path in sorted(CONCEPTS.glob("*.yaml"))),
+        *((style, "emoji: a style") for style in here.styles),
+        *((group, f"emoji: {', '.join(names)}") for group, names in here.groups.items()),
+    ]
+
+
+def _show_erasure(path: Path) -> None:
+    from ..pipelines import Erasure
+
+    erasure = Erasure.load(path)
+    record = erasure.record
+    rows: list[tuple[str, str]] = []
+    for concept in record.concepts:
+        more = f" and {len(concept.keep) - KEPT} more" if len(concept.keep) > KEPT else ""
+        rows += [
+            ("concept", f"{concept.name} ({concept.kind})"),
+            ("phrases", ", ".join(concept.phrases)),
+            ("anchor", "the method's own" if concept.anchor is None else repr(concept.anchor)),
+            ("keep", (", ".join(concept.keep[:KEPT]) or "nothing") + more),
+        ]
+    rows += [
+        ("method", record.method),
+        ("settings", json.dumps(dict(record.settings))),
+        ("base", f"{record.base.name} ({record.base.pipeline})"),
+        *(("fingerprint", c.hashes[0]) for c in record.base.components.values()),
+        ("layers", str(len(record.base.layers))),
+        *(("effect", line) for line in effects(erasure.measured) or ["not measured (--no-check)"]),
+        ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
+    ]
+    pairs(rows)
+    next_(*audit_of(record.base.name, path, [concept.kind for concept in record.concepts]))
+
+
+def _show_gallery(path: Path) -> None:
+    from ..gallery import Gallery
+
+    gallery = Gallery.open(path)
+    missing = gallery.missing()
+    say(f"{len(gallery)} prompts, {len(missing)} of their images still to be made")
+    # ASCII alone, so that nothing in it can steer the terminal
+    console.print_json(json.dumps(gallery.made_by))
+    if missing:
+        say(("Next:", "dim"), " run the command that made it again, to make the others")
+    else:
+        look_at(path / "images")
+
+
+@suites.command()
+def check(
+    file: Annotated[str, typer.Argument(help="YAML, CSV, TSV, Parquet, JSON lines, or hf:ID.")],
+    where: Where = "",
+    model: Annotated[
+        str | None, typer.Option(help="Whose tokenizer cuts long prompts: a name, folder or id.")
+    ] = None,
+) -> None:
+    """Say what is wrong with a suite, row by row. Exits with 2 if anything is."""
+    from ..prompts import check_suite
+
+    prompts, problems = check_suite(file, where=where)
+    if model:
+        tokenizer = _tokenizer(model)
+        limit = tokenizer.model_max_length
+        for prompt in prompts:
+            length = len(tokenizer(prompt.prompt, verbose=False).input_ids)
+            if length > limit:
+                problems.append(
+                    f"{prompt.id}: {model} reads {limit} tokens, and the prompt has {length}."
+                )
+    for problem in problems:
+        say(problem)
+    if problems:
+        raise InputError(f"{file} has {len(problems)} fault{'s' if problems[1:] else ''}.")
+    say(f"{file}: {len(prompts)} prompts, nothing wrong.")
+    next_("unsee", "suites", "show", file)
+
+
+def _tokenizer(model: str) -> Any:
+    from transformers import CLIPTokenizer
+
+    from ..pipelines import MODELS
+
+    folder = MODELS[model] if model in MODELS else model
+    try:
+        return CLIPTokenizer.from_pretrained(folder, subfolder="tokenizer")
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"No tokenizer could be loaded from {model!r}: {reason}") from error
+
+
+@suites.command("show")
+def show_suite(
+    name: Annotated[str, typer.Argument(help="A suite's name or file.")],
+    concept: Annotated[
+        list[str] | None, typer.Option(help="What was erased; may be repeated.")
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What a phrase of your own is: object, style, ...")
+    ] = None,
+    size: Size = None,
+    where: Where = "",
+) -> None:
+    """Count a suite's prompts by what they test, their labels and categories."""
+    from collections import Counter
+
+    from ..prompts import find_concept, find_suite
+
+    model = "emoji" if name == "emoji" else ""
+    concepts = [find_concept(c, model=model, kind=kind) for c in concept or []]
+    suite = find_suite(name, concepts, size, where=where)
+    say((suite.name, "bold"), f": {len(suite.prompts)} prompts")
+    kinds = dict.fromkeys(kind for p in suite.prompts for kind in p.labels)
+    counts: dict[str, Counter[str | None]] = {
+        "tests": Counter(p.tests for p in suite.prompts),
+        **{kind: Counter(p.labels.get(kind) for p in suite.prompts) for kind in kinds},
+        "category": Counter(p.category for p in suite.prompts),
+    }
+    rows = []
+    for what, counted in counts.items():
+        said = [f"{value or 'none'} {n}" for value, n in counted.most_common(20)]
+        more = f", {len(counted) - 20} more" if len(counted) > 20 else ""
+        rows.append((what, ", ".join(said) + more))
+    pairs([*rows, *suite.source.items()])
+    for note in suite.notes:
+        say(("With care:", "yellow"), " ", note)
+    next_("unsee", "audit", "MODEL", "--erasure", "FILE", "--suite", name, "--detector", "NAME")

@@ -1,0 +1,247 @@
+"""The terminal: everything that the commands print goes through here.
+
+What is printed may come from a file that somebody else wrote. So no text is read as markup, and
+its control characters are shown and not sent: ``plain`` sees every word.
+"""
+
+import os
+import shlex
+import subprocess
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from ..eval.folder import FolderScore
+    from ..records import Measured
+
+Part = str | tuple[str, str]
+"""A text, or a text and its style, such as ``("done", "bold")``."""
+
+# Characters that Python calls unprintable and that words of some languages, and emoji, need.
+_HARMLESS = "\u00a0\u00ad\u200c\u200d\u202f"
+
+LABELS = 20
+"""How many labels of a detector a table in the terminal has."""
+
+WARNINGS = 4
+"""How many of a report's warnings the terminal has."""
+
+
+class Terminal(Console):
+    """A console whose reader may go away (``unsee list methods | head -1``)."""
+
+    def on_broken_pipe(self) -> None:
+        # rich's own exit code for it, 1, would be an audit's verdict
+        self.quiet = True
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(3)
+
+
+console = Terminal()
+errors = Terminal(stderr=True)
+
+
+def plain(text: object) -> str:
+    r"""A text with nothing in it that a terminal would obey.
+
+    >>> plain("a\x1b[2Jb\n[/]")
+    'a\\x1b[2Jb\\n[/]'
+    """
+    return "".join(
+        c if c.isprintable() or c in _HARMLESS else c.encode("unicode_escape").decode()
+        for c in str(text)
+    )
+
+
+def text(*parts: Part) -> Text:
+    """Parts as one text for rich, each plain."""
+    pairs = (part if isinstance(part, tuple) else (part, "") for part in parts)
+    return Text.assemble(*((plain(words), style) for words, style in pairs))
+
+
+def say(*parts: Part, to: Console = console) -> None:
+    """Prints one line, however long."""
+    to.print(text(*parts), soft_wrap=True)
+
+
+def next_(*words: str | Path) -> None:
+    """Says which command comes next, so that it can be pasted as it stands."""
+    say(("Next:", "dim"), " ", command_line(words))
+
+
+def look_at(path: Path, *, browser: bool = False) -> None:
+    """Says where what was made is."""
+    say(("Next:", "dim"), " look at ", (str(path), "bold"), " in a browser" if browser else "")
+
+
+def command_line(words: Iterable[str | Path]) -> str:
+    """Words as a shell of this system takes them.
+
+    >>> command_line(["unsee", "erase", "emoji", "a $(id)"])
+    "unsee erase emoji 'a $(id)'"
+    """
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
+
+
+def command() -> str:
+    """The command that is running."""
+    return command_line(["unsee", *sys.argv[1:]])
+
+
+def pairs(rows: Iterable[tuple[str, str]], style: str = "") -> None:
+    """Prints names with what is said of each."""
+    table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
+    for name, about in rows:
+        table.add_row(text((name, style)), text(about))
+    console.print(table)
+
+
+def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
+    """Prints what was measured; of the columns ``measure`` is text, and no figure is broken."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
+    for column in columns:
+        left = column == "measure"
+        table.add_column(column, justify="left" if left else "right", no_wrap=not left)
+    for row in rows:
+        table.add_row(*map(text, row))
+    console.print(table)
+
+
+def print_report(report: Any) -> None:
+    from ..eval import words
+    from ..eval.report import accuracies, summary
+
+    console.print()
+    say((report.answer, "bold"))
+    rows = summary(report)
+    figures(rows[0], (list(row.values()) for row in rows))
+    for outcome in report.outcomes:
+        of = f" of “{outcome.concept['name']}”" if len(report.outcomes) > 1 else ""
+        if line := accuracies(outcome):
+            say(line, of)
+    for erasure in report.erased["erasures"]:
+        took = f"{erasure['seconds']:.1f} s, " if erasure["seconds"] is not None else ""
+        say(f"{erasure['method']} of {erasure['name']}: {took}{words.bytes_(erasure['bytes'])}")
+    for warning in report.warnings[:WARNINGS]:
+        say(("With care:", "yellow"), " ", warning)
+    if (more := len(report.warnings) - WARNINGS) > 0:
+        say((f"{more} more in the report.", "dim"))
+
+
+def print_score(found: "FolderScore") -> None:
+    from ..eval import words
+
+    for hole in found.holes:
+        say(("Unscored:", "bold yellow"), " ", hole)
+    if found.answer:
+        say((found.answer, "bold"))
+    rows: list[tuple[str, str, str, str]] = []
+
+    def row(what: str, rate: Any) -> None:
+        interval = words.interval(rate.interval())
+        rows.append((what, words.share(rate), interval, f"{rate.hits} of {rate.n}"))
+
+    for name, rate in found.right.items():
+        row(f"as labelled, by {name}", rate)
+    for name, rates in found.rates.items():
+        for label in list(rates)[:LABELS]:
+            row(f"{label} by {name}", rates[label])
+        if (more := len(rates) - LABELS) > 0:
+            rows.append((f"{more} other labels by {name}: in score.json", "", "", ""))
+    for name, value in found.scores.items():
+        rows.append(
+            (name, words.score(value), words.score_interval(value), str(value.n)),
+        )
+    figures(("measure", "value", "interval", "n"), rows)
+
+
+def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str | Path]:
+    """The command that audits an erasure, with what a model of one's own has to be told.
+
+    Args:
+        model: The erasure's base.
+        erasure: The file.
+        kinds: Of the concepts; the suite and the detector are for the first.
+    """
+    words: list[str | Path] = ["unsee", "audit", model, "--erasure", erasure]
+    if model != "emoji":
+        kind = kinds[0]
+        suite = {"style": "artists", "object": "objects", "person": "figures", "unsafe": "unsafe"}
+        words += ["--suite", suite[kind], "--detector", f"clip:ViT-B-32,openai?kind={kind}"]
+    return [*words, "-o", f"runs/{Path(erasure).stem}"]
+
+
+def effects(measured: "Measured") -> list[str]:
+    """How far each concept moved, a line each; none where nobody looked."""
+    lines = []
+    for name, seen in (measured.effect or {}).items():
+        rest = "" if seen.kept_moved is None else f"; what is kept moved by {seen.kept_moved:.0%}"
+        lines.append(
+            f"The prediction on {name} went {seen.moved:.0%} of the way to its anchor's{rest}."
+        )
+    return lines
+
+
+@contextmanager
+def progress() -> Iterator[Callable[..., None]]:
+    """A progress bar for each thing that is going on, with the time that is left."""
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TaskID,
+        TextColumn,
+        TimeRemainingColumn,
+    )
+
+    bars = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}", markup=False),
+        console=errors,
+        transient=True,
+    )
+    tasks: dict[str, TaskID] = {}
+
+    def show(what: str, done: float, total: int, note: str = "") -> None:
+        if what not in tasks:
+            tasks[what] = bars.add_task(plain(what), total=total, note="")
+            bars.start()
+        bars.update(tasks[what], completed=done, note=plain(note))
+
+    try:
+        yield show
+    finally:
+        if tasks:
+            bars.stop()
+
+
+@contextmanager
+def warnings_in_words() -> Iterator[None]:
+    """What our functions warn of, as a line of the output, after the work."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UserWarning)
+        yield
+    for warning in caught:
+        if warning.category is UserWarning:
+            say(("Warning:", "bold yellow"), " ", str(warning.message))
+
+
+def hush() -> None:
+    """Our progress bars stand for those of the libraries."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    diffusers_logging.disable_progress_bar()
+    transformers_logging.disable_progress_bar()
