@@ -132,7 +132,7 @@ def _show_erasure(path: Path) -> None:
         ("method", record.method),
         ("settings", json.dumps(dict(record.settings))),
         ("base", f"{record.base.name} ({record.base.pipeline})"),
-        *(("fingerprint", c.hashes[0]) for c in record.base.components.values()),
+        *(("fingerprint", c.digest) for c in record.base.components.values()),
         ("layers", str(len(record.base.layers))),
         *(("effect", line) for line in effects(erasure.measured) or ["not measured (--no-check)"]),
         ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._reading import plain
-from ..pipelines.erasure import Erasure, fingerprint
+from ..pipelines.erasure import Erasure
+from ..pipelines.identity import sample
 from ..pipelines.parts import Parts, weights_of
 from ..prompts import Concept
 from ..records import Base, Component, Loss, Measured, Record
@@ -83,7 +84,7 @@ def run(
         **plain(settings),
         "concepts": plain(concepts),
         "seed": seed,
-        "base": plain(fingerprint(weights)),
+        "base": Component({n: tuple(w.shape) for n, w in weights.items()}, sample(weights)).digest,
     }
 
 
@@ -96,6 +97,7 @@ def trained(
     layers: Sequence[str],
     parameters: Mapping[str, Tensor],
     losses: Sequence[float],
+    scale: float = 1.0,
 ) -> Erasure:
     """The erasure that a training came to; else as ``lowrank``.
 
@@ -106,6 +108,7 @@ def trained(
         layers: What was trained, by name.
         parameters: What was learnt, as ``lora`` and ``masters`` name it.
         losses: Of every step; the means of the first and the last tenth go into the record.
+        scale: At which a LoRA's B A acted while it learnt. The file's scale is 1.
     """
     tenth = max(1, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
@@ -114,7 +117,7 @@ def trained(
     found = {name: parameter.detach() for name, parameter in parameters.items()}
     if settings.rank is not None:
         pairs = {
-            layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
+            layer: (found[f"{layer}.lora_A.weight"], scale * found[f"{layer}.lora_B.weight"])
             for layer in layers
         }
         return lowrank(*to_file, pairs, measured)
@@ -198,7 +201,7 @@ def _record(
 ) -> Record:
     weights = _weights(parts, layers)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    component = Component(shapes, fingerprint(weights))
+    component = Component(shapes, sample(weights))
     base = Base(
         name=str(parts.pipe.name_or_path or parts.pipe.config.get("_name_or_path", "")),
         pipeline=type(parts.pipe).__name__,

@@ -12,6 +12,7 @@ bias is edited too, ``.bias_delta``. The kind ``guidance`` has no tensors: its r
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -27,7 +28,8 @@ from .. import records
 from .._errors import InputError
 from .._reading import loads
 from ..gallery import write_atomically
-from ..records import Measured, Record
+from ..records import Component, Measured, Record
+from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
 from .parts import weights_of
@@ -106,34 +108,50 @@ class Erasure:
     def check_base(self, pipe: Any) -> None:
         """Makes sure that the pipeline holds the weights that this was made for.
 
+        Weights are compared by a sample and within a rounding (``pipelines.identity``), so that
+        the base may be loaded in another precision. That is no proof against forgery.
+
+        Warns:
+            UserWarning: Its weights are quantised, so that they cannot be compared.
+
         Raises:
             InputError: It does not; the message says which layer, what was wanted and found.
         """
         base = self.record.base
         made_for = f"This erasure ({self.name}) was made for {base.name!r}"
+        coded: list[str] = []
         for prefix, component in base.components.items():
             denoiser = getattr(pipe, prefix, None)
+            denoiser = getattr(denoiser, "_orig_mod", denoiser)  # compiled
             if denoiser is None:
                 given = type(pipe).__name__
                 raise InputError(f"{made_for}, a {base.pipeline}; {given} was given.")
-            weights = {}
+            weights: dict[str, Tensor] = {}
             dense = getattr(denoiser, "dense_erasures", DenseErasures())
             for name, weight in weights_of(denoiser, component.layers).items():
                 # What was there before any dense erasure is the base.
                 weight = dense.originals.get(f"{name}.weight", weight)
                 found = "no such layer" if weight is None else str(tuple(weight.shape))
                 wanted = component.layers[name]
+                if weight is not None and quantised(weight):
+                    coded.append(f"{prefix}.{name}")
+                    continue
                 if weight is None or tuple(weight.shape) != wanted:
                     raise InputError(
                         f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
                     )
                 weights[name] = weight
-            found_prints = fingerprint(weights)
-            if not set(found_prints) & set(component.hashes):
+            if coded:
+                warnings.warn(
+                    f"{coded[0]} and {len(coded) - 1} more weights of the model given are "
+                    "quantised and cannot be compared with the base's: see to it yourself that "
+                    f"it is {base.name!r}.",
+                    stacklevel=3,
+                )
+            elif other := _other_weights(component, weights):
                 raise InputError(
                     f"{made_for}, and the model given has other weights in the edited layers: "
-                    f"wanted fingerprint {component.hashes[0][:12]}…, found "
-                    f"{found_prints[0][:12]}…."
+                    f"{other}."
                 )
             if self.record.kind == "dense":
                 parameters = parameters_of(denoiser)
@@ -165,12 +183,26 @@ class Erasure:
             remove()
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Hashes by which a base model's weights (out, in) are known again in another precision.
+def _other_weights(component: Component, weights: Mapping[str, Tensor]) -> str:
+    """What tells weights from the base's, in words; empty where they are the base's."""
+    if component.sample is None:
+        found = hashes_of_format_1(weights)
+        if set(found) & set(component.hashes):
+            return ""
+        return f"wanted the hash {component.hashes[0][:12]}…, found {found[0][:12]}…"
+    others = [
+        name for name, values in component.sample.items() if not alike(values, weights[name])
+    ]
+    if not others:
+        return ""
+    return f"{others[0]} is another ({len(others)} of {len(weights)} layers are)"
+
+
+def hashes_of_format_1(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Hashes by which format 1 knew a base's weights (out, in) again in another precision.
 
     The weights are rounded to bfloat16, as they are and by way of float16: one base loaded as
-    float32, float16 or bfloat16 shares a hash with itself. Two lists of hashes that share none
-    are of different weights.
+    float32 shares a hash with itself loaded as float16 or bfloat16.
     """
     hashes = (hashlib.sha256(), hashlib.sha256())
     for name in sorted(weights):

@@ -182,9 +182,9 @@ def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
     detector = find_detector("nudenet/person")
-    images: list[Image.Image] = [Image.open(photographs[i]) for i in (0, 1, 5)]
-    for picture in (data.coffee(), data.cat()):
-        images.append(Image.fromarray(picture).convert("RGB"))
+    images: list[Any] = [Image.open(photographs[i]) for i in (0, 1, 5)]
+    things: list[Any] = [data.coffee, data.cat]
+    images += [Image.fromarray(thing()).convert("RGB") for thing in things]
     assert detector.kind == "object"
     found = ["person" in answer.labels for answer in seen(detector(images))]
     assert found == [True, True, False, False, False]
