@@ -153,7 +153,8 @@ def triggers(masked: Tensor, concept: Tensor, margin: float) -> Tensor:
     d = (each - project(each, concept)).norm(dim=1)
     others = (d.sum() - d) / (len(d) - 1)
     # Of the only token the others' mean is not a number, and nothing is below that.
-    return ~(d < (1 + margin) * others)
+    found: Tensor = ~(d < (1 + margin) * others)
+    return found
 
 
 @dataclass

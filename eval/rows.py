@@ -112,7 +112,13 @@ def divide(
         for label in dict.fromkeys(p.labels[kind] for p in prompts if p.labels.get(kind)):
             # A kind that nobody reads is only not measured; a label that nobody can see looks lost
             if (kind, fold(label)) not in theirs:
-                check_labels(kind, [label], detectors, "The suite has a label to keep. ")
+                check_labels(
+                    kind,
+                    [label],
+                    detectors,
+                    " The suite asks for it, as what must stay: add a detector that can see it, "
+                    "or leave those prompts out (--where).",
+                )
     going = {p.id for rows in targets.values() for p in rows}
     said = _mentions(concepts, prompts)
     rest = [p for p in prompts if p.id not in going]
