@@ -1,7 +1,6 @@
 """The whole way, from a concept to a report: what the command line does, as functions."""
 
 import dataclasses
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,10 @@ from ._errors import InputError
 from ._registry import unknown
 from ._settings import check, hints_of
 from .erasers import ERASERS, Eraser
-from .gallery import Gallery
+from .gallery import Gallery, MadeBy, Used
 from .prompts import Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
+from .records import Model
 
 if TYPE_CHECKING:
     from .eval.detectors import Detector
@@ -190,6 +190,7 @@ def audit(
     from .eval.audit import compare, target_rows
     from .eval.report import Limits, write
     from .pipelines import Erasure
+    from .pipelines.identity import model_of
 
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
@@ -208,13 +209,14 @@ def audit(
 
     target_rows(concepts, suite.prompts, eyes)
     pipe = _pipeline(base)
+    model = model_of(pipe, name)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     seconds = {}
 
     def made(what: str, stacked: "Sequence[Erasure]") -> Gallery:
         start = time.perf_counter()
         gallery = _gallery(
-            pipe, name, stacked, suite, out / what, settings, f"{what} model", progress
+            pipe, model, stacked, suite, out / what, settings, f"{what} model", progress
         )
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
@@ -241,7 +243,7 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
-        notes=suite.notes,
+        notes=(*suite.notes, *_remade(base_gallery, "base"), *_remade(erased_gallery, "erased")),
         base_answers=scored(base_gallery, "base"),
         erased_answers=scored(erased_gallery, "erased"),
         limits=Limits(allow_unscored=allow_unscored),
@@ -342,17 +344,19 @@ def generate_gallery(
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
     from .pipelines import Erasure
+    from .pipelines.identity import model_of
 
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
-    return _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
+    known = model_of(pipe, name)
+    return _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
 
 
 def _gallery(
     pipe: Any,
-    model: str,
+    model: Model,
     erasures: "Sequence[Erasure]",
     suite: Suite,
     out: Path,
@@ -362,15 +366,14 @@ def _gallery(
 ) -> Gallery:
     from .pipelines import generate
 
-    made_by = {
-        "model": model,
-        **({"suite": {"name": suite.name, **suite.source}} if suite.source else {}),
-        "erasures": [_described(e) for e in erasures],
+    made_by = MadeBy(
+        model=model,
+        erasures=tuple(_used(e) for e in erasures),
+        versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
+        suite={"name": suite.name, **suite.source} if suite.source else {},
+        device=str(pipe.device),
         **settings,
-        "scheduler": type(pipe.scheduler).__name__,
-        "dtype": str(pipe.dtype),
-        "versions": {package: version(package) for package in ("unsee", "torch", "diffusers")},
-    }
+    )
     with ExitStack() as stack:
         for erasure in erasures:
             stack.enter_context(erasure.applied(pipe))
@@ -494,14 +497,24 @@ def _unchecked(model: str) -> dict[str, Any]:
     return {} if model == "emoji" else {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _described(erasure: "Erasure") -> dict[str, Any]:
-    data = erasure.bytes
-    return {
-        "name": erasure.name,
-        "method": erasure.record.method,
-        "settings": dict(erasure.record.settings),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-        "seconds": erasure.measured.seconds,
-        "peak_memory": erasure.measured.peak_memory,
-    }
+def _remade(gallery: Gallery, side: str) -> list[str]:
+    """What the report says of images that were not as they were made."""
+    if not (remade := gallery.remade):
+        return []
+    named = ", ".join(remade[:8]) + " …" * (len(remade) > 8)
+    return [
+        f"{len(remade)} of {len(gallery)} {side} images were changed or removed after they had "
+        f"been made, and were made again: {named}."
+    ]
+
+
+def _used(erasure: "Erasure") -> Used:
+    return Used(
+        name=erasure.name,
+        method=erasure.record.method,
+        settings=erasure.record.settings,
+        sha256=erasure.sha256,
+        bytes=len(erasure.bytes),
+        seconds=erasure.measured.seconds,
+        peak_memory=erasure.measured.peak_memory,
+    )

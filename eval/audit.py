@@ -9,6 +9,7 @@ from platform import python_version
 from typing import Any, Literal
 
 from .._errors import InputError
+from .._reading import plain as as_json
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
 from .answers import Answers, ImageAnswers, Progress, detect
@@ -128,8 +129,8 @@ def compare(
         },
         outcomes=tuple(outcomes),
         measurements=tuple(measured),
-        base=plain(base.made_by),
-        erased=plain(erased.made_by),
+        base=as_json(base.made_by) or {},
+        erased=as_json(erased.made_by) or {},
         detectors={d.name: {"kind": d.kind, "protocol": plain(d.protocol)} for d in detectors},
         metrics={m.name: plain(m.protocol) for m in metrics},
         limits=limits,
