@@ -53,7 +53,7 @@ def noise(count: int = 7) -> tuple[Image.Image, ...]:
 
 
 def gallery(path: Path, images: Sequence[Image.Image]) -> Gallery:
-    made = Gallery.start(path, {}, [Prompt(f"{i:02d}", "", i) for i in range(len(images))])
+    made = Gallery.start(path, None, [Prompt(f"{i:02d}", "", i) for i in range(len(images))])
     for prompt, image in zip(made, images, strict=True):
         made.put(prompt, image)
     return made
