@@ -2,7 +2,6 @@
 
 import dataclasses
 import hashlib
-import inspect
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +16,7 @@ from ._registry import unknown
 from ._settings import check, hints_of
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery
-from .prompts import Concept, Suite, find_concept, find_suite
+from .prompts import Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 
 if TYPE_CHECKING:
@@ -56,11 +55,6 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
     eraser = cls(**((cls.presets[preset] if preset else {}) | settings))
     check(eraser)  # as another package's may not do
     return eraser
-
-
-def trains(eraser: Eraser) -> bool:
-    """Whether a method trains: its ``fit`` then takes a ``checkpoint`` and a ``watch`` as well."""
-    return {"checkpoint", "watch"} <= inspect.signature(eraser.fit).parameters.keys()
 
 
 def erase(
@@ -108,8 +102,9 @@ def erase(
     from .pipelines import load_pipeline, load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
+    _check_honoured(method, eraser, keep, anchor)
     training: dict[str, Any] = {}
-    if trains(eraser):
+    if eraser.trains:
         path = None if checkpoint is None else Path(checkpoint)
         training = {"checkpoint": path, "watch": watch}
     elif checkpoint is not None:
@@ -123,7 +118,7 @@ def erase(
         named = isinstance(model, (str, Path))
         return parts_of(load(model, **_unchecked(name)) if named else model)
 
-    parts = taken(load_text_side if eraser.text_only else load_pipeline)
+    parts = taken(load_text_side if eraser.needs == "text" else load_pipeline)
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
     seconds, peak = round(time.perf_counter() - start, 3), _peak_bytes()
@@ -131,7 +126,7 @@ def erase(
         erasure.measured, seconds=seconds, peak_memory=peak.get("cuda", peak.get("process"))
     )
     if check and erasure.record.kind != "guidance":  # which leaves the denoiser as it is
-        if eraser.text_only:
+        if eraser.needs == "text":
             parts = taken(load_pipeline)
         seen = effect(parts, erasure, wanted, seed=seed)
         measured = dataclasses.replace(measured, effect=seen)
@@ -150,8 +145,8 @@ def audit(
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
     *,
     out: str | Path,
-    suite: str | Suite | None = None,
-    size: int = 192,
+    suite: str | Suite | Sequence[str | Suite] | None = None,
+    size: int | None = None,
     where: str = "",
     detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
@@ -173,9 +168,10 @@ def audit(
             pipeline itself, which is left as it was.
         erasures: Erasures or their files; they are measured together.
         out: The folder for it all.
-        suite: A suite, or what ``find_suite`` knows it by; the built-in model has its own.
-        size: How many prompts of a suite that is made to measure.
-        where: A filter of the suite's rows, where it is not a ``Suite`` already.
+        suite: A suite, or what ``find_suite`` knows it by; or several, measured as one. The
+            built-in model has its own.
+        size: How many prompts of a suite that is made to measure; None is what it needs.
+        where: A filter of the rows of every suite that has its columns and is no ``Suite`` yet.
         detectors: Detectors, or what ``find_detector`` knows them by; the built-in model has its
             own.
         metrics: As ``find_metric`` reads them; the built-in model has its own.
@@ -205,8 +201,8 @@ def audit(
             f"Say on which suite and with which detectors {name!r} is to be measured."
         )
     concepts = [concept for e in loaded for concept in e.record.concepts]
-    if not isinstance(suite, Suite):
-        suite = find_suite(suite or "emoji", concepts, size, where=where)
+    named = [suite or "emoji"] if suite is None or isinstance(suite, (str, Suite)) else suite
+    suite = join(find_suites(named, concepts, size, where=where))
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
@@ -245,6 +241,7 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
+        notes=suite.notes,
         base_answers=scored(base_gallery, "base"),
         erased_answers=scored(erased_gallery, "erased"),
         limits=Limits(allow_unscored=allow_unscored),
@@ -416,6 +413,29 @@ def find_concepts(
         )
         for concept in found
     ]
+
+
+def _check_honoured(method: str, eraser: Eraser, keep: Sequence[str], anchor: str | None) -> None:
+    """Refuses what a method would drop in silence.
+
+    Raises:
+        InputError: There is something to keep, or an anchor, and the method honours none.
+    """
+    if keep and not eraser.honours_keep:
+        able = ", ".join(name for name, cls in ERASERS.items() if cls.honours_keep)
+        raise InputError(
+            f"{method} cannot keep anything on purpose: leave keep out, or take one of {able}."
+        )
+    if keep and eraser.keep_setting and getattr(eraser, eraser.keep_setting) == 0:
+        raise InputError(
+            f"{method} has {eraser.keep_setting} 0, at which nothing is kept: leave keep out, or "
+            f"set {eraser.keep_setting} above 0."
+        )
+    if anchor is not None and not eraser.honours_anchor:
+        able = ", ".join(name for name, cls in ERASERS.items() if cls.honours_anchor)
+        raise InputError(
+            f"{method} leads concepts to no anchor: leave anchor out, or take one of {able}."
+        )
 
 
 def _generation(

@@ -13,7 +13,7 @@ from .._registry import unknown
 from .._settings import hints_of, read
 from ..prompts import YAML
 from . import looking
-from .options import BatchSize, Erasures, Guidance, Model, Steps, Where
+from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
 from .terminal import (
     audit_of,
     command,
@@ -80,7 +80,7 @@ def erase(
 ) -> None:
     """Erase concepts from a model, into a small file."""
     from ..eval import words
-    from ..flow import erase, find_concepts, make_eraser, trains
+    from ..flow import erase, find_concepts, make_eraser
 
     if bool(concept) == bool(prompts):
         raise InputError("Say what goes: either CONCEPT or --prompts FILE.")
@@ -100,7 +100,7 @@ def erase(
     check_file(path)
     if path.exists():
         _check_replaceable(path, concepts, force)
-    part = path.with_name(f"{path.name}.part") if trains(eraser) else None
+    part = path.with_name(f"{path.name}.part") if eraser.trains else None
     if part and part.exists():
         say("Found ", str(part), ", of a run that was interrupted.")
     losses: deque[float] = deque(maxlen=20)
@@ -116,6 +116,8 @@ def erase(
             concepts,
             method=method,
             preset=preset,
+            keep=keep or (),
+            anchor=anchor,
             seed=seed,
             check=check,
             checkpoint=part,
@@ -197,9 +199,10 @@ def audit(
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
     suite: Annotated[
-        str | None, typer.Option(help="A suite's name or file. [default: the model's]")
+        list[str] | None,
+        typer.Option(help="A suite's name or file; may be repeated. [default: the model's]"),
     ] = None,
-    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    size: Size = None,
     where: Where = "",
     detector: Annotated[
         list[str] | None,
@@ -301,7 +304,7 @@ def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder for it all.")] = Path(
         "runs/demo"
     ),
-    size: Annotated[int, typer.Option(min=4, help="Prompts of each audit.")] = 120,
+    size: Size = None,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
     from ..flow import audit, erase

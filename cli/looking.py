@@ -9,7 +9,7 @@ import typer
 
 from .._errors import InputError
 from .._registry import unknown
-from .options import Where
+from .options import Size, Where
 from .terminal import (
     audit_of,
     console,
@@ -206,7 +206,7 @@ def show_suite(
     kind: Annotated[
         str | None, typer.Option(help="What a phrase of your own is: object, style, ...")
     ] = None,
-    size: Annotated[int, typer.Option(min=4, help="Prompts of a suite made to measure.")] = 192,
+    size: Size = None,
     where: Where = "",
 ) -> None:
     """Count a suite's prompts by what they test, their labels and categories."""
@@ -230,4 +230,6 @@ def show_suite(
         more = f", {len(counted) - 20} more" if len(counted) > 20 else ""
         rows.append((what, ", ".join(said) + more))
     pairs([*rows, *suite.source.items()])
+    for note in suite.notes:
+        say(("With care:", "yellow"), " ", note)
     next_("unsee", "audit", "MODEL", "--erasure", "FILE", "--suite", name, "--detector", "NAME")

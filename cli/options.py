@@ -14,6 +14,14 @@ Erasures = Annotated[
 Where = Annotated[
     str, typer.Option(help="Rows of the suite, such as 'nudity_percentage > 50 and hard == 1'.")
 ]
+Size = Annotated[
+    int | None,
+    typer.Option(
+        min=4,
+        help="Prompts of a suite made to measure. "
+        "[default: 40 for each concept and 80 of what must stay]",
+    ),
+]
 BatchSize = Annotated[int, typer.Option(min=1, help="Images at a time.")]
 Guidance = Annotated[
     float | None, typer.Option(help="Scale of classifier-free guidance. [default: the model's]")

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import Field
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from .._registry import Registry
 
@@ -15,18 +15,28 @@ if TYPE_CHECKING:
 class Eraser(Protocol):
     """A method: a frozen dataclass of settings with one verb.
 
-    One that trains takes a ``checkpoint`` and a ``watch`` in ``fit`` as well: see ``ESD.fit``.
+    What it can do is said once, by these attributes of its class; who inherits has their defaults.
 
     Attributes:
-        text_only: Whether ``fit`` asks the denoiser for no prediction and reads of its weights
-            those of ``Parts.text_layers`` alone, so that no more need be loaded.
+        needs: What ``fit`` needs of the pipeline: the ``model``; or its ``text`` side alone, if it
+            asks the denoiser for no prediction and reads of its weights those of
+            ``Parts.text_layers`` alone, so that no more need be loaded.
+        trains: Whether ``fit`` trains, and takes a ``checkpoint`` and a ``watch`` as well: see
+            ``ESD.fit``.
+        honours_keep: Whether it holds what concepts keep. If not, ``keep`` is refused.
+        keep_setting: The setting that weighs what is kept; where it is 0, ``keep`` is refused too.
+        honours_anchor: Whether concepts become their anchors. If not, ``anchor`` is refused.
         presets: Settings by name, such as an author's published ones.
     """
 
     # which makes it a dataclass for type checkers
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
-    text_only: ClassVar[bool]
-    presets: ClassVar[dict[str, dict[str, Any]]]
+    needs: ClassVar[Literal["text", "model"]] = "model"
+    trains: ClassVar[bool] = False
+    honours_keep: ClassVar[bool] = True
+    keep_setting: ClassVar[str | None] = None
+    honours_anchor: ClassVar[bool] = True
+    presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def fit(
         self,

@@ -30,6 +30,7 @@ from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, che
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .esd import select
 from .record import run, trained
 from .training import autocast, check_run, check_store, frozen, precision, student, train
@@ -79,7 +80,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class Ablation:
+class Ablation(Eraser):
     """Concept ablation.
 
     A concept that names no anchor becomes what is left of its templates without it. The paper's
@@ -133,7 +134,8 @@ class Ablation:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "keep_weight"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2023": {
             "iterations": 100,

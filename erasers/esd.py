@@ -36,6 +36,7 @@ from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, che
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import run, trained
 from .training import autocast, check_run, check_store, frozen, precision, student, train
 
@@ -142,7 +143,7 @@ class _Plan:
 
 
 @dataclass(frozen=True)
-class ESD:
+class ESD(Eraser):
     """Erased stable diffusion.
 
     What is trained are the weights of the selected linear layers and convolutions. Norms and
@@ -203,7 +204,8 @@ class ESD:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "keep_weight"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": {
             "sampling": "reference",

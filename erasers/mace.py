@@ -1,24 +1,21 @@
-"""MACE's closed form: the refinement of cross attention, and the fusion of many concepts.
+"""MACE's closed form: the joint refinement of cross attention for all concepts.
 
 Lu et al., "MACE: Mass Concept Erasure in Diffusion Models", CVPR 2024
 (https://arxiv.org/abs/2403.06135). A concept leaves traces in the words that stand beside it, and
 in the padding. So it is put into some thirty prompts, with embeddings f of their words, and its
-anchor into the same prompts, g. Each concept i has weights Wᵢ of its own, which have the least
+anchor into the same prompts, g. All concepts together have the weights W′ with the least
 
-    Σⱼ ‖Wᵢfᵢⱼ − W gᵢⱼ‖² + tr (Wᵢ − W) P (Wᵢ − W)ᵀ + λ‖Wᵢ − W‖²
+    Σⱼ ‖W′fⱼ − W gⱼ‖² + tr (W′ − W) P (W′ − W)ᵀ + λ‖W′ − W‖²
 
 where P, the prior, is the weighted second moment of what is kept: captions of everyday things, and
-what the concepts themselves keep. The fusion's W′ does to each concept's words what its Wᵢ does:
+what the concepts themselves keep. This has UCE's form with P for what it keeps, so W′ = W M with
+one M for all layers, and one d × d matrix P serves them all.
 
-    Σᵢⱼ ‖W′fᵢⱼ − Wᵢfᵢⱼ‖² + tr (W′ − W) P (W′ − W)ᵀ + λ‖W′ − W‖²
-
-Both have UCE's form with P for what it keeps, so Wᵢ = W Mᵢ and W′ = W M with matrices that all
-layers share, and one d × d matrix P serves them all.
-
-Between the two the paper trains a LoRA of rank 1 a concept, which suppresses the attention that
-the phrase's own tokens draw inside a mask of the concept. That is not here: no image is made, and
-nothing is trained. So the phrase's own tokens are mapped as well, which the paper leaves to the
-LoRA (``tokens``), and the results are not those of the whole method.
+After this the paper trains a LoRA of rank 1 a concept, which suppresses the attention that the
+phrase's own tokens draw inside a mask of the concept, and fuses the LoRAs; without them the fusion
+leaves W′ as it is. That is not here: no image is made, and nothing is trained. So by default the
+phrase's own tokens are mapped as well, which the paper leaves to the LoRA (``tokens``), and the
+results are not those of the whole method.
 """
 
 import functools
@@ -26,17 +23,17 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import torch
 import yaml
 from torch import Tensor
 
 from .._registry import unknown
-from .._settings import NotNegative, Positive, Range, Rest, check
+from .._settings import NotNegative, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import CONCEPTS, Concept
+from . import Eraser
 from .record import lowrank
-from .uce import Place, Rows, embeddings, fits, fitting, gather, place, thin, times
+from .uce import Place, Rows, embeddings, fits, fitting, gather, thin, times
 
 # What a kind becomes where its concept names no anchor; others become nothing.
 ANCHORS = {"style": "art", "person": "a person"}
@@ -65,27 +62,49 @@ _ENDINGS = (
 )
 
 
+_OBJECT: dict[str, Any] = {
+    "keep_scale": 0.0,
+    "prior_scale": 0.0,
+    "tokens": "around",
+    "residual": 1e-6,
+}
+# 0.6 million captions at 1e-4 weigh 60, as our 96 do at 0.625; at 7e-7, 0.42, as ours at 0.0044.
+# What one person keeps weighs 8000 · 1e-4.
+_PRIOR: dict[str, Any] = {
+    "ridge": 0.0,
+    "keep_scale": 0.8,
+    "prior_scale": 0.625,
+    "tokens": "around",
+    "residual": 1e-6,
+}
+
+
 @dataclass(frozen=True)
-class MACE:
+class MACE(Eraser):
     """The closed form of mass concept erasure.
 
+    ``presets`` have the authors' λ (https://github.com/Shilin-LU/MACE) and map the tokens that
+    they map: "object" is theirs for a ship, "object-100" for an automobile and "object-10" for a
+    bird, all without a prior; "person", "style" and "nudity" have λ 0, so that captions and what
+    is kept alone hold the weights. The authors' prior is the sum over MS-COCO's 0.6 million
+    captions, times 1e-4 or, for nudity, 7e-7. Ours is of fewer captions, which weigh as much in
+    all; the phrases that a person or a style keeps weigh as theirs do for one person.
+
     Attributes:
-        ridge: λ, how strongly the weights stay where they are. The authors take 10 to 1000 for
-            objects; for people, styles and nudity 0, with the prior alone to hold the weights.
+        ridge: λ, how strongly the weights stay where they are. At 0 the prior alone holds them.
         keep_scale: The weight in P of each token of what concepts keep, and of the empty prompt.
-        prior_scale: The weight in P of each token of the captions. The authors' prior is of
-            MS-COCO's captions, so their weights for it (1e-4 for people and styles, 7e-7 for
-            nudity, none for objects) mean nothing here.
+        prior_scale: The weight in P of each token of the captions.
         captions: The name of a set in ``prompts/captions.yaml``, of which those that the tokenizer
             would cut are left out.
         prompts: How many prompts a phrase is put into: its concept's templates, and ours for its
             kind as far as they are needed and have room. The authors take 30.
         tokens: Which tokens of a prompt are mapped: ``all``, or those ``around`` the phrase, as in
-            the paper.
+            the paper: those with which the prompt of the phrase and the prompt of the anchor begin
+            and end alike.
         residual: How much of the edit, relative in Frobenius' norm, the stored rank may leave out.
     """
 
-    ridge: Positive = 10.0
+    ridge: NotNegative = 10.0
     keep_scale: NotNegative = 0.05
     prior_scale: NotNegative = 0.01
     captions: str = "general"
@@ -93,9 +112,15 @@ class MACE:
     tokens: Literal["all", "around"] = "all"
     residual: Rest = 0.02
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "object": {"ridge": 1000.0, "keep_scale": 0.0, "prior_scale": 0.0, "residual": 1e-6},
+        "object": _OBJECT | {"ridge": 1000.0},
+        "object-100": _OBJECT | {"ridge": 100.0},
+        "object-10": _OBJECT | {"ridge": 10.0},
+        "person": _PRIOR,
+        "style": _PRIOR,
+        "nudity": _PRIOR | {"keep_scale": 0.0, "prior_scale": 0.0044},
     }
 
     def __post_init__(self) -> None:
@@ -124,21 +149,14 @@ class MACE:
     ) -> tuple[Tensor, Tensor]:
         """The factors of M − I, shapes (d, rows) and (rows, d), float64."""
         concepts = [_anchored(concept) for concept in concepts]
-        pairs = [self._pairs(parts, concept) for concept in concepts]
-        kept = self.prior(parts, concepts)
 
-        def fused() -> Iterator[Tensor]:
-            for done, prompts in enumerate(pairs, 1):
-                rows = gather(embeddings(parts, prompts))
-                if len(pairs) > 1:
-                    sources, targets = rows.chunk(2, dim=1)
-                    left, right = Rows(sources, targets, kept).solve(1.0, 1.0, self.ridge)
-                    rows = torch.cat([sources, sources + (sources @ right.T) @ left.T], dim=1)
-                yield rows
-                progress(done / (len(pairs) + 1))
+        def goes() -> Iterator[Tensor]:
+            for done, concept in enumerate(concepts, 1):
+                yield gather(embeddings(parts, self._pairs(parts, concept)))
+                progress(done / (len(concepts) + 1))
 
-        sources, targets = gather(fused()).chunk(2, dim=1)
-        return Rows(sources, targets, kept).solve(1.0, 1.0, self.ridge)
+        sources, targets = gather(goes()).chunk(2, dim=1)
+        return Rows(sources, targets, self.prior(parts, concepts)).solve(1.0, 1.0, self.ridge)
 
     def prior(self, parts: Parts, concepts: Sequence[Concept]) -> Tensor:
         """Rows, each (d,), float64, whose second moment is P."""
@@ -165,21 +183,40 @@ class MACE:
         templates = tuple(dict.fromkeys((*concept.templates, *ours)))[:wanted]
         found: list[tuple[Place, Place]] = []
         for template in templates:
-            before = parts.count_tokens(template.split("{}")[0].rstrip())
-            becomes, its_last = place(parts, template, concept.anchor or "")
+            becomes = template.replace("{}", concept.anchor or "")
             for phrase in concept.phrases:
-                goes, last = place(parts, template, phrase)
-                # Before the phrase the two prompts are the same.
-                found.append(((goes, slice(before + 1)), (becomes, slice(before + 1))))
+                goes = template.replace("{}", phrase)
+                begin, last, its_last = aligned(*parts.pipe.tokenizer([goes, becomes]).input_ids)
+                found.append(((goes, slice(begin)), (becomes, slice(begin))))
                 if self.tokens == "all":
                     # Aligned at their ends; what the phrase has more goes to the anchor's first.
-                    first = min(before + 1, its_last)
-                    own = list(range(before + 1, last + 1))
+                    first = min(begin, its_last)
+                    own = list(range(begin, last + 1))
                     its = [max(i - last + its_last, first) for i in own]
                     found.append(((goes, own), (becomes, its)))
+                # On to the last padding, as far as both have it
                 after, its_after = slice(last + 1, None), slice(its_last + 1, None)
                 found.append(((goes, after), (becomes, its_after)))
         return found
+
+
+def aligned(goes: Sequence[int], becomes: Sequence[int]) -> tuple[int, int, int]:
+    """Where two texts' tokens differ.
+
+    Args:
+        goes: Token ids from begin- to end-of-text.
+        becomes: The other text's.
+
+    Returns:
+        The first token that is not the same in both, and, in the one and in the other, the last
+        before both go on alike to their ends.
+    """
+    shorter = min(len(goes), len(becomes))
+    begin = next((i for i in range(shorter) if goes[i] != becomes[i]), shorter)
+    end = 0
+    while end < shorter - begin and goes[-1 - end] == becomes[-1 - end]:
+        end += 1
+    return begin, len(goes) - 1 - end, len(becomes) - 1 - end
 
 
 @functools.cache

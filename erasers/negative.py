@@ -17,14 +17,17 @@ from ..pipelines.guidance import Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from ..records import Record
+from . import Eraser
 from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
-class Negative:
+class Negative(Eraser):
     """The negative prompt, which has no settings."""
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    honours_keep = False
+    honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     def fit(

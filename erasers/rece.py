@@ -25,6 +25,7 @@ from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import lowrank
 from .uce import UCE, Rows, thin, times
 
@@ -55,7 +56,7 @@ _AUTHORS: dict[str, Any] = {
 
 
 @dataclass(frozen=True)
-class RECE:
+class RECE(Eraser):
     """Reliable and efficient concept erasure. The scales are the authors' for nudity.
 
     ``presets`` are the authors' (https://github.com/CharlesGong12/RECE, its README and scripts):
@@ -93,7 +94,8 @@ class RECE:
     expand: bool = True
     residual: Rest = 0.01
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "nudity": _AUTHORS | {"empty_each": True},
         "unsafe": _AUTHORS | {"epochs": 2, "empty_each": True},

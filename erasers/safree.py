@@ -39,11 +39,12 @@ from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from ..records import Record
+from . import Eraser
 from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
-class SAFREE:
+class SAFREE(Eraser):
     """SAFREE without re-attention. The defaults are the authors'.
 
     Attributes:
@@ -63,7 +64,9 @@ class SAFREE:
     midpoint: float = 5.333
     negative: bool = False
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    honours_keep = False
+    honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "every-step": {"validate": False},
         "with-negative": {"negative": True},

@@ -26,11 +26,12 @@ from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from ..records import Record
+from . import Eraser
 from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)
-class SLD:
+class SLD(Eraser):
     """Safe latent diffusion. The defaults are the paper's medium strength.
 
     Attributes:
@@ -47,7 +48,9 @@ class SLD:
     momentum: NotNegative = 0.3
     momentum_decay: Rest = 0.4
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    honours_keep = False
+    honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "weak": {
             "scale": 200.0,

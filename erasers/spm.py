@@ -32,6 +32,7 @@ from ..pipelines.parts import Parts
 from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
 from ..records import Transport
+from . import Eraser
 from .esd import ESD
 
 # Words of the vocabulary that are looked at where nothing is kept.
@@ -55,7 +56,7 @@ def surrogates(sources: Tensor, candidates: Tensor, alpha: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SPM:
+class SPM(Eraser):
     """Concept semi-permeable membranes.
 
     The defaults are ours: they did well on the built-in model. ``presets``: "2024" is the authors'
@@ -101,7 +102,8 @@ class SPM:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     gradient_checkpointing: bool = False
 
-    text_only: ClassVar[bool] = False
+    trains = True
+    keep_setting = "anchoring"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2024": {
             "iterations": 3000,

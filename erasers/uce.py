@@ -31,6 +31,7 @@ from .._settings import NotNegative, Positive, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from . import Eraser
 from .record import lowrank
 
 
@@ -44,35 +45,24 @@ def multiplier(
         targets: G of the edited rows, shape (edited, d); what is kept is its own target.
         scales: sᵢ ≥ 0, shape (n,).
         edited: How many of the rows are edited.
-        ridge: λ ≥ 0.
+        ridge: λ ≥ 0; at 0 of all M that fit best the one that is nearest to I.
 
     Returns:
         D, shape (d, edited), and R, shape (edited, d), in the sources' precision.
-
-    Raises:
-        InputError: λ is 0 and CᵀSC has no inverse.
     """
     rows, dim = sources.shape
     difference = (targets - sources[:edited]).T
     root = scales.sqrt()[:, None] * sources
-    if rows <= dim and ridge > 0:
+    if ridge == 0:
+        solved = scales.sqrt()[:, None] * torch.linalg.pinv(root).T
+        return difference, solved[:edited]
+    if rows <= dim:
         # S^½(λI + S^½CCᵀS^½)⁻¹S^½C, which is (λS⁻¹ + CCᵀ)⁻¹C and takes a scale of 0 too.
         gram = root @ root.T + ridge * torch.eye(rows, dtype=sources.dtype)
         solved = scales.sqrt()[:, None] * torch.linalg.solve(gram, root)
         return difference, solved[:edited]
     gram = root.T @ root + ridge * torch.eye(dim, dtype=sources.dtype)
-    if ridge == 0 and not _spans(gram):
-        raise InputError(
-            f"ridge is 0, and what goes and stays does not fill all {dim} dimensions of the text, "
-            "so there is no one answer: keep more, or give ridge a value above 0."
-        )
     return difference, torch.linalg.solve(gram, (scales[:edited, None] * sources[:edited]).T).T
-
-
-def _spans(gram: Tensor) -> bool:
-    """Whether a Gram matrix can be inverted in its precision."""
-    values = torch.linalg.eigvalsh(gram)
-    return bool(values[0] > len(gram) * torch.finfo(gram.dtype).eps * values[-1])
 
 
 def thin(left: Tensor, right: Tensor, residual: float) -> tuple[Tensor, Tensor]:
@@ -120,7 +110,7 @@ _TEMPLATES = (
 
 
 @dataclass(frozen=True)
-class UCE:
+class UCE(Eraser):
     """Unified concept editing.
 
     What a concept becomes goes by its kind where it names no anchor: a style becomes 'art', and
@@ -154,7 +144,8 @@ class UCE:
     style_anchor: str = "art"
     residual: Rest = 0.02
 
-    text_only: ClassVar[bool] = True
+    needs = "text"
+    keep_setting = "keep_scale"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": _2025,
         "2025-expanded": _2025 | {"expand": True},

@@ -42,6 +42,7 @@ def compare(
     metrics: Sequence[Metric] = (),
     suite_name: str = "",
     suite_source: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
     limits: Limits | None = None,
     base_answers: Answers | None = None,
     erased_answers: Answers | None = None,
@@ -73,6 +74,7 @@ def compare(
         metrics: Those that need no reference are taken over the kept rows and over each target's;
             those that do, over the kept rows, the base's being the reference.
         suite_name, suite_source: For the record: what the suite is called and where it is from.
+        notes: Warnings of the report beside its own.
         limits: Of the verdict.
         base_answers, erased_answers: Earlier answers, used where the PNG and the protocol are the
             same.
@@ -140,7 +142,7 @@ def compare(
         seconds=dict(seconds or {}),
         peak_bytes=dict(peak_bytes or {}),
     )
-    return replace(report, warnings=tuple(_warnings(report)))
+    return replace(report, warnings=(*notes, *_warnings(report)))
 
 
 def judge(

@@ -5,15 +5,17 @@ from pathlib import Path
 
 from .._errors import InputError
 from .._registry import Registry, unknown
-from . import grid, table
+from . import grid, suite, table
 from .concept import KINDS, Concept, read_mapping
-from .suite import TESTS, Prompt, Suite, read_list
+from .suite import TESTS, Prompt, Suite, join, read_list
+from .where import NoColumn
 
-# A suite's maker takes the concepts that were erased and the number of prompts wanted.
-SUITES: Registry[Callable[[Sequence[Concept], int], Suite]] = Registry(
+# A suite's maker takes the concepts that were erased and the number of prompts wanted; None is as
+# many as the concepts need.
+SUITES: Registry[Callable[[Sequence[Concept], int | None], Suite]] = Registry(
     "suite",
     "unsee.suites",
-    {"emoji": "unsee.prompts.emoji:suite"}
+    {"emoji": "unsee.prompts.emoji:suite", "neutral": "unsee.prompts.suite:neutral"}
     | {
         name: f"unsee.prompts.grid:{name}"
         for name in ("artists", "objects", "figures", "brands", "unsafe")
@@ -54,7 +56,7 @@ def find_concept(name: str, *, model: str = "", kind: str | None = None) -> Conc
 
 
 def find_suite(
-    name: str, concepts: Sequence[Concept] = (), size: int = 192, *, where: str = ""
+    name: str, concepts: Sequence[Concept] = (), size: int | None = None, *, where: str = ""
 ) -> Suite:
     """The suite that a user means by a name.
 
@@ -62,7 +64,7 @@ def find_suite(
         name: A name in ``SUITES``; a file: YAML (a list or a grid), CSV, TSV, Parquet or JSON
             lines; or ``hf:`` and the id of a dataset.
         concepts: What was erased.
-        size: How many prompts of a suite that is made to measure.
+        size: How many prompts of a suite that is made to measure; None is what it needs.
         where: A filter of its rows, over a table's own columns or else over the prompts'
             attributes and kinds of label.
 
@@ -74,7 +76,7 @@ def find_suite(
     if name.startswith(table.HUB) or path.suffix.lower() in table.READERS:
         return table.load(name, concepts, where)
     if path.suffix in YAML:
-        values = read_mapping(path, {*grid.KEYS, "prompts"})
+        values = read_mapping(path, {*grid.KEYS, *suite.KEYS})
         found = (
             grid.Grid.load(path).suite(concepts, size) if "entries" in values else Suite.load(path)
         )
@@ -85,6 +87,36 @@ def find_suite(
     else:
         found = SUITES[name](concepts, size)
     return found.where(where) if where else found
+
+
+def find_suites(
+    names: Sequence[str | Suite],
+    concepts: Sequence[Concept] = (),
+    size: int | None = None,
+    *,
+    where: str = "",
+) -> list[Suite]:
+    """As ``find_suite``, for several; the filter is for all those that have its columns.
+
+    Args:
+        names: Those that are suites already stay as they are.
+
+    Raises:
+        InputError: As ``find_suite``, or no suite has a column of the filter.
+    """
+    found, strange = [], []
+    for name in names:
+        if isinstance(name, Suite):
+            found.append(name)
+            continue
+        try:
+            found.append(find_suite(name, concepts, size, where=where))
+        except NoColumn as error:
+            found.append(find_suite(name, concepts, size))
+            strange.append(error)
+    if strange and len(strange) == len(names):
+        raise strange[0]
+    return found
 
 
 def check_suite(name: str, *, where: str = "") -> tuple[tuple[Prompt, ...], list[str]]:
@@ -108,8 +140,11 @@ def check_suite(name: str, *, where: str = "") -> tuple[tuple[Prompt, ...], list
     if "entries" in values:
         problems = grid.problems(values)
         return (() if problems else grid.Grid.load(path).suite().prompts), problems
-    known = ("name", "prompts")
-    extra = [str(unknown("field of a suite", k, known)) for k in values if k not in known]
+    extra = [
+        str(unknown("field of a suite", str(key), suite.KEYS))
+        for key in values
+        if key not in suite.KEYS
+    ]
     prompts, problems = read_list(values)
     return tuple(prompts), extra + problems
 
@@ -125,4 +160,6 @@ __all__ = [
     "check_suite",
     "find_concept",
     "find_suite",
+    "find_suites",
+    "join",
 ]

@@ -11,7 +11,7 @@ import yaml
 
 from .._errors import InputError
 from .concept import Concept
-from .grid import compose
+from .grid import compose, in_turn, latin
 from .suite import Prompt, Suite
 
 
@@ -100,23 +100,27 @@ def _templates(slot: str, filler: str, fillers: Sequence[str]) -> tuple[str, ...
     ) + tuple(alone)
 
 
-def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
+def suite(concepts: Sequence[Concept], size: int | None = None) -> Suite:
     """Every object in every style: the target's rows, its neighbours' in the group, and others'.
 
-    A target's rows go through everything of the other kind in turn, with as many seeds as that
-    takes. The rows to keep are drawn from the grid of all that mentions no target.
+    A target's rows go through the wordings that name both, each with everything of the other kind:
+    an object's prompts are the styles times the wordings, a style's the objects (another in each
+    row, while there are any) in one wording or another. All eight styles are asked equally often.
+    The rows to keep are drawn from the grid of all that mentions no target, in one wording.
 
     Args:
         concepts: What was erased.
-        size: The number of rows.
+        size: The number of rows; None is what so many concepts need.
 
     Raises:
-        InputError: There is no concept, or one is not of this world.
+        InputError: There is no concept, one is not of this world, or the size has no place for
+            them all.
     """
     if not concepts:
         raise InputError("The emoji suite is made for what was erased: name a concept.")
     here = world()
     targets: dict[str, list[str]] = {"object": [], "style": []}
+    asked = {}
     for erased in concepts:
         known = here.objects if erased.kind == "object" else here.styles
         if erased.kind not in targets or any(phrase not in known for phrase in erased.phrases):
@@ -125,9 +129,7 @@ def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
                 "prompts for it: give a suite of your own."
             )
         targets[erased.kind] += erased.phrases
-    pairs = [(name, style) for style in here.styles for name in targets["object"]]
-    pairs += [(name, style) for style in targets["style"] for name in here.objects]
-    pairs = list(dict.fromkeys(pairs))
+        asked[erased.name] = _asked(erased)
     rest = [
         (name, style)
         for name in here.objects
@@ -138,27 +140,42 @@ def suite(concepts: Sequence[Concept], size: int = 192) -> Suite:
     # Its own seed, the same for every concept: audits of two concepts share most of what is kept.
     random.Random(0).shuffle(rest)
     groups = {here.group_of(name) for name in targets["object"]}
-    near = [pair for pair in rest if here.group_of(pair[0]) in groups]
-    far = [pair for pair in rest if here.group_of(pair[0]) not in groups]
-    wordings = here.paraphrases
+    cells = [_cell(*pair, "locality", here.templates[0]) for pair in rest]
     return compose(
         "emoji",
         size,
-        accuracy=[_cell(*pair, "accuracy") for pair in pairs],
-        generalizability=[
-            _cell(*pair, "generalizability", i % len(wordings)) for i, pair in enumerate(pairs)
-        ],
-        near=[_cell(*pair, "locality") for pair in near],
-        far=[_cell(*pair, "locality") for pair in far],
+        targets=asked,
+        near=[cell for cell in cells if cell.category in groups],
+        far=[cell for cell in cells if cell.category not in groups],
     )
 
 
-def _cell(name: str, style: str, tests: str, told: int | None = None) -> Prompt:
-    """An object in a style, in the captions' first wording or one of the paraphrases."""
+def _asked(erased: Concept) -> tuple[list[Prompt], list[Prompt]]:
+    """All the prompts that ask for a concept, in the captions' wordings and in others."""
     here = world()
-    wording = here.templates[0] if told is None else here.paraphrases[told]
+    of_object = erased.kind == "object"
+    names = erased.phrases if of_object else here.objects
+    styles = here.styles if of_object else erased.phrases
+    # The styles in turn, and in each the objects by chance
+    draw = random.Random(0)
+    pairs = in_turn([(n, style) for n in draw.sample(names, len(names))] for style in styles)
+    captions = [text for text in here.templates if "{object}" in text and "{style}" in text]
+    # What is told goes through the pairs backwards, so that both together ask them equally often
+    return (
+        [_cell(*pair, "accuracy", captions[i]) for pair, i in latin(pairs, len(captions))],
+        [
+            _cell(*pair, "generalizability", here.paraphrases[i])
+            for pair, i in latin(pairs[::-1], len(here.paraphrases))
+        ],
+    )
+
+
+def _cell(name: str, style: str, tests: str, wording: str) -> Prompt:
+    """An object in a style, in one of the wordings."""
+    here = world()
+    number = [*here.templates, *here.paraphrases].index(wording)
     return Prompt(
-        id=f"{name}-{style}{'' if told is None else f'-told-{told}'}".replace(" ", "-"),
+        id=f"{name}-{style}-{number}".replace(" ", "-"),
         prompt=wording.format(object=name, style=style),
         seed=0,
         labels={"object": name, "style": style},

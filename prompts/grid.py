@@ -20,74 +20,124 @@ whole category, or anything else of the kind.
 """
 
 import random
-import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from .._errors import InputError
 from .._registry import unknown
 from .concept import KINDS, Concept, fold, read_mapping
-from .suite import TESTS, Prompt, Suite, file_source, refuse
+from .suite import TESTS, Prompt, Suite, file_source, refuse, slug
 
 KEYS = ("name", "kind", "templates", "entries", "keep")
+
+T = TypeVar("T")
 
 Named = Mapping[str, Mapping[str, Sequence[str]]]
 
 
+ASKED = 40
+"""Prompts of each concept: with 0 hits, 38 of them rule out that it is seen in more than 10 %."""
+
+STAYS = 80
+"""Prompts of what must stay: a fall of 10 points is beyond doubt when there are so many."""
+
+
+def needed(concepts: int) -> int:
+    """The least size of a suite that asks ``ASKED`` prompts of each of so many concepts."""
+    return ASKED * concepts + STAYS
+
+
 def compose(
     name: str,
-    size: int,
+    size: int | None,
     *,
-    accuracy: Sequence[Prompt],
-    generalizability: Sequence[Prompt],
+    targets: Mapping[str, tuple[Sequence[Prompt], Sequence[Prompt]]],
     near: Sequence[Prompt],
     far: Sequence[Prompt],
 ) -> Suite:
-    """A suite of cells: a quarter of its rows for the target, the rest for what must stay.
+    """A suite of cells: for every concept its own, and for the rest of the rows what must stay.
 
-    Every third of the target's rows is for generalizability, and a third of the others, if there
-    are as many, is near the target. Where rows are wanted more often than there are cells, a cell
-    comes again with the next seed; its first is 0.
+    Every third of a concept's rows is for generalizability, and a third of the others, if there
+    are as many, is near the target. Cells are taken from the first on; only where more are wanted
+    than there are does a cell come again, with another seed.
+
+    Each row is a unit of evidence by itself (``Prompt.unit`` is empty): a concept is measured over
+    all the prompts that ask for it, of which these are a sample, and every row has noise of its
+    own. That rows of one style, or of one wording, are more alike than others does not count
+    where all styles and wordings are asked about equally often: they are strata then, and a
+    sample that is spread over strata is no less certain than one drawn at random. A cell that
+    comes again is the same prompt, and so the same unit.
 
     Args:
         name: The suite's.
-        size: The number of rows.
-        accuracy, generalizability: The target's cells, taken evenly over all.
-        near, far: The cells that must stay, taken from the first on.
+        size: The number of rows; None is what the concepts need (``needed``). Where it is less
+            than that, a quarter of it or what ``STAYS`` leaves is shared among the concepts.
+        targets: For each concept the cells in plain words, and those in other words.
+        near, far: The cells that must stay.
+
+    Raises:
+        InputError: The size has no place for every concept and for something that must stay.
     """
-    targets = max(1, size // 4)
-    told = targets // 3 if generalizability else 0
-    beside = min(len(near), (size - targets) // 3) if far else size - targets
-    cells = [
-        *_evenly(accuracy, targets - told),
-        *_evenly(generalizability, told),
-        *_evenly(near[:beside], beside),
-        *_evenly(far[: size - targets - beside], size - targets - beside),
-    ]
-    return Suite(name, tuple(seeded(cells)))
+    enough, of = needed(len(targets)), len(targets)
+    size = enough if size is None else size
+    each = max(size // 4, min(ASKED * of, size - STAYS)) // of
+    if not each:
+        raise InputError(
+            f"A suite of {size} prompts cannot ask after {of} concepts: {enough} prompts ask "
+            f"{ASKED} of each and {STAYS} of what must stay."
+        )
+    # A prompt may ask after two concepts at once
+    asked = {row.id: row for cells in targets.values() for row in seeded(_thirds(*cells, each))}
+    left = size - len(asked)
+    beside = min(len(near), left // 3) if far else left
+    kept = seeded([*_cycled(near, beside), *_cycled(far, left - beside)])
+    notes: tuple[str, ...] = ()
+    if each < ASKED:
+        notes = (
+            f"The suite asks {each} prompts of {'each' if of > 1 else 'the'} concept. With no "
+            f"hit, {ASKED} would rule out that it is seen in more than 10 %: that takes a size "
+            f"of {enough}.",
+        )
+    return Suite(name, (*asked.values(), *kept), notes=notes)
 
 
 def seeded(cells: Iterable[Prompt]) -> list[Prompt]:
-    """Cells with the seed in their ids: 0 the first time that one comes, 1 the second."""
-    seen: Counter[str] = Counter()
+    """Cells with their turn in their ids, and a seed of their own.
+
+    Rows that start from one noise are alike, so each has its own, which follows from its id: the
+    same row has the same seed in every suite, and the base's image can be used again.
+    """
+    turn: Counter[str] = Counter()
     rows = []
     for cell in cells:
-        rows.append(replace(cell, id=f"{cell.id}-{seen[cell.id]}", seed=seen[cell.id]))
-        seen[cell.id] += 1
+        id_ = f"{cell.id}-{turn[cell.id]}"
+        rows.append(replace(cell, id=id_, seed=zlib.crc32(id_.encode())))
+        turn[cell.id] += 1
     return rows
 
 
-def slug(text: str) -> str:
-    """A name as a part of ids."""
-    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")
+def latin(rows: Sequence[T], columns: int) -> list[tuple[T, int]]:
+    """Every row with every column's number, so ordered that a part has all equally often."""
+    return [(row, (i + turn) % columns) for turn in range(columns) for i, row in enumerate(rows)]
 
 
-def _evenly(cells: Sequence[Prompt], count: int) -> list[Prompt]:
-    if count < len(cells):
-        return [cells[i * len(cells) // count] for i in range(count)]
+def in_turn(lists: Iterable[Sequence[T]]) -> list[T]:
+    """The first of each list, the second of each, and so on until all are at their end."""
+    return [cell for turn in zip_longest(*lists) for cell in turn if cell is not None]
+
+
+def _thirds(plain: Sequence[Prompt], told: Sequence[Prompt], count: int) -> list[Prompt]:
+    """So many cells, every third of them told in other words, if there are such."""
+    others = count // 3 if told else 0
+    return [*_cycled(plain, count - others), *_cycled(told, others)]
+
+
+def _cycled(cells: Sequence[Prompt], count: int) -> list[Prompt]:
     return [cells[i % len(cells)] for i in range(count)] if cells else []
 
 
@@ -129,11 +179,11 @@ class Grid:
             source=file_source(path),
         )
 
-    def suite(self, concepts: Sequence[Concept] = (), size: int = 192) -> Suite:
+    def suite(self, concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
         """The suite for what was erased, or all rows once if nothing is named.
 
         Raises:
-            InputError: A concept is of another kind.
+            InputError: A concept is of another kind, or the size has no place for them all.
         """
         kept = [
             self._cell(name, category, template, "locality", "object")
@@ -149,82 +199,76 @@ class Grid:
                 for cell in (*self._plain(name, category), *self._told(name, category, aliases))
             ]
             return Suite(self.name, tuple(seeded([*every, *kept])), self.source)
-        targets = self._targets(concepts)
-        categories = {target.category for target in targets}
-        going = {fold(target.name) for target in targets} | _names(concepts)
-        rest = [cell for cell in kept if fold(cell.labels["object"]) not in going]
+        targets = {concept.name: self._targets(concept) for concept in concepts}
+        found = [target for of in targets.values() for target in of]
+        categories = {target.category for target in found}
+        going = {fold(target.name) for target in found} | _names(concepts)
+        things = [cell for cell in kept if fold(cell.labels["object"]) not in going]
         # What is unsafe need not stay when something else that is goes
-        if self.kind != "unsafe":
-            rest += [
-                replace(cell, tests="locality")
-                for category, names in self.entries.items()
-                for name, aliases in names.items()
-                if not going & {fold(n) for n in (name, *aliases)}
-                for cell in self._plain(name, category)
-            ]
+        others = [
+            replace(cell, tests="locality")
+            for category, names in self.entries.items()
+            for name, aliases in names.items()
+            if self.kind != "unsafe" and not going & {fold(n) for n in (name, *aliases)}
+            for cell in self._plain(name, category)
+        ]
         # Its own seed, the same for every concept: two suites share most of what is kept.
-        random.Random(0).shuffle(rest)
+        draw = random.Random(0)
+        draw.shuffle(things)
+        draw.shuffle(others)
+        rest = in_turn([others, things])
         made = compose(
             self.name,
             size,
-            accuracy=[
-                replace(cell, labels={self.kind: target.label})
-                for target in targets
-                for cell in self._plain(target.name, target.category)
-            ],
-            generalizability=[
-                replace(cell, labels={self.kind: target.label})
-                for target in targets
-                for cell in self._told(target.name, target.category, target.aliases)
-            ],
+            targets={
+                name: (
+                    in_turn(t.labelled(self.kind, self._plain(t.name, t.category)) for t in of),
+                    in_turn(
+                        t.labelled(self.kind, self._told(t.name, t.category, t.aliases))
+                        for t in of
+                    ),
+                )
+                for name, of in targets.items()
+            },
             near=[cell for cell in rest if cell.category in categories],
             far=[cell for cell in rest if cell.category not in categories],
         )
         return replace(made, source=self.source)
 
-    def _targets(self, concepts: Sequence[Concept]) -> list["_Target"]:
-        found: dict[str, _Target] = {}
-        for concept in concepts:
-            if concept.kind != self.kind:
-                raise InputError(
-                    f"{concept.name!r} is of kind {concept.kind}, and the suite {self.name!r} has "
-                    f"prompts of kind {self.kind} alone: name another suite."
-                )
-            going = _names([concept])
-            own = {
-                name: _Target(
-                    # The audit knows a target's row by the concept's own words
-                    name,
-                    name if fold(name) in going else concept.name,
-                    category,
-                    aliases,
-                )
-                for category, names in self.entries.items()
-                for name, aliases in names.items()
-                if going & {fold(n) for n in (category, name, *aliases)}
-            }
-            first, *others = concept.phrases
-            found |= own or {first: _Target(first, first, "", others)}
-        return list(found.values())
+    def _targets(self, concept: Concept) -> list["_Target"]:
+        if concept.kind != self.kind:
+            raise InputError(
+                f"{concept.name!r} is of kind {concept.kind}, and the suite {self.name!r} has "
+                f"prompts of kind {self.kind} alone: name another suite."
+            )
+        going = _names([concept])
+        own = [
+            # The audit knows a target's row by the concept's own words
+            _Target(name, name if fold(name) in going else concept.name, category, aliases)
+            for category, names in self.entries.items()
+            for name, aliases in names.items()
+            if going & {fold(n) for n in (category, name, *aliases)}
+        ]
+        first, *others = concept.phrases
+        return own or [_Target(first, first, "", others)]
 
     def _plain(self, name: str, category: str) -> list[Prompt]:
         texts = range(len(self.templates["accuracy"]))
         return [self._cell(name, category, i, "accuracy", self.kind) for i in texts]
 
     def _told(self, name: str, category: str, aliases: Sequence[str]) -> list[Prompt]:
-        """The other wordings in turn with the aliases, each at least once."""
+        """Every other wording with every alias, or with the name where it has none."""
         templates, said = self.templates.get("generalizability", ()), aliases or (name,)
-        count = max(len(templates), len(said)) if templates else 0
         return [
             Prompt(
-                id=f"{slug(name)}-told-{i}",
-                prompt=templates[i % len(templates)].format(said[i % len(said)]),
+                id=f"{slug(name)}-told-{alias}-{i}",
+                prompt=templates[i].format(said[alias]),
                 seed=0,
                 labels={self.kind: name},
                 category=category,
                 tests="generalizability",
             )
-            for i in range(count)
+            for i, alias in latin(range(len(templates)), len(said))
         ]
 
     def _cell(self, name: str, category: str, template: int, tests: str, kind: str) -> Prompt:
@@ -245,6 +289,13 @@ class _Target(NamedTuple):
     label: str
     category: str
     aliases: Sequence[str]
+
+    def labelled(self, kind: str, cells: Sequence[Prompt]) -> list[Prompt]:
+        """The entry's cells, as those of the concept that it is erased with."""
+        if self.label == self.name:
+            return list(cells)
+        of = slug(self.label)
+        return [replace(c, id=f"{of}-{c.id}", labels={kind: self.label}) for c in cells]
 
 
 def problems(values: Mapping[str, Any]) -> list[str]:
@@ -306,31 +357,31 @@ def _names(concepts: Iterable[Concept]) -> set[str]:
     return {fold(name) for concept in concepts for name in (concept.name, *concept.phrases)}
 
 
-def _shipped(name: str, concepts: Sequence[Concept], size: int) -> Suite:
+def _shipped(name: str, concepts: Sequence[Concept], size: int | None) -> Suite:
     made = Grid.load(Path(__file__).parent / "suites" / f"{name}.yaml")
     return made.suite(concepts, size)
 
 
-def artists(concepts: Sequence[Concept] = (), size: int = 192) -> Suite:
+def artists(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
     """Painters by movement; kept beside them, photographs of things."""
     return _shipped("artists", concepts, size)
 
 
-def objects(concepts: Sequence[Concept] = (), size: int = 192) -> Suite:
+def objects(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
     """Everyday objects by what they are for; kept beside them, places and weather."""
     return _shipped("objects", concepts, size)
 
 
-def figures(concepts: Sequence[Concept] = (), size: int = 192) -> Suite:
+def figures(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
     """Public figures by what they are known for; kept beside them, people of no name."""
     return _shipped("figures", concepts, size)
 
 
-def brands(concepts: Sequence[Concept] = (), size: int = 192) -> Suite:
+def brands(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
     """Brands by what they sell; kept beside them, the same things with no name on them."""
     return _shipped("brands", concepts, size)
 
 
-def unsafe(concepts: Sequence[Concept] = (), size: int = 192) -> Suite:
+def unsafe(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
     """Nudity, violence, weapons, drugs, worded as product tests; beside each, the harmless."""
     return _shipped("unsafe", concepts, size)

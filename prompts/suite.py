@@ -7,13 +7,17 @@ In YAML a suite is a list of prompts, each a text or a mapping of ``Prompt``'s a
       - a cat                  # id: the row's number, seed: 0
       - {prompt: a wheat field by Van Gogh, seed: 7, labels: {style: Van Gogh}, tests: accuracy}
 
-or a grid of templates and entries (``unsee.prompts.grid``), or a table (``unsee.prompts.table``).
+What all prompts have alike may stand once, under ``common``: ``common: {tests: locality}``.
+
+Or it is a grid of templates and entries (``unsee.prompts.grid``), or a table
+(``unsee.prompts.table``).
 """
 
 import dataclasses
 import hashlib
 import json
 import math
+import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +26,7 @@ from typing import Any
 
 from .._errors import InputError
 from .._registry import unknown
-from .concept import read_mapping
+from .concept import Concept, read_mapping
 from .where import Where
 
 TESTS = ("accuracy", "locality", "generalizability")
@@ -76,12 +80,17 @@ class Prompt:
             InputError: They are no prompt's; the message has the first thing that is wrong.
         """
         if not isinstance(values, dict):
-            raise InputError(f"A prompt must be a mapping of its fields, and is {values!r:.80}.")
+            raise InputError(
+                f"A prompt must be a mapping of its fields, and is {str(values):.80}."
+            )
         wrong = _faults(values)
         if wrong:
             raise InputError(f"A prompt cannot be read ({str(values)[:80]} …): {wrong[0]}")
         return cls(**values)
 
+
+KEYS = ("name", "common", "prompts")
+"""What a YAML file of a list has."""
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Prompt))
 NEEDED = tuple(f.name for f in dataclasses.fields(Prompt) if f.default is f.default_factory)
@@ -96,6 +105,7 @@ class Suite:
         prompts: At least one, and no two of one id.
         source: Where they came from, as the report says it: ``file`` (its name) or ``dataset``,
             ``sha256`` of its bytes, ``shape`` of a table, ``where``. Empty if from no file.
+        notes: What a reader of its figures must know; the report has them as warnings.
 
     Raises:
         InputError: It has no prompt, or two with one id.
@@ -104,6 +114,7 @@ class Suite:
     name: str
     prompts: tuple[Prompt, ...]
     source: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -122,6 +133,7 @@ class Suite:
         return {
             "name": self.name,
             "source": dict(self.source),
+            "notes": list(self.notes),
             "prompts": [p.to_json() for p in self.prompts],
         }
 
@@ -132,21 +144,25 @@ class Suite:
         Raises:
             InputError: They are no suite's; the message has the first thing that is wrong.
         """
-        known = {"name", "source", "prompts"}
-        if not isinstance(values, dict) or set(values) != known:
+        known = [f.name for f in dataclasses.fields(cls)]
+        if not isinstance(values, dict) or {*values} != {*known}:
             raise InputError(
-                f"A suite must be a mapping of name, source and prompts, and is {values!r:.80}."
+                f"A suite must be a mapping of {', '.join(known)}, and is {str(values):.80}."
             )
-        name, source, prompts = values["name"], values["source"], values["prompts"]
+        name, prompts, source, notes = (values[key] for key in known)
         if not isinstance(name, str):
-            raise InputError(f"A suite's name must be a text, and is {name!r:.80}.")
+            raise InputError(f"A suite's name must be a text, and is {str(name):.80}.")
         if not isinstance(source, dict) or not all(
             isinstance(text, str) for item in source.items() for text in item
         ):
-            raise InputError(f"A suite's source must map texts to texts, and is {source!r:.80}.")
+            raise InputError(
+                f"A suite's source must map texts to texts, and is {str(source):.80}."
+            )
+        if not isinstance(notes, list) or not all(isinstance(note, str) for note in notes):
+            raise InputError(f"A suite's notes must be a list of texts, and are {str(notes):.80}.")
         if not isinstance(prompts, list):
-            raise InputError(f"A suite's prompts must be a list, and are {prompts!r:.80}.")
-        return cls(name, tuple(Prompt.from_json(row) for row in prompts), source)
+            raise InputError(f"A suite's prompts must be a list, and are {str(prompts):.80}.")
+        return cls(name, tuple(map(Prompt.from_json, prompts)), source, tuple(notes))
 
     def where(self, text: str) -> "Suite":
         """The prompts that a filter fits: its columns are their attributes and kinds of label.
@@ -164,19 +180,69 @@ class Suite:
         )
         if not found:
             raise InputError(f"--where {text!r} fits none of the {len(self.prompts)} prompts.")
-        return Suite(self.name, found, {**self.source, "where": text})
+        return dataclasses.replace(self, prompts=found, source={**self.source, "where": text})
 
     @classmethod
     def load(cls, path: Path) -> "Suite":
-        """Reads a suite from YAML: ``name`` and ``prompts``, a list of ``Prompt``'s attributes.
+        """Reads a suite from YAML: ``prompts``, a list of ``Prompt``'s attributes, and more.
 
         Raises:
             InputError: Something in the file is not a suite's; the message names the row.
         """
-        values = read_mapping(path, {"name", "prompts"})
+        values = read_mapping(path, {*KEYS})
         prompts, problems = read_list(values)
         refuse(str(path), problems)
         return cls(str(values.get("name", path.stem)), tuple(prompts), file_source(path))
+
+
+def neutral(concepts: Sequence[Concept] = (), size: int | None = None) -> Suite:
+    """Dressed people in everyday scenes: what must stay when something unsafe goes."""
+    suite = Suite.load(Path(__file__).parent / "suites" / "neutral.yaml")
+    rows = (dataclasses.replace(prompt, seed=i) for i, prompt in enumerate(suite.prompts[:size]))
+    return dataclasses.replace(suite, prompts=tuple(rows))
+
+
+def join(suites: Sequence[Suite]) -> Suite:
+    """Several suites as one; a single one is left as it is.
+
+    Of several, each prompt's id begins with its suite's name, and so do the keys of the source,
+    which has each suite's own hash as well. What is an attack stays one beside prompts that only
+    test what must stay.
+
+    Raises:
+        InputError: There is none, or two have one name.
+    """
+    if len(suites) == 1:
+        return suites[0]
+    if not suites:
+        raise InputError("There is no suite: name at least one.")
+    named = {slug(suite.name): suite for suite in suites}
+    if len(named) < len(suites):
+        names = ", ".join(suite.name for suite in suites)
+        raise InputError(f"Two suites have one name ({names}): rename a file.")
+    source = {
+        f"{name} {key}": value
+        for name, suite in named.items()
+        for key, value in {"prompts sha256": suite.sha256, **suite.source}.items()
+    }
+    asking = [s for s in suites if any(p.tests != "locality" for p in s.prompts)]
+    if len(attacks := {s.source.get("attack") for s in asking}) == 1 and (attack := attacks.pop()):
+        source["attack"] = attack
+    return Suite(
+        " + ".join(suite.name for suite in suites),
+        tuple(
+            dataclasses.replace(prompt, id=f"{name}-{prompt.id}")
+            for name, suite in named.items()
+            for prompt in suite.prompts
+        ),
+        source,
+        tuple(note for suite in suites for note in suite.notes),
+    )
+
+
+def slug(text: str) -> str:
+    """A name as a part of ids."""
+    return re.sub(r"[^\w]+", "-", text.lower()).strip("-")
 
 
 def file_source(path: Path) -> dict[str, str]:
@@ -193,15 +259,17 @@ def refuse(name: str, problems: Sequence[str]) -> None:
 
 def read_list(values: Mapping[str, Any]) -> tuple[list[Prompt], list[str]]:
     """The prompts of a YAML file's list that are right, and what is wrong with the others."""
-    rows = values.get("prompts")
+    rows, common = values.get("prompts"), values.get("common", {})
     if not isinstance(rows, list) or not rows:
         return [], [f"wanted a list of prompts under 'prompts', found {rows!r}."]
+    if not isinstance(common, dict):
+        return [], [f"wanted a mapping of a prompt's fields under 'common', found {common!r}."]
     named = []
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
             row = {"prompt": row}
         # None is what YAML reads where a key has no value
-        row = {str(key): value for key, value in row.items() if value is not None}
+        row = {str(key): value for key, value in (common | row).items() if value is not None}
         named.append((f"prompt {number}", {"id": f"{number:05d}", "seed": 0} | row))
     return read_rows(named)
 

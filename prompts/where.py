@@ -39,6 +39,10 @@ SIGNS: Mapping[str, Callable[[Any, Any], bool]] = {
 }
 
 
+class NoColumn(InputError):
+    """A filter names a column that is not there."""
+
+
 class Where:
     """A filter, called with a row and what an error is to call it.
 
@@ -51,7 +55,8 @@ class Where:
         columns: Those that there are.
 
     Raises:
-        InputError: The text is no filter or has an unknown column; when called, a cell that is to
+        NoColumn: The text has an unknown column.
+        InputError: The text is no filter; when called, a cell that is to
             be a number is none. The message says where.
     """
 
@@ -158,7 +163,7 @@ class Where:
         elif kind in ("word", "column"):
             name = word.strip("`")
             if name not in self.columns:
-                raise unknown("column", name, self.columns)
+                raise NoColumn(str(unknown("column", name, self.columns)))
             self.next += 1
             return lambda row: row[name]
         else:

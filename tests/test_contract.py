@@ -101,7 +101,7 @@ def test_the_file_round_trips_with_its_whole_record(
     assert record.versions.keys() >= {"unsee", "torch", "diffusers"}
 
 
-@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].text_only])
+@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].needs == "text"])
 def test_the_text_side_alone_gives_the_same_file(
     pipe: Any, tiny_folder: Path, method: str
 ) -> None:
@@ -143,6 +143,38 @@ def test_it_moves_the_concepts_more_than_what_is_kept(pipe: Any, method: str) ->
     for seen in (erasure.measured.effect or {}).values():
         assert seen.moved > 0.5
         assert seen.kept_moved is not None and seen.kept_moved < 0.5
+
+
+@every
+@pytest.mark.parametrize("given", [{"keep": ["hammer"]}, {"anchor": "cat"}])
+def test_what_it_is_asked_to_keep_or_become_it_honours_or_refuses(
+    pipe: Any, method: str, given: dict[str, Any]
+) -> None:
+    quick = QUICK.get(method, {}) | ({"iterations": 2} if ERASERS[method].trains else {})
+
+    def tensors(**more: Any) -> dict[str, torch.Tensor]:
+        return dict(erase(pipe, "bomb", method=method, check=False, **quick, **more).tensors)
+
+    if getattr(ERASERS[method], f"honours_{next(iter(given))}"):
+        one, other = tensors(), tensors(**given)
+        assert any(
+            other[name].shape != t.shape or not torch.equal(other[name], t)
+            for name, t in one.items()
+        )
+    else:
+        with pytest.raises(InputError, match=f"^{method} .*leave {next(iter(given))} out"):
+            tensors(**given)
+    # What a concept says of itself it may say to any method.
+    concept = Concept("bomb", keep=("hammer",), anchor="cat")
+    assert erase(pipe, concept, method=method, check=False, **quick).record.method == method
+
+
+@pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].keep_setting])
+def test_what_a_setting_of_0_would_drop_is_refused(pipe: Any, method: str) -> None:
+    setting = str(ERASERS[method].keep_setting)
+    quick = QUICK.get(method, {}) | {setting: 0.0}
+    with pytest.raises(InputError, match=f"^{method} has {setting} 0, at which nothing is kept"):
+        erase(pipe, "bomb", method=method, keep=["hammer"], **quick)
 
 
 @every

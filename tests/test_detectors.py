@@ -37,6 +37,7 @@ from unsee.prompts import Prompt
 
 CLASSES = ["tench, Tinca tinca", "church", "chapel", "parachute", "gas pump"]
 NUDENET = [name for name in DETECTORS if name.startswith("nudenet/")]
+NUDITY = [name for name in NUDENET if name != "nudenet/person"]
 
 
 @functools.cache
@@ -167,7 +168,7 @@ def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
     photographs: list[Path],
 ) -> None:
     astronaut = Image.open(photographs[0])
-    for name in NUDENET:
+    for name in NUDITY:
         (answer,) = seen(find_detector(name)([astronaut]))
         assert answer.labels == () and answer.scores["nudity"] == 0.0
         (face,) = answer.boxes
@@ -176,7 +177,18 @@ def test_the_astronaut_has_a_face_and_is_not_nude_by_any_protocol(
         assert left < 224 < left + wide and top < 120 < top + high  # where her nose is
 
 
-def test_six_protocols_are_one_inference(
+def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
+    photographs: list[Path],
+) -> None:
+    detector = find_detector("nudenet/person")
+    images = [Image.open(photographs[0]), Image.open(photographs[1]), Image.open(photographs[5])]
+    images += [Image.fromarray(picture()).convert("RGB") for picture in (data.coffee, data.cat)]
+    assert detector.kind == "object"
+    found = ["person" in answer.labels for answer in seen(detector(images))]
+    assert found == [True, True, False, False, False]
+
+
+def test_every_protocol_is_one_inference(
     photographs: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[int, int]] = []

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from unsee._errors import InputError
 from unsee.erasers import mace
-from unsee.erasers.mace import MACE
+from unsee.erasers.mace import MACE, aligned
 from unsee.pipelines import parts_of
 from unsee.prompts import Concept
 
@@ -70,17 +70,15 @@ def test_one_concept_is_refined_as_layer_by_layer(pipe: Any) -> None:
         torch.testing.assert_close(new, want, rtol=0, atol=1e-9)
 
 
-def test_two_concepts_are_fused_as_layer_by_layer(pipe: Any) -> None:
+def test_two_concepts_are_refined_together_layer_by_layer(pipe: Any) -> None:
     parts = parts_of(pipe)
     pairs = words(parts)
     p = prior(parts, "monet", "a monet photo", "dog", "cat", "")
     erasure = MACE(prompts=0, residual=1e-9).fit(parts, [VAN_GOGH, BOMB])
+    f, g = (torch.cat(side) for side in zip(*pairs, strict=True))
     for name, new in edited(parts, SETTINGS, [VAN_GOGH, BOMB]).items():
         weight = parts.text_layers()[name].weight.detach().double()
-        own = [refined(weight, f, g @ weight.T, p, 10.0) for f, g in pairs]
-        everything = torch.cat([f for f, _ in pairs])
-        values = torch.cat([f @ w.T for (f, _), w in zip(pairs, own, strict=True)])
-        want = refined(weight, everything, values, p, 10.0)
+        want = refined(weight, f, g @ weight.T, p, 10.0)
         torch.testing.assert_close(new, want, rtol=0, atol=1e-9)
         a, b = (erasure.tensors[f"unet.{name}.lora_{side}.weight"].double() for side in "AB")
         torch.testing.assert_close(weight + b @ a, want, rtol=0, atol=2e-5)
@@ -124,6 +122,7 @@ def test_what_its_anchor_encodes_to_already_is_let_be(pipe: Any) -> None:
         ("van gogh cat", "dog photo", [1, 1, 2]),
         ("cat", "dog photo", [2]),
         ("van gogh", "", [0, 0]),
+        ("a bomb", "a cat", [2]),
     ],
 )
 def test_a_phrase_and_its_anchor_are_aligned_at_their_ends(
@@ -131,7 +130,24 @@ def test_a_phrase_and_its_anchor_are_aligned_at_their_ends(
 ) -> None:
     concept = Concept(phrase, anchor=anchor)
     _, ((_, own), (_, its)), _ = MACE(prompts=0)._pairs(parts_of(pipe), concept)
-    assert own == list(range(1, 1 + len(tokens))) and its == tokens
+    last = parts_of(pipe).count_tokens(phrase)
+    assert own == list(range(last + 1 - len(tokens), last + 1)) and its == tokens
+
+
+@pytest.mark.parametrize(
+    "goes, becomes, found",
+    [
+        ([0, 5, 9], [0, 6, 9], (1, 1, 1)),
+        ([0, 5, 6, 9], [0, 5, 7, 8, 9], (2, 2, 3)),
+        # What is shared at the start is not counted at the end as well.
+        ([0, 5, 6, 6, 9], [0, 5, 6, 9], (3, 3, 2)),
+        ([0, 5, 9], [0, 5, 9], (3, 2, 2)),
+    ],
+)
+def test_the_tokens_of_a_concept_are_those_that_its_anchors_prompt_has_not(
+    goes: list[int], becomes: list[int], found: tuple[int, int, int]
+) -> None:
+    assert aligned(goes, becomes) == found
 
 
 def test_a_phrase_is_put_into_as_many_prompts_as_there_is_room_for(pipe: Any) -> None:
@@ -156,7 +172,7 @@ def test_a_phrase_is_put_into_as_many_prompts_as_there_is_room_for(pipe: Any) ->
 @pytest.mark.parametrize(
     "settings, match",
     [
-        ({"ridge": 0.0}, "ridge"),
+        ({"ridge": -1.0}, "ridge"),
         ({"keep_scale": -1.0}, "keep_scale"),
         ({"prior_scale": -1.0}, "prior_scale"),
         ({"prompts": -1}, "prompts"),

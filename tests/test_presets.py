@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from unsee import erase
+from unsee.erasers import mace
 from unsee.pipelines import Erasure
 from unsee.prompts import Concept
 
@@ -191,3 +192,71 @@ def test_rece_starts_from_uces_own_weights_of_2023(
     want = rece(pipe, weights, edits, keep, [""] * empties + keep, epochs, closeness)
     concepts = [Concept(name, keep=tuple(keep)) for name in goes]
     same_edit(erase(pipe, concepts, method="rece", preset=preset, check=False), weights, want)
+
+
+# MACE
+
+
+def around(pipe: Any, old: str, new: str) -> Pair:
+    """The rows of two prompts that its code pairs: alike at the start, and from there alike to the
+    last padding."""
+    a, b = (pipe.tokenizer(text).input_ids for text in (old, new))
+    start = 0
+    while start < min(len(a), len(b)) and a[start] == b[start]:
+        start += 1
+    end_a, end_b = len(a) - 1, len(b) - 1
+    while end_a >= start and end_b >= start and a[end_a] == b[end_b]:
+        end_a, end_b = end_a - 1, end_b - 1
+    rest = min(16 - end_a, 16 - end_b) - 1
+    rows, its = encoded(pipe, old)[0], encoded(pipe, new)[0]
+    return (
+        torch.cat([rows[:start], rows[end_a + 1 : end_a + 1 + rest]]),
+        torch.cat([its[:start], its[end_b + 1 : end_b + 1 + rest]]),
+    )
+
+
+TEMPLATES = ("a photo of {}", "{} by monet", "the {} in a painting")
+GOING = [
+    Concept("van gogh", "style", anchor="art", templates=TEMPLATES),
+    # The article is no token of the concept.
+    Concept("a bomb", anchor="a dog", templates=TEMPLATES),
+    Concept("knife", anchor="the cat", templates=TEMPLATES),
+]
+CAPTIONS = tuple(f"a {one} {other} in the style" for one in "bcdef" for other in "ghijkl")
+
+
+@pytest.mark.parametrize(
+    "preset, ridge, caption_scale, keep_scale",
+    [
+        ("object", 1000.0, 0.0, 0.0),
+        ("object-100", 100.0, 0.0, 0.0),
+        ("object-10", 10.0, 0.0, 0.0),
+        ("person", 0.0, 0.625, 0.8),
+        ("style", 0.0, 0.625, 0.8),
+        ("nudity", 0.0, 0.0044, 0.0),
+    ],
+)
+@pytest.mark.parametrize("count", [1, 3])
+def test_mace_refines_all_concepts_in_one_solve(
+    pipe: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    preset: str,
+    ridge: float,
+    caption_scale: float,
+    keep_scale: float,
+    count: int,
+) -> None:
+    monkeypatch.setattr(mace, "captions", lambda: {"general": CAPTIONS})
+    # As a trained encoder's, so that embeddings fill their space and there is an inverse without λ
+    torch.nn.init.normal_(pipe.text_encoder.final_layer_norm.bias)
+    weights, concepts = weights_of(pipe), GOING[:count]
+    pairs = [
+        around(pipe, template.format(c.name), template.format(c.anchor))
+        for c in concepts
+        for template in TEMPLATES
+    ]
+    scaled = [caption_scale**0.5 * encoded(pipe, text)[0] for text in CAPTIONS]
+    scaled.append(keep_scale**0.5 * encoded(pipe, "")[0])
+    want = {name: minimised(w, pairs, scaled, ridge, 1.0) for name, w in weights.items()}
+    erasure = erase(pipe, concepts, method="mace", preset=preset, prompts=0, check=False)
+    same_edit(erasure, weights, want)

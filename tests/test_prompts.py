@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -136,16 +137,80 @@ def test_the_emoji_world_knows_objects_styles_and_groups() -> None:
 
 
 @pytest.mark.parametrize("name", ["kitchen knife", "contrast", "unsafe"])
-def test_the_emoji_suite_is_a_quarter_targets_and_names_no_target_elsewhere(name: str) -> None:
+def test_the_emoji_suite_asks_forty_prompts_and_names_no_target_elsewhere(name: str) -> None:
     concept = find_concept(name, model="emoji")
-    suite = find_suite("emoji", [concept], 160)
+    suite = find_suite("emoji", [concept])
     target = [p for p in suite.prompts if p.labels[concept.kind] in concept.phrases]
-    assert len(suite.prompts) == 160 and len(target) == 40
-    assert len({(p.prompt, p.seed) for p in suite.prompts}) == 160
+    assert len(suite.prompts) == 120 and len(target) == 40 and suite.notes == ()
+    assert len({p.prompt for p in suite.prompts}) == len({p.seed for p in suite.prompts}) == 120
     rest = [p for p in suite.prompts if p not in target]
     assert not any(phrase in p.prompt.split() for p in rest for phrase in concept.phrases)
-    other = {"object": "style", "style": "object"}[concept.kind]
-    assert {p.labels[other] for p in target} >= set(emoji.world().styles) or other == "object"
+
+
+def test_an_objects_prompts_are_of_all_styles_and_wordings_alike() -> None:
+    here = emoji.world()
+    wordings = {t for t in (*here.templates, *here.paraphrases) if t.count("{") == 2}
+    for name in here.objects:
+        rows = find_suite("emoji", [find_concept(name, model="emoji")]).prompts[:40]
+        assert all(p.labels["object"] == name and not p.unit for p in rows)
+        assert set(Counter(p.labels["style"] for p in rows).values()) == {5}
+        said = Counter(
+            p.prompt.replace(name, "{object}").replace(p.labels["style"], "{style}") for p in rows
+        )
+        assert set(said) == wordings and max(said.values()) - min(said.values()) <= 2
+
+
+def test_a_styles_prompts_are_of_an_object_each() -> None:
+    for style in emoji.world().styles:
+        rows = find_suite("emoji", [find_concept(style, model="emoji")]).prompts[:40]
+        assert all(p.labels["style"] == style for p in rows)
+        assert len({p.labels["object"] for p in rows}) == 40
+
+
+def test_a_row_has_the_same_seed_in_every_suite() -> None:
+    suites = [
+        find_suite("emoji", [find_concept(name, model="emoji")], size)
+        for name, size in (("bomb", None), ("bomb", 300), ("contrast", 192))
+    ]
+    seeds: dict[str, set[int]] = {}
+    for row in (row for suite in suites for row in suite.prompts):
+        seeds.setdefault(row.id, set()).add(row.seed)
+    assert all(len(of) == 1 for of in seeds.values())
+    assert len(seeds) < sum(len(suite.prompts) for suite in suites) - 100
+
+
+EIGHT = ["cat", "dog", "lion", "bus", "rose", "pizza", "fluent", "skull"]
+
+
+@pytest.mark.parametrize(
+    "size, each, stays",
+    [(None, 40, 80), (400, 40, 80), (500, 40, 180), (192, 14, 80), (32, 1, 24)],
+)
+def test_every_erased_concept_is_asked_after(size: int | None, each: int, stays: int) -> None:
+    concepts = [find_concept(name, model="emoji") for name in EIGHT]
+    suite = find_suite("emoji", concepts, size)
+    assert size is None or len(suite.prompts) == size
+    for concept in concepts:
+        rows = [p for p in suite.prompts if p.labels[concept.kind] == concept.name]
+        assert len({p.prompt for p in rows}) >= each
+    assert sum(p.tests == "locality" for p in suite.prompts) >= stays
+    assert len(suite.notes) == (each < 40)
+    if suite.notes:
+        assert f"asks {each} prompts of each concept" in suite.notes[0]
+        assert "takes a size of 400" in suite.notes[0]
+
+
+def test_a_size_without_place_for_every_concept_is_refused() -> None:
+    concepts = [find_concept(name, model="emoji") for name in EIGHT]
+    with pytest.raises(InputError, match="16 prompts cannot ask after 8 concepts: 400 prompts"):
+        find_suite("emoji", concepts, 16)
+
+
+def test_where_the_prompts_run_out_one_comes_again_with_another_seed() -> None:
+    suite = find_suite("emoji", [find_concept("bomb", model="emoji")], 600)
+    rows = [p for p in suite.prompts if p.labels["object"] == "bomb"]
+    assert len(rows) == 150 and len({p.prompt for p in rows}) == 112
+    assert len({(p.prompt, p.seed) for p in rows}) == 150
 
 
 def test_the_emoji_suite_has_nothing_for_another_worlds_concept() -> None:
@@ -162,7 +227,7 @@ FULL = Prompt(
 def test_a_prompt_is_read_as_it_was_written(prompt: Prompt) -> None:
     written = json.loads(json.dumps(prompt.to_json()))
     assert Prompt.from_json(written) == prompt
-    suite = Suite("s", (prompt,), {"file": "s.yaml"})
+    suite = Suite("s", (prompt,), {"file": "s.yaml"}, ("small",))
     assert Suite.from_json(json.loads(json.dumps(suite.to_json()))) == suite
 
 
@@ -204,7 +269,8 @@ def test_a_prompt_without_what_it_needs_is_refused(field: str) -> None:
         ({"prompts": [3]}, "must be a mapping of its fields, and is 3"),
         ({"prompts": []}, "has no prompts"),
         ({"prompts": [FULL.to_json()] * 2}, "has the id 'a' 2 times"),
-        ({"promts": []}, "must be a mapping of name, source and prompts"),
+        ({"notes": "a note"}, "notes must be a list of texts"),
+        ({"promts": []}, "must be a mapping of name, prompts, source, notes"),
     ],
 )
 def test_a_forged_suite_is_refused(change: dict[str, Any], match: str) -> None:

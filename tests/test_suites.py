@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,18 @@ from unsee._errors import InputError
 from unsee.flow import generate_gallery
 from unsee.gallery import Gallery
 from unsee.pipelines import generate
-from unsee.prompts import SUITES, TESTS, Concept, Prompt, check_suite, emoji, find_suite
+from unsee.prompts import (
+    SUITES,
+    TESTS,
+    Concept,
+    Prompt,
+    check_suite,
+    emoji,
+    find_suite,
+    find_suites,
+    grid,
+    join,
+)
 from unsee.prompts.where import Where
 
 NUDITY = Concept("nudity", "unsafe", phrases=("nudity", "nude"))
@@ -332,9 +344,9 @@ def test_faults_of_a_table_are_said_by_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", MADE)
 def test_a_suite_that_ships_is_right_and_tests_all_three(name: str) -> None:
     suite = find_suite(name)
-    assert 60 <= len(suite.prompts) <= 200
+    assert 700 <= len(suite.prompts) <= 1100
     assert {p.tests for p in suite.prompts} == set(TESTS)
-    assert all(p.seed == 0 and p.category and len(p.labels) == 1 for p in suite.prompts)
+    assert all(p.category and len(p.labels) == 1 for p in suite.prompts)
     assert len({p.prompt for p in suite.prompts}) == len(suite.prompts)
     assert suite == find_suite(name) and (SUITES[name].__doc__ or "").count("\n") == 0
     path = Path(emoji.__file__).parent / "suites" / f"{name}.yaml"
@@ -354,26 +366,47 @@ def test_a_suite_that_ships_is_right_and_tests_all_three(name: str) -> None:
 def test_a_suite_made_to_measure_is_a_quarter_targets_with_neighbours(
     name: str, concept: Concept
 ) -> None:
-    suite = find_suite(name, [concept], 144)
+    suite = find_suite(name, [concept], 160)
     names = {concept.name.lower(), *(p.lower() for p in concept.phrases)}
     target = [p for p in suite.prompts if p.labels.get(concept.kind, "").lower() in names]
-    assert Counter(p.tests for p in target) == {"accuracy": 24, "generalizability": 12}
+    assert Counter(p.tests for p in target) == {"accuracy": 27, "generalizability": 13}
     kept = [p for p in suite.prompts if p not in target]
-    assert {p.tests for p in kept} == {"locality"} and len(kept) == 108
+    assert {p.tests for p in kept} == {"locality"} and len(kept) == 120
     # How many are near is a third, where the concept is one that the suite knows
     near = [p for p in kept if p.category == target[0].category]
-    assert (len(near) == 0) if "nobody" in concept.name else (8 <= len(near) <= 36)
+    assert len(near) == (0 if "nobody" in concept.name else 30 if name == "unsafe" else 40)
     assert len({p.category for p in kept}) > 2
-    assert len({(p.prompt, p.seed) for p in suite.prompts}) == 144
+    assert len({p.prompt for p in suite.prompts}) == len({p.seed for p in suite.prompts}) == 160
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_every_entry_that_ships_is_asked_after_in_forty_different_prompts(name: str) -> None:
+    made = grid.Grid.load(Path(grid.__file__).parent / "suites" / f"{name}.yaml")
+    entries = [entry for names in made.entries.values() for entry in names]
+    for entry in (*entries, "something of your own"):
+        suite = find_suite(name, [Concept(entry, made.kind)])
+        target = [p for p in suite.prompts if p.labels.get(made.kind) == entry]
+        assert len({p.prompt for p in target}) == len(target) == 40
+        assert len({p.prompt for p in suite.prompts}) == len(suite.prompts) == 120
+        # Things, beside what is of the entry's kind
+        assert sum("object" in p.labels for p in suite.prompts if p not in target) >= 20
 
 
 def test_a_concept_is_found_by_alias_and_by_category() -> None:
     by_alias = find_suite("artists", [Concept("Gauguin", "style")], 40).prompts[0]
     assert by_alias.prompt == "a painting by Paul Gauguin"
     assert by_alias.labels == {"style": "Gauguin"}
-    group = find_suite("artists", [Concept("impressionism", "style")], 96).prompts[:16]
+    group = find_suite("artists", [Concept("impressionism", "style")], 64).prompts[:16]
     assert {p.labels["style"] for p in group} == {"impressionism"}
-    assert {p.prompt.partition(" by ")[2] for p in group} >= {"Claude Monet", "Edgar Degas"}
+    artists = ("Claude Monet", "Edgar Degas", "Camille Pissarro", "Berthe Morisot")
+    assert all(sum(artist in p.prompt for p in group) >= 3 for artist in artists)
+
+
+def test_an_entry_may_be_asked_after_for_two_concepts() -> None:
+    monet, movement = Concept("Claude Monet", "style"), Concept("impressionism", "style")
+    suite = find_suite("artists", [monet, movement])
+    asked = Counter(p.labels.get("style") for p in suite.prompts if p.tests != "locality")
+    assert asked == {"Claude Monet": 40, "impressionism": 40} and len(suite.prompts) == 160
 
 
 def test_what_else_is_unsafe_need_not_stay() -> None:
@@ -422,10 +455,8 @@ def test_a_grid_of_ones_own_is_made_to_measure(tmp_path: Path) -> None:
     name = write(tmp_path / "it.yaml", text)
     assert [p.prompt for p in find_suite(name).prompts] == ["by x", "by y", "by z"]
     suite = find_suite(name, [Concept("x", "style")], 8)
-    assert [(p.prompt, p.seed) for p in suite.prompts] == [
-        *(("by x", 0), ("by x", 1), ("by y", 0)),
-        *(("by z", seed) for seed in range(5)),
-    ]
+    assert [p.prompt for p in suite.prompts] == ["by x"] * 2 + ["by y"] + ["by z"] * 5
+    assert len({(p.prompt, p.seed) for p in suite.prompts}) == 8
     assert suite.source["file"] == "it.yaml"
 
 
@@ -433,10 +464,10 @@ def test_a_grid_of_ones_own_is_made_to_measure(tmp_path: Path) -> None:
 def test_the_emoji_suite_says_what_each_prompt_tests(name: str) -> None:
     concept = emoji.concept(name)
     assert concept is not None
-    suite = find_suite("emoji", [concept], 144)
+    suite = find_suite("emoji", [concept], 148)
     here = emoji.world()
     target = [p for p in suite.prompts if p.labels[concept.kind] == name]
-    assert Counter(p.tests for p in target) == {"accuracy": 24, "generalizability": 12}
+    assert Counter(p.tests for p in target) == {"accuracy": 27, "generalizability": 13}
     assert {p.tests for p in suite.prompts if p not in target} == {"locality"}
     said = {t.format(**p.labels) for t in here.templates for p in target}
     for prompt in target:
@@ -446,6 +477,60 @@ def test_the_emoji_suite_says_what_each_prompt_tests(name: str) -> None:
         assert sum(p.category == here.group_of(name) for p in kept) == 36
     with pytest.raises(InputError, match="made for what was erased: name a concept"):
         find_suite("emoji")
+
+
+def test_the_neutral_suite_shows_people_and_names_nothing_unsafe() -> None:
+    suite = find_suite("neutral", [NUDITY])
+    assert len(suite.prompts) >= 100 and len({p.prompt for p in suite.prompts}) >= 100
+    assert {(*p.labels.items(), p.tests) for p in suite.prompts} == {
+        (("object", "person"), "locality")
+    }
+    assert len({p.seed for p in suite.prompts}) == len(suite.prompts)
+    said = {word for p in suite.prompts for word in p.prompt.lower().replace(",", "").split()}
+    unsafe = (
+        "nude naked nudity topless underwear bikini swimsuit child children girl boy gun blood"
+    )
+    assert not said & set(unsafe.split())
+    assert find_suite("neutral", size=20).prompts == suite.prompts[:20]
+    path = Path(emoji.__file__).parent / "suites/neutral.yaml"
+    assert check_suite(str(path))[1] == []
+
+
+def test_what_all_prompts_have_alike_stands_once(tmp_path: Path) -> None:
+    text = "common: {tests: locality, seed: 3}\nprompts: [a, {prompt: b, seed: 4}]"
+    one, two = find_suite(write(tmp_path / "it.yaml", text)).prompts
+    assert (one.tests, one.seed, two.tests, two.seed) == ("locality", 3, "locality", 4)
+    _, faults = check_suite(write(tmp_path / "bad.yaml", "common: [a]\nprompts: [a]"))
+    assert faults == ["wanted a mapping of a prompt's fields under 'common', found ['a']."]
+
+
+def test_several_suites_are_one_with_the_source_of_each(tmp_path: Path) -> None:
+    name = table(tmp_path / "i2p.csv", I2P, I2P | {"nudity_percentage": 3})
+    i2p, neutral = find_suites([name, "neutral"], [NUDITY], 30, where="nudity_percentage > 50")
+    assert len(i2p.prompts) == 1 and len(neutral.prompts) == 30
+    suite = join([i2p, neutral])
+    assert suite.name == "i2p + neutral" and len(suite.prompts) == 31
+    assert suite.prompts[0] == replace(i2p.prompts[0], id="i2p-00000")
+    assert suite.prompts[1] == replace(neutral.prompts[0], id="neutral-00000")
+    assert suite.source["i2p where"] == "nudity_percentage > 50"
+    assert suite.source["i2p sha256"] == i2p.source["sha256"]
+    assert suite.source["neutral sha256"] == neutral.source["sha256"]
+    assert suite.source["neutral prompts sha256"] == neutral.sha256
+    assert join([i2p]) is i2p
+    with pytest.raises(InputError, match="No column is named 'nudity'"):
+        find_suites([name, "neutral"], [NUDITY], where="nudity > 50")
+    with pytest.raises(InputError, match=r"Two suites have one name \(neutral, neutral\)"):
+        join([neutral, neutral])
+    with pytest.raises(InputError, match="There is no suite: name at least one"):
+        join([])
+
+
+def test_an_attack_stays_one_beside_what_must_stay(tmp_path: Path) -> None:
+    bell = find_suite(table(tmp_path / "bell.csv", TABLES["Ring-A-Bell"][0]), [NUDITY])
+    i2p = find_suite(table(tmp_path / "i2p.csv", I2P), [NUDITY])
+    neutral = find_suite("neutral")
+    assert join([bell, neutral]).source["attack"] == "one try a prompt"
+    assert "attack" not in join([bell, i2p]).source and "attack" not in join([i2p]).source
 
 
 def test_prompts_of_equal_settings_share_a_batch(pipe: Any, tmp_path: Path) -> None:

@@ -40,6 +40,14 @@ def edit(weight: Tensor, sources: Tensor, targets: Tensor, scales: Tensor, ridge
     return weight + (weight @ left) @ right
 
 
+@pytest.mark.parametrize("edited, kept", [(3, 5), (4, 40)])
+def test_without_a_ridge_it_is_the_limit_of_small_ones(edited: int, kept: int) -> None:
+    weight, sources, targets, scales = problem(edited, kept)
+    none, small = (edit(weight, sources, targets, scales, ridge) for ridge in (0.0, 1e-9))
+    torch.testing.assert_close(none, small, rtol=0, atol=1e-6)
+    assert (none - weight).norm() > 0.1 * weight.norm()
+
+
 SIZES = [(1, 0), (3, 5), (4, 40), (40, 3)]
 
 

@@ -99,6 +99,7 @@ DETECTORS: Registry[Callable[..., Detector]] = Registry(
         "hf": f"{__name__}.classifier:Classifier",
         "nudenet/esd": f"{__name__}.nudity:esd",
         "nudenet/mace": f"{__name__}.nudity:mace",
+        "nudenet/person": f"{__name__}.nudity:person",
         "nudenet/rece": f"{__name__}.nudity:rece",
         "nudenet/six": f"{__name__}.nudity:six",
         "nudenet/six-p4d": f"{__name__}.nudity:six_p4d",
