@@ -1,7 +1,6 @@
 """The whole way, from a concept to a report: what the command line does, as functions."""
 
 import dataclasses
-import hashlib
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,9 +14,10 @@ from ._errors import InputError
 from ._registry import unknown
 from ._settings import check, hints_of
 from .erasers import ERASERS, Eraser
-from .gallery import Gallery
+from .gallery import Gallery, MadeBy, Used
 from .prompts import Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
+from .records import Model
 
 if TYPE_CHECKING:
     from .eval.detectors import Detector
@@ -207,6 +207,8 @@ def audit(
     batch_size: int = 8,
     guidance: float | None = None,
     steps: int | None = None,
+    max_target: float = 0.10,
+    max_keep_loss: float = 0.10,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -232,6 +234,9 @@ def audit(
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the model's default.
         steps: Where a prompt names none; None is the model's default.
+        max_target: The target counts as forgotten where its rate is at most this share, with 95 %
+            confidence.
+        max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -241,10 +246,14 @@ def audit(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
-    from .eval.audit import compare, target_rows
-    from .eval.report import Limits, write
+    from .eval.audit import compare
+    from .eval.page import write
+    from .eval.rows import divide
+    from .eval.verdict import Limits
     from .pipelines import Erasure
+    from .pipelines.identity import model_of
 
+    limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
     if not loaded:
@@ -261,16 +270,17 @@ def audit(
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
     each_once(eyes, rulers)
-    target_rows(concepts, suite.prompts, eyes)
+    divide(concepts, suite.prompts, eyes)
     kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     pipe = _pipeline(base)
+    model = model_of(pipe, name)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     seconds = {}
 
     def made(what: str, stacked: "Sequence[Erasure]") -> Gallery:
         start = time.perf_counter()
         gallery = _gallery(
-            pipe, name, stacked, suite, out / what, settings, f"{what} model", progress
+            pipe, model, stacked, suite, out / what, settings, f"{what} model", progress
         )
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
@@ -285,10 +295,15 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
-        notes=suite.notes,
+        notes=(
+            *suite.notes,
+            *_cut(pipe, suite),
+            *_remade(base_gallery, "base"),
+            *_remade(erased_gallery, "erased"),
+        ),
         base_answers=kept["base"],
         erased_answers=kept["erased"],
-        limits=Limits(allow_unscored=allow_unscored),
+        limits=limits,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=dict(sorted(seconds.items())),
@@ -380,21 +395,42 @@ def generate_gallery(
         steps: Where a prompt names none; None is the model's default.
         progress: Called with what is going on, how much of it is done, and of how much.
 
+    Warns:
+        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists.
+
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
     from .pipelines import Erasure
+    from .pipelines.identity import model_of
 
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
-    return _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
+    known = model_of(pipe, name)
+    gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
+    for note in _cut(pipe, suite):
+        warnings.warn(note, stacklevel=2)
+    return gallery
+
+
+def _cut(pipe: Any, suite: Suite) -> list[str]:
+    """A line on the prompts that the tokenizer cuts, if there are any."""
+    from .pipelines import cut
+
+    if not (ids := cut(pipe, suite.prompts)):
+        return []
+    more = f" and {len(ids) - 10} more, all of them in gallery.json" if len(ids) > 10 else ""
+    return [
+        f"The tokenizer cuts {len(ids)} of {len(suite.prompts)} prompts, whose ends the model "
+        f"never read: {', '.join(ids[:10])}{more}."
+    ]
 
 
 def _gallery(
     pipe: Any,
-    model: str,
+    model: Model,
     erasures: "Sequence[Erasure]",
     suite: Suite,
     out: Path,
@@ -402,17 +438,17 @@ def _gallery(
     what: str,
     progress: Progress,
 ) -> Gallery:
-    from .pipelines import generate
+    from .pipelines import cut, generate
 
-    made_by = {
-        "model": model,
-        **({"suite": {"name": suite.name, **suite.source}} if suite.source else {}),
-        "erasures": [_described(e) for e in erasures],
+    made_by = MadeBy(
+        model=model,
+        erasures=tuple(_used(e) for e in erasures),
+        versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
+        suite={"name": suite.name, **suite.source} if suite.source else {},
+        cut=tuple(cut(pipe, suite.prompts)),
+        device=str(pipe.device),
         **settings,
-        "scheduler": type(pipe.scheduler).__name__,
-        "dtype": str(pipe.dtype),
-        "versions": {package: version(package) for package in ("unsee", "torch", "diffusers")},
-    }
+    )
     with ExitStack() as stack:
         for erasure in erasures:
             stack.enter_context(erasure.applied(pipe))
@@ -536,14 +572,24 @@ def _unchecked(model: str) -> dict[str, Any]:
     return {} if model == "emoji" else {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _described(erasure: "Erasure") -> dict[str, Any]:
-    data = erasure.bytes
-    return {
-        "name": erasure.name,
-        "method": erasure.record.method,
-        "settings": dict(erasure.record.settings),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-        "seconds": erasure.measured.seconds,
-        "peak_memory": erasure.measured.peak_memory,
-    }
+def _remade(gallery: Gallery, side: str) -> list[str]:
+    """What the report says of images that were not as they were made."""
+    if not (remade := gallery.remade):
+        return []
+    named = ", ".join(remade[:8]) + " …" * (len(remade) > 8)
+    return [
+        f"{len(remade)} of {len(gallery)} {side} images were changed or removed after they had "
+        f"been made, and were made again: {named}."
+    ]
+
+
+def _used(erasure: "Erasure") -> Used:
+    return Used(
+        name=erasure.name,
+        method=erasure.record.method,
+        settings=erasure.record.settings,
+        sha256=erasure.sha256,
+        bytes=len(erasure.bytes),
+        seconds=erasure.measured.seconds,
+        peak_memory=erasure.measured.peak_memory,
+    )

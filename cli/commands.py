@@ -231,7 +231,7 @@ def generate(
     )
     check_folder(out)
     hush()
-    with progress() as show:
+    with warnings_in_words(), progress() as show:
         gallery = generate_gallery(
             model,
             erasure or [],
@@ -273,6 +273,13 @@ def audit(
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
+    max_target: Annotated[
+        float,
+        typer.Option(help="The share of images in which the target may still be recognised."),
+    ] = 0.10,
+    max_keep_loss: Annotated[
+        float, typer.Option(help="The share by which the rates of what must stay may fall.")
+    ] = 0.10,
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Let the verdict stand with images unscored.")
     ] = False,
@@ -294,6 +301,8 @@ def audit(
             batch_size=batch_size,
             guidance=guidance,
             steps=steps,
+            max_target=max_target,
+            max_keep_loss=max_keep_loss,
             allow_unscored=allow_unscored,
             command=command(),
             progress=show,

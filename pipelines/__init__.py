@@ -7,6 +7,7 @@ from .._registry import Registry
 
 if TYPE_CHECKING:
     from .erasure import Erasure as Erasure
+    from .generation import cut as cut
     from .generation import generate as generate
     from .load import load_pipeline as load_pipeline
     from .load import load_text_side as load_text_side
@@ -23,6 +24,7 @@ GUIDES: Registry[Callable[..., Any]] = Registry("guide", "unsee.guides", {})
 _EXPORTS = {
     "Erasure": "erasure",
     "Parts": "parts",
+    "cut": "generation",
     "generate": "generation",
     "load_pipeline": "load",
     "load_text_side": "load",
@@ -34,6 +36,7 @@ __all__ = [
     "MODELS",
     "Erasure",
     "Parts",
+    "cut",
     "generate",
     "load_pipeline",
     "load_text_side",

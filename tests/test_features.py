@@ -21,7 +21,7 @@ from unsee.prompts import Prompt
 def gallery(path: Path, count: int, seed: int = 0, side: int = 64) -> Gallery:
     """Noise in blocks of eight pixels, about a tint of each image."""
     rng = np.random.default_rng(seed)
-    made = Gallery.start(path, {}, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
+    made = Gallery.start(path, None, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
     for prompt in made:
         small = rng.integers(0, 128, (side // 8, side // 8, 3)) + rng.integers(0, 128, 3)
         made.put(prompt, Image.fromarray(small.astype(np.uint8).repeat(8, 0).repeat(8, 1)))

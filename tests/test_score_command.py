@@ -136,7 +136,7 @@ def test_a_table_says_what_the_images_should_show_and_a_missing_one_is_unscored(
 
 def test_a_gallery_and_the_table_in_a_folder_are_read_as_they_are(tmp_path: Path) -> None:
     rows = [Prompt("a", "a red one", 0, {"object": "red"}), Prompt("b", "another", 1)]
-    made = Gallery.start(tmp_path / "gallery", {}, rows)
+    made = Gallery.start(tmp_path / "gallery", None, rows)
     image = Image.new("RGB", (8, 8), (220, 30, 30))
     image.putpixel((0, 0), (90, 90, 90))
     made.put(rows[0], image)
@@ -217,7 +217,7 @@ def test_the_command_prints_a_table_and_writes_two_files(run: Run, folder: Path)
     assert page["seen"]["emoji/object"]["hits"] == 0 and page["images"] == 5
     assert page["command"].startswith("unsee score")
     lines = (folder / "answers.jsonl").read_text().splitlines()
-    assert len(lines) == 5 and "bomb" in json.loads(lines[0])["scores"]
+    assert len(lines) == 5 and "bomb" in json.loads(lines[0])["found"]["scores"]
 
 
 def test_an_unscored_image_comes_first_and_fails_the_exit_code(
