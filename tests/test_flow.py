@@ -237,7 +237,7 @@ def test_prompts_that_the_tokenizer_cuts_are_listed_once(
     )
     for side in ("base", "erased"):
         made_by = json.loads((tmp_path / side / "gallery.json").read_text())
-        assert made_by["cut"] == ["2", "3"]
+        assert made_by["made_by"]["cut"] == ["2", "3"]
     with pytest.warns(UserWarning, match="The tokenizer cuts 2 of 5 prompts"):
         generate_gallery(pipe, [], LONG, tmp_path / "alone", steps=1)
 
