@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
 from ._registry import unknown
@@ -140,6 +140,60 @@ def erase(
     return dataclasses.replace(erasure, measured=measured)
 
 
+def merge(
+    erasures: "Sequence[str | Path | Erasure]",
+    *,
+    how: Literal["joint", "sum"] = "sum",
+    model: Any = None,
+    residual: float = 1e-3,
+    check: bool = True,
+    progress: Callable[[float], None] = lambda done: None,
+) -> "Erasure":
+    """Makes one erasure of several of one base.
+
+    Args:
+        erasures: Erasures or their files, at least two.
+        how: "sum" adds them up, whatever methods made their weights, and needs no model. "joint"
+            solves a closed form for all concepts together, with the settings that all files name:
+            it gives the erasure that ``erase`` makes of all concepts at once.
+        model: For "joint", the base model, as ``erase`` takes it; None is the one that the files
+            name.
+        residual: For "sum", how much of a low-rank sum may be left out, relative in Frobenius'
+            norm.
+        check: For "joint", whether to look at the effect, as ``erase`` does.
+        progress: Called with the share that is done, in [0, 1].
+
+    Raises:
+        InputError: They cannot be merged in this way; the message says which, and what to do.
+    """
+    from .erasers.merge import Sum, check_alike, concepts_of, joint
+    from .pipelines import Erasure
+
+    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    if how == "sum":
+        return Sum(residual).of(loaded)
+    if how != "joint":
+        raise unknown("way to merge", how, ("joint", "sum"))
+    method, settings, seed = joint(loaded)
+    eraser = ERASERS[method]
+    if eraser.trains or loaded[0].record.kind == "guidance":
+        what = "trains" if eraser.trains else "is a guide"
+        raise InputError(
+            f"A joint merge solves closed forms, and {method} {what}: "
+            + ("add them up (sum)." if eraser.trains else "load them beside each other.")
+        )
+    concepts = concepts_of(loaded)
+    if model is None:
+        model = loaded[0].record.base.name
+    elif not isinstance(model, (str, Path)):
+        loaded[0].check_base(model)
+    made = erase(
+        model, concepts, method=method, seed=seed, check=check, progress=progress, **settings
+    )
+    check_alike([*loaded, made])
+    return made
+
+
 def audit(
     base: Any,
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
@@ -153,6 +207,8 @@ def audit(
     batch_size: int = 8,
     guidance: float | None = None,
     steps: int | None = None,
+    max_target: float = 0.10,
+    max_keep_loss: float = 0.10,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -178,6 +234,9 @@ def audit(
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the model's default.
         steps: Where a prompt names none; None is the model's default.
+        max_target: The target counts as forgotten where its rate is at most this share, with 95 %
+            confidence.
+        max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -186,11 +245,14 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval import find_detector, find_metric
-    from .eval.answers import Answers, detect
-    from .eval.audit import compare, target_rows
-    from .eval.report import Limits, write
+    from .eval.answers import Answers, each_once
+    from .eval.audit import compare
+    from .eval.page import write
+    from .eval.rows import divide
+    from .eval.verdict import Limits
     from .pipelines import Erasure
 
+    limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
     if not loaded:
@@ -206,7 +268,9 @@ def audit(
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
-    target_rows(concepts, suite.prompts, eyes)
+    each_once(eyes, rulers)
+    divide(concepts, suite.prompts, eyes)
+    kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     pipe = _pipeline(base)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     seconds = {}
@@ -219,18 +283,6 @@ def audit(
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
 
-    def scored(gallery: Gallery, what: str) -> Answers:
-        file = gallery.path / "answers.jsonl"
-        known = Answers.load(file) if file.is_file() else None
-        found = detect(
-            gallery,
-            eyes,
-            known=known,
-            progress=lambda _, done, total: progress(f"detect {what}", done, total),
-        )
-        found.save(file)
-        return found
-
     # The erased first: an erasure for another base is refused before any image is made.
     erased_gallery, base_gallery = made("erased", loaded), made("base", ())
     report = compare(
@@ -242,9 +294,9 @@ def audit(
         suite_name=suite.name,
         suite_source=suite.source,
         notes=(*suite.notes, *_cut(pipe, suite)),
-        base_answers=scored(base_gallery, "base"),
-        erased_answers=scored(erased_gallery, "erased"),
-        limits=Limits(allow_unscored=allow_unscored),
+        base_answers=kept["base"],
+        erased_answers=kept["erased"],
+        limits=limits,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=dict(sorted(seconds.items())),
@@ -271,8 +323,8 @@ def score(
 ) -> "FolderScore":
     """Measures images that came from anywhere; no pipeline is loaded.
 
-    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. An
-    image that is there already in ``answers.jsonl`` is not asked about again.
+    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. A
+    detector is not asked again about an image of which it has an answer in ``answers.jsonl``.
 
     Args:
         folder: Images, or a gallery.
@@ -296,21 +348,19 @@ def score(
 
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
-    file = there / "answers.jsonl"
-    found, scores = measure(
+    found = measure(
         gallery,
         [find_detector(d, gallery.prompts) for d in detectors],
         [find_metric(m) for m in metrics],
         reference=None if reference is None else open_folder(Path(reference)),
         concept=concept,
         kind=kind,
-        known=Answers.load(file) if file.is_file() else None,
+        answers=Answers(there / "answers.jsonl"),
         batch_size=batch_size,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         progress=progress,
     )
-    scores.save(file)
     found.save(there / "score.json")
     return found
 

@@ -1,6 +1,7 @@
 """The few mechanisms that every method uses."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .._registry import Registry
 
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
 # Name to the folder of a model that ships inside. A folder's path or a Hub id needs no entry.
 MODELS: Registry[str] = Registry("model", "unsee.models", {"emoji": "unsee.pipelines.load:EMOJI"})
 
+# Method to what makes its guides from a record and the pipeline's parts, once for all
+# trajectories: see ``guidance``. No method is known by name here: they stand in it themselves.
+GUIDES: Registry[Callable[..., Any]] = Registry("guide", "unsee.guides", {})
+
 _EXPORTS = {
     "Erasure": "erasure",
     "Parts": "parts",
@@ -27,6 +32,7 @@ _EXPORTS = {
 }
 
 __all__ = [
+    "GUIDES",
     "MODELS",
     "Erasure",
     "Parts",

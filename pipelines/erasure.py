@@ -32,7 +32,8 @@ from ..records import Component, Measured, Record
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
-from .parts import weights_of
+from .parts import denoiser_of, weights_of
+from .watch import put_on
 
 
 @dataclass(frozen=True)
@@ -121,8 +122,7 @@ class Erasure:
         made_for = f"This erasure ({self.name}) was made for {base.name!r}"
         coded: list[str] = []
         for prefix, component in base.components.items():
-            denoiser = getattr(pipe, prefix, None)
-            denoiser = getattr(denoiser, "_orig_mod", denoiser)  # compiled
+            denoiser = denoiser_of(pipe, prefix)
             if denoiser is None:
                 given = type(pipe).__name__
                 raise InputError(f"{made_for}, a {base.pipeline}; {given} was given.")
@@ -167,11 +167,17 @@ class Erasure:
     def add_to(self, pipe: Any) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
 
+        From then on the pipeline draws without the concepts, or not at all: what takes the erasure
+        out by other means than what is returned here and ``unsee.remove`` is an error at the next
+        image, and what switches it off is undone with a warning. ``save_pretrained`` writes the
+        erasure into the weights, under the base model's names, and says so in the denoiser's
+        ``config.json``; a guide and facilitated transport, which weights cannot hold, it refuses.
+
         Raises:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        return KINDS[self.record.kind].put(pipe, self)
+        return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self))
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:

@@ -81,10 +81,15 @@ def alike(wanted: bytes, weight: Tensor) -> bool:
     Rounded to bfloat16, by way of float16 or not, a value comes to the same or to the next one;
     next to zero, float16 has no more than multiples of 2⁻²⁴.
     """
-    ours = torch.frombuffer(bytearray(wanted), dtype=torch.int16)
-    theirs = look(weight, len(ours)).bfloat16().cpu().view(torch.int16)
-    if len(ours) != len(theirs):
+    theirs = look(weight, len(wanted) // 2).bfloat16().cpu().view(torch.int16)
+    return same_sample(wanted, theirs.numpy().tobytes())
+
+
+def same_sample(one: bytes, other: bytes) -> bool:
+    """Whether two samples of a weight are of the same one, but for a rounding: see ``alike``."""
+    if len(one) != len(other):
         return False
+    ours, theirs = (torch.frombuffer(bytearray(s), dtype=torch.int16) for s in (one, other))
     off = (ours.view(torch.bfloat16).double() - theirs.view(torch.bfloat16).double()).abs()
     return bool(((_ordered(ours) - _ordered(theirs)).abs() <= 1).logical_or(off <= 2**-24).all())
 

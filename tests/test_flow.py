@@ -33,7 +33,7 @@ SUITE = Suite(
 class Anything:
     """Sees a bomb in whatever there is."""
 
-    name, kind = "test/anything", "object"
+    name, kind, labels = "test/anything", "object", None
     protocol: dict[str, Any] = {}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
@@ -60,7 +60,7 @@ def test_a_loaded_pipeline_is_audited_as_its_folder_is_and_left_as_it_was(
     assert not hasattr(pipe.unet, "peft_config")
     assert list(report.seconds) == ["base images", "erased images"]
     assert report.peak_bytes["process"] > 10e6
-    assert report.suite["source"] == {"file": "tiny.yaml", "sha256": "0123"}
+    assert report.suite.source == {"file": "tiny.yaml", "sha256": "0123"}
 
 
 def test_the_terminal_says_what_to_take_with_care(
@@ -108,13 +108,13 @@ def test_several_suites_are_measured_as_one(run: Any, tiny_folder: Path, tmp_pat
     )
     assert code == 1 and "not informative" in out
     report = Report.load(tmp_path / "out/report.json")
-    assert [s["id"] for s in report.samples] == [
+    assert [s.prompt.id for s in report.samples] == [
         "nude-00000", *(f"neutral-0000{i}" for i in range(4))
     ]  # fmt: skip
-    assert [s["rows"] for s in report.samples] == ["target", *["keep"] * 4]
-    assert report.suite["name"] == "nude + neutral"
-    assert report.suite["source"]["nude where"] == "hard == 1"
-    assert len(report.suite["source"]["neutral sha256"]) == 64
+    assert [s.rows for s in report.samples] == ["target", *["keep"] * 4]
+    assert report.suite.name == "nude + neutral"
+    assert report.suite.source["nude where"] == "hard == 1"
+    assert len(report.suite.source["neutral sha256"]) == 64
     kept = next(c for c in report.outcomes[0].comparisons if c.role == "other kind")
     assert kept.detector == "nudenet/person" and kept.base.n == 4
 
