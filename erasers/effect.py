@@ -1,6 +1,6 @@
 """Whether an erasure did anything, seen in the denoiser's own predictions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -107,7 +107,9 @@ def _anchor(parts: Parts, concept: Concept, seed: int, samples: int = 4) -> floa
     """How far the anchor is from the concept, as the concept is from no words at all."""
     found = []
     for i, template in enumerate(concept.templates[:3]):
-        said = [template.replace("{}", words) for words in (concept.phrases[0], concept.anchor or "")]
+        said = [
+            template.replace("{}", words) for words in (concept.phrases[0], concept.anchor or "")
+        ]
         texts = parts.encode([*said, ""])
         sampler = parts.sampler(5)
         points = _trajectory(parts, sampler, texts[:1], seed + i, samples)
