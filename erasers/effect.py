@@ -33,8 +33,8 @@ NEAR = 0.9
 
 Measured on the built-in model with 44 anchors of 13 objects, eight images each (an image a style):
 all 12 anchors up to 0.38 drew the concept in 8 of 8; "glass" for a wine glass (0.63) in 6; "ball"
-for a soccer ball (0.82) in 4; "birthday" for a birthday cake and "shirt" for a T-shirt (0.75) in 1;
-"phone" for a mobile phone (0.83) in none; and none of the 27 from 0.98 on in any.
+for a soccer ball (0.82) in 4; "birthday" for a birthday cake and "shirt" for a T-shirt (0.75) in
+1; "phone" for a mobile phone (0.83) in none; and none of the 27 from 0.98 on in any.
 """
 
 
@@ -58,23 +58,58 @@ def effect(
         anchor = ‖ε(a) − ε(c)‖ / ‖ε(c) − ε(∅)‖       the mean over three templates
 
     Args:
-        samples: Trajectories a concept, and how many of the kept phrases are looked at.
+        samples: Trajectories a concept, and how many of its kept phrases are looked at. Several
+            concepts that keep the same look at others each, evenly spread over all.
         most: How many concepts are looked at: of hundreds, these are evenly spread.
 
     Returns:
         For each such concept's name, how far it moved.
     """
-    looks = {c.name: _look(parts, c, seed, samples) for c in _spread(concepts, most)}
+    chosen = _spread(concepts, most)
+    looks = {
+        concept.name: _look(
+            parts, concept, _share(concept.keep, i, len(chosen), samples), seed, samples
+        )
+        for i, concept in enumerate(chosen)
+    }
     with erasure.applied(parts.pipe):
         return {name: look() for name, look in looks.items()}
 
 
-def _look(parts: Parts, concept: Concept, seed: int, samples: int) -> Callable[[], Effect]:
+def doubts(found: Mapping[str, Effect], concepts: Sequence[Concept]) -> list[str]:
+    """What an erasure's effect gives reason to doubt, a line each."""
+    lines = []
+    anchors = {concept.name: concept.anchor for concept in concepts}
+    for name, one in found.items():
+        if one.moved < HARDLY:
+            lines.append(
+                f"{name!r} is hardly erased: the prediction moved {one.moved:.0%} of the way to "
+                "its anchor's. Try another preset, or name more phrases."
+            )
+        if one.anchor is not None and one.anchor < NEAR:
+            lines.append(
+                f"The anchor {anchors[name]!r} may draw {name!r} itself: it is only "
+                f"{one.anchor:.0%} as far from it as no words at all are. Look at the base "
+                "model's images of the anchor, or name another."
+            )
+    kept = [one.kept_moved for one in found.values() if one.kept_moved is not None]
+    if kept and (mean := sum(kept) / len(kept)) > WIDE:
+        lines.append(
+            f"What must stay is damaged: the predictions on it moved by {mean:.0%}, and from "
+            f"{WIDE:.0%} on much of it is no longer drawn. Erase fewer concepts at once, or take "
+            "a gentler preset, and audit what is left."
+        )
+    return lines
+
+
+def _look(
+    parts: Parts, concept: Concept, keep: Sequence[str], seed: int, samples: int
+) -> Callable[[], Effect]:
     """Looks at one concept as the pipeline is, and returns what does when it has been edited."""
     template = concept.templates[0]
     phrase = template.replace("{}", concept.phrases[0])
     near = _anchor(parts, concept, seed) if concept.anchor else None
-    kept = [template.replace("{}", k) for k in _spread(concept.keep, samples)]
+    kept = [template.replace("{}", phrase) for phrase in keep]
     prompts = [phrase, template.replace("{}", concept.anchor or ""), "", *kept]
     texts = parts.encode(prompts)
     sampler = parts.sampler(5)
@@ -128,6 +163,14 @@ T = TypeVar("T")
 
 def _spread(values: Sequence[T], count: int) -> Sequence[T]:
     return values[:: max(1, len(values) // count)][:count]
+
+
+def _share(values: Sequence[T], turn: int, of: int, count: int) -> list[T]:
+    """So many of the values for one turn, so that all turns together are evenly spread."""
+    places = dict.fromkeys(
+        (turn + of * i) * len(values) // (of * count) for i in range(count if values else 0)
+    )
+    return [values[place] for place in places]
 
 
 def _trajectory(
