@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .._errors import InputError
+from .._reading import plain
 from .._registry import unknown
 from .options import Size, Where
 from .terminal import (
@@ -148,7 +149,7 @@ def _show_gallery(path: Path) -> None:
     missing = gallery.missing()
     say(f"{len(gallery)} prompts, {len(missing)} of their images still to be made")
     # ASCII alone, so that nothing in it can steer the terminal
-    console.print_json(json.dumps(gallery.made_by))
+    console.print_json(json.dumps(plain(gallery.made_by)))
     if missing:
         say(("Next:", "dim"), " run the command that made it again, to make the others")
     else:

@@ -8,6 +8,7 @@ from platform import python_version
 from typing import Any, Literal
 
 from .._errors import InputError
+from .._reading import plain as as_json
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
@@ -133,9 +134,9 @@ def compare(
         outcomes=tuple(outcomes),
         measurements=tuple(measured),
         limits=limits,
-        base=plain(base.made_by),
-        erased=plain(erased.made_by),
-        costs=tuple(_costs(erased.made_by)),
+        base=as_json(base.made_by) or {},
+        erased=as_json(erased.made_by) or {},
+        costs=tuple(_costs(erased)),
         detectors={d.name: Protocol(d.kind, plain(d.protocol)) for d in detectors},
         metrics={m.name: plain(m.protocol) for m in metrics},
         command=command,
@@ -313,13 +314,10 @@ def _coverage(found: Mapping[str, ImageAnswers], detectors: Sequence[str]) -> Co
     )
 
 
-def _costs(made_by: Mapping[str, Any]) -> list[Cost]:
+def _costs(gallery: Gallery) -> list[Cost]:
     """What the erasures cost, as far as a gallery's record says."""
-    return [
-        Cost(e["name"], e["method"], e.get("seconds"), e.get("peak_memory"), e["bytes"])
-        for e in made_by.get("erasures", ())
-        if "bytes" in e
-    ]
+    used = gallery.made_by.erasures if gallery.made_by else ()
+    return [Cost(e.name, e.method, e.seconds, e.peak_memory, e.bytes) for e in used]
 
 
 def _shown(

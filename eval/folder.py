@@ -83,7 +83,7 @@ def open_folder(path: Path, table: Path | None = None) -> Gallery:
     if table is not None:
         return _tabled(path, table, there)
     names = {p.relative_to(path).as_posix(): p for p in there}
-    return Folder(path, {}, tuple(Prompt(name, "", 0) for name in names), names)
+    return Folder(path, None, tuple(Prompt(name, "", 0) for name in names), names)
 
 
 @dataclass(frozen=True)
@@ -389,4 +389,4 @@ def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
         raise InputError(f"{table} has no row: nothing would be measured.")
     if not any(path.is_file() for path in files.values()):
         raise InputError(f"{table} names no image that is in {folder}: {prompts[0].id!r} is not.")
-    return Folder(folder, {}, tuple(prompts), files)
+    return Folder(folder, None, tuple(prompts), files)

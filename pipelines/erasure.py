@@ -26,7 +26,7 @@ from torch import Tensor
 
 from .. import records
 from .._errors import InputError
-from .._reading import loads
+from .._reading import loads, plain
 from ..gallery import write_atomically
 from ..records import Component, Measured, Record
 from .identity import alike, quantised
@@ -58,13 +58,26 @@ class Erasure:
         return "+".join(concept.name for concept in self.record.concepts)
 
     @property
-    def bytes(self) -> bytes:
-        """The file."""
+    def sha256(self) -> str:
+        """By what an erasure is known: its tensors and what made them.
+
+        How long it took, what was measured, by which versions, and what its base is called or
+        where it lay, are no part of it: the same erasure made twice has the same.
+        """
+        names = ("kind", "method", "settings", "concepts", "seed", "transport")
+        return _checksum(self._tensors(), {n: plain(getattr(self.record, n)) for n in names})
+
+    def _tensors(self) -> dict[str, Tensor]:
         # Not contiguous(): a tensor of one row or column can be so and yet have other strides.
-        tensors = {
+        return {
             name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, t in self.tensors.items()
         }
+
+    @property
+    def bytes(self) -> bytes:
+        """The file."""
+        tensors = self._tensors()
         page = {"record": self.record.to_json(), "measured": self.measured.to_json()}
         ours = page | {"sha256": _checksum(tensors, page)}
         # One entry: safetensors writes several in an order that changes from run to run.
@@ -225,7 +238,7 @@ def _checksum(tensors: Mapping[str, Tensor], page: Any) -> str:
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 

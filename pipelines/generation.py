@@ -1,6 +1,7 @@
 """A suite's images, each depending on its own prompt and seed alone."""
 
 import logging
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -19,7 +20,7 @@ def generate(
     guidance: float = 7.5,
     steps: int = 50,
 ) -> Iterator[int]:
-    """Makes the images of a gallery that are not there yet.
+    """Makes the images of a gallery that are not there yet, or not as they were made.
 
     Each image starts from noise drawn on the CPU by a generator of its own, so its batch is
     without influence but for the rounding of the arithmetic, which can differ by batch shape.
@@ -34,11 +35,21 @@ def generate(
         guidance: Scale of classifier-free guidance where a prompt names none.
         steps: Denoising steps where a prompt names none.
 
+    Warns:
+        UserWarning: An image was changed or removed since it was made.
+
     Yields:
         The number of images of each batch once they are there, made now or found.
     """
+    if altered := [prompt.id for prompt in gallery.altered()]:
+        warnings.warn(
+            f"{len(altered)} images in {gallery.path} were changed or removed after they had been "
+            f"made, and are made again: {', '.join(altered[:8])}{' …' * (len(altered) > 8)}.",
+            stacklevel=2,
+        )
+    unmade = {prompt.id for prompt in gallery.unmade()}
     for batch in _batches(gallery, batch_size):
-        missing = [p for p in batch if not gallery.image_path(p).exists()]
+        missing = [p for p in batch if p.id in unmade]
         if missing:
             first = batch[0]
             with _told_once(pipe):

@@ -110,7 +110,10 @@ def model_of(pipe: Any, name: str) -> Model:
     Raises:
         InputError: A component's weights have no memory, and nothing says where they are.
     """
-    components = {"pipeline": _hash(json.dumps(_settings(pipe.config), sort_keys=True).encode())}
+    own = {key: value for key, value in pipe.config.items() if key not in pipe.components}
+    components = {
+        "pipeline's configuration": _hash(json.dumps(_settings(own), sort_keys=True).encode())
+    }
     for part, component in sorted(pipe.components.items()):
         if component is None or component is pipe.scheduler:
             continue
@@ -181,7 +184,8 @@ def _tensors(part: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """A configuration as JSON, without labels."""
     kept = {key: value for key, value in config.items() if key not in _LABELS}
-    found: dict[str, Any] = json.loads(json.dumps(kept, default=str))
+    # JSON knows no infinity, as DPM-Solver's lambda_min_clipped: its name stands for it
+    found: dict[str, Any] = json.loads(json.dumps(kept, default=str), parse_constant=str)
     return found
 
 

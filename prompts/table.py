@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from .._reading import loads
 from .concept import KINDS, Concept, fold
 from .suite import Prompt, Suite, file_source, read_rows, refuse
 from .where import Where
@@ -253,19 +254,16 @@ def _tsv(path: Path) -> Lines:
 def _json_lines(path: Path) -> Lines:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+            row = loads(line, f"{path}, line {number}")
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: wanted an object, found {line!r}.")
+                raise InputError(f"{path}, line {number}: wanted an object, found {line!r:.80}.")
             yield f"line {number}", row
 
 
 def _parquet(path: Path) -> Lines:
     if not path.is_file():
         raise InputError(f"{path} cannot be read: there is no such file.")
-    parquet = _extra("pyarrow.parquet", "Parquet files need pyarrow")
+    parquet = _extra("pyarrow.parquet", "Parquet files need pyarrow", "pyarrow")
     try:
         rows = parquet.read_table(path).to_pylist()
     except ValueError as error:  # which pyarrow's own errors are
@@ -283,7 +281,7 @@ READERS: Mapping[str, Callable[[Path], Lines]] = {
 
 
 def _hub(name: str) -> tuple[list[Row], list[str], dict[str, str]]:
-    datasets = _extra("datasets", "A suite of the Hugging Face hub needs datasets")
+    datasets = _extra("datasets", "A suite of the Hugging Face hub needs datasets", "datasets")
     id_, _, split = name.removeprefix(HUB).partition(":")
     try:
         found = datasets.load_dataset(id_)
@@ -312,8 +310,8 @@ def _hub(name: str) -> tuple[list[Row], list[str], dict[str, str]]:
     )
 
 
-def _extra(module: str, needed: str) -> Any:
+def _extra(module: str, needed: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(f"{needed}: pip install 'unsee[suites]'") from error
+        raise InputError(f"{needed}: pip install {package}") from error

@@ -170,7 +170,7 @@ def test_answers_and_report_are_the_same_bytes_however_the_batches_are_cut(
 ) -> None:
     rows = [Prompt(f"{i}", f"thing {i}", i, {"object": "bomb"}) for i in range(9)]
     rows += [Prompt(f"{i}", f"thing {i}", i, {"object": "hammer"}) for i in range(9, 18)]
-    base, erased = (Gallery.start(tmp_path / name, {}, rows) for name in ("base", "erased"))
+    base, erased = (Gallery.start(tmp_path / name, None, rows) for name in ("base", "erased"))
     for prompt in rows:
         for side in (base, erased):
             side.put(prompt, noise(prompt.seed // 2, 64))
@@ -236,7 +236,7 @@ def forgeries(value: Any) -> Iterator[Any]:
 
 
 def seen(folder: Path, eye: Any) -> tuple[str, ...]:
-    gallery = Gallery(folder, {}, (Prompt("0", "", 0),))
+    gallery = Gallery(folder, None, (Prompt("0", "", 0),))
     (row,) = detect(gallery, [eye], answers=Answers(folder / "answers.jsonl"))
     answer = row.found[eye.name]
     assert isinstance(answer, Detection)
@@ -245,7 +245,7 @@ def seen(folder: Path, eye: Any) -> tuple[str, ...]:
 
 def test_a_forged_answer_is_one_line_or_asked_again_and_never_believed(tmp_path: Path) -> None:
     eye = find_detector("nudenet/uda")
-    made = Gallery.start(tmp_path / "g", {}, [Prompt("0", "", 0)])
+    made = Gallery.start(tmp_path / "g", None, [Prompt("0", "", 0)])
     from skimage import data
 
     made.put(made.prompts[0], Image.fromarray(data.astronaut()))

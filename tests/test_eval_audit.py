@@ -82,7 +82,7 @@ def prompts(target: int = 40, keep: int = 24) -> tuple[Prompt, ...]:
 
 def gallery(path: Path, rows: Sequence[Prompt], **instead: str) -> Gallery:
     """Every prompt as it asks, but for the colours drawn instead of others."""
-    made = Gallery.start(path, {"model": path.name}, rows)
+    made = Gallery.start(path, None, rows)
     for prompt in rows:
         colour = prompt.labels["object"]
         made.put(prompt, picture(instead.get(colour, colour), prompt.labels["style"]))
@@ -153,7 +153,7 @@ def test_a_target_gone_with_all_else_is_damaged(base: Gallery, tmp_path: Path) -
 
 
 def test_a_loss_in_the_other_kind_is_damage_too(base: Gallery, tmp_path: Path) -> None:
-    plain = Gallery.start(tmp_path / "erased", {}, prompts())
+    plain = Gallery.start(tmp_path / "erased", None, prompts())
     for prompt in plain:
         colour = prompt.labels["object"]
         plain.put(prompt, picture("blue" if colour == "red" else colour))
@@ -450,7 +450,7 @@ def test_a_row_that_only_says_the_target_is_neither_target_nor_keep(tmp_path: Pa
         Prompt("part of a word", "a hundred things", 0, {"style": "plain"}),
         Prompt("labelled", "a red deer, green", 0, {"object": "green", "style": "plain"}),
     )
-    base = Gallery.start(tmp_path / "base", {}, rows)
+    base = Gallery.start(tmp_path / "base", None, rows)
     for prompt in base:
         base.put(prompt, picture(prompt.labels.get("object", "green"), prompt.labels["style"]))
     report = audit(base, base)

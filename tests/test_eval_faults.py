@@ -95,7 +95,7 @@ def prompts(labels: Sequence[str]) -> tuple[Prompt, ...]:
 
 def gallery(path: Path, rows: Sequence[Prompt], size: int = 16) -> Gallery:
     """Coloured blots, each image its own."""
-    made = Gallery.start(path, {}, rows)
+    made = Gallery.start(path, None, rows)
     for prompt in made:
         rng = np.random.default_rng(prompt.seed)
         small = Image.fromarray(rng.integers(0, 256, (3, 3, 3), np.uint8))
@@ -140,16 +140,17 @@ def test_faults_on_the_way_from_a_model_to_its_report_are_said_first(
     assert rate(report, "target").erased == Rate(12 - bombs, 12 - bombs, bombs)
     assert report.coverage["erased"].unscored == {"test/eye": sum(lost)}
     assert report.verdict.value == "incomplete" and report.exit_code == 1
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert page.index("This report has holes") < page.index("<table")
 
     cut = made.image_path(made.prompts[0])
     cut.write_bytes(cut.read_bytes()[:-30])
     made.image_path(made.prompts[12]).write_bytes(b"")
-    report = audit(tiny_folder, erasure, detectors=[Eye()], **settings)
-    assert rate(report, "target").erased == Rate(11, 11, 1)
-    assert rate(report, "same kind").erased == Rate(5, 5, 1)
-    assert report.verdict.value == "incomplete" and report.exit_code == 1
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert page.index("This report has holes") < page.index("<table")
+    with pytest.warns(UserWarning, match="2 images in .* made again: 00, 12"):
+        report = audit(tiny_folder, erasure, detectors=[Eye()], **settings)
+    assert rate(report, "target").erased == Rate(12, 12, 0)
+    assert rate(report, "same kind").erased == Rate(6, 6, 0)
+    assert any("2 of 18 erased images were changed" in warning for warning in report.warnings)
 
 
 def against_itself(

@@ -116,7 +116,7 @@ def gallery(
         Prompt(f"{first + i:02d}", texts[i % len(texts)] if texts else f"a thing numbered {i}", i)
         for i in range(count)
     ]
-    made = Gallery.start(path, {}, rows)
+    made = Gallery.start(path, None, rows)
     for prompt in made:
         tint = rng.integers(0, 128, 3)
         pixels = (rng.integers(0, 128, (40, 40, 3)) + tint).astype(np.uint8)
@@ -225,7 +225,7 @@ def test_images_of_one_prompt_are_one_chance_in_the_interval(
     # Every image twice says no more than every image once
     single = gallery(tmp_path / "single", 6, texts=["cat", "bomb", "tree", "sky", "car", "house"])
     rows = [Prompt(f"{p.id}{k}", p.prompt, k) for p in single for k in (0, 1)]
-    double = Gallery.start(tmp_path / "double", {}, rows)
+    double = Gallery.start(tmp_path / "double", None, rows)
     for prompt in double:
         source = next(p for p in single if p.id == prompt.id[:2])
         double.put(prompt, images(single)[single.prompts.index(source)])
@@ -647,7 +647,7 @@ def test_the_shipped_clip_reads_every_prompt_whole(tmp_path: Path) -> None:
     bomb = concept("bomb")
     assert bomb is not None
     rows = suite([bomb], 32).prompts
-    made = Gallery.start(tmp_path / "g", {}, rows)
+    made = Gallery.start(tmp_path / "g", None, rows)
     for prompt in made:
         made.put(prompt, Image.effect_noise((64, 64), 50))
     score = take(ClipScore(), made)

@@ -21,7 +21,7 @@ from unsee.prompts import Prompt
 def gallery(path: Path, count: int, seed: int = 0, side: int = 64) -> Gallery:
     """Noise in blocks of eight pixels, about a tint of each image."""
     rng = np.random.default_rng(seed)
-    made = Gallery.start(path, {}, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
+    made = Gallery.start(path, None, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
     for prompt in made:
         small = rng.integers(0, 128, (side // 8, side // 8, 3)) + rng.integers(0, 128, 3)
         made.put(prompt, Image.fromarray(small.astype(np.uint8).repeat(8, 0).repeat(8, 1)))
@@ -147,7 +147,7 @@ def test_inception_without_torch_fidelity_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
-    with pytest.raises(InputError, match=r"pip install 'unsee\[fid\]'"):
+    with pytest.raises(InputError, match=r"pip install torch-fidelity"):
         find_metric("fid")
 
 

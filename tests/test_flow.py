@@ -51,7 +51,7 @@ def test_a_loaded_pipeline_is_audited_as_its_folder_is_and_left_as_it_was(
     before = generate_gallery(pipe, [], SUITE, tmp_path / "before")
     report = audit(pipe, erasure, out=tmp_path / "pipe", suite=SUITE, detectors=[Anything()])
     audit(tiny_folder, erasure, out=tmp_path / "folder", suite=SUITE, detectors=[Anything()])
-    assert report.base["model"] == str(tiny_folder)
+    assert report.base["model"]["name"] == str(tiny_folder)
     found = pngs(tmp_path / "pipe")
     assert len(found) == 8 and found == pngs(tmp_path / "folder")
     # The erased images come first, and leave no trace in the base's

@@ -1,18 +1,24 @@
 """Identity is content: what weights are known again by, and what is told apart."""
 
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
 
 from unsee._errors import InputError
 from unsee.erasers.uce import UCE
+from unsee.flow import audit, erase, generate_gallery
+from unsee.gallery import Gallery
 from unsee.pipelines import Erasure, load_pipeline, parts_of
-from unsee.pipelines.identity import VALUES, alike, sample
-from unsee.prompts import Concept
+from unsee.pipelines.identity import VALUES, alike, model_of, sample
+from unsee.prompts import Concept, Prompt, Suite
+from unsee.records import Measured
 
 GOLDEN = Path(__file__).parent / "golden" / "erasures"
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -123,3 +129,120 @@ def test_the_sample_is_the_same_for_the_same_values_however_they_lie() -> None:
     lying = conv.to(memory_format=torch.channels_last)
     assert not lying.is_contiguous()
     assert sample({"it": conv}) == sample({"it": lying})
+
+
+# The model that a gallery is of
+
+
+SUITE = Suite("it", (Prompt("a", "a photo of a bomb", 0), Prompt("b", "a dog", 1)))
+
+
+def drawn(model: Any, out: Path, *erasures: Erasure, **more: Any) -> Gallery:
+    return generate_gallery(model, erasures, SUITE, out, steps=1, **more)
+
+
+def change(part: str) -> Callable[[Any], object]:
+    def one(pipe: Any) -> None:
+        parameter = next(iter(getattr(pipe, part).parameters()))
+        parameter.data = parameter * 1.001
+
+    return one
+
+
+def rescheduled(pipe: Any) -> None:
+    config = dict(pipe.scheduler.config) | {"beta_end": 0.02}
+    pipe.scheduler = DDIMScheduler.from_config(config)
+
+
+def fused(pipe: Any, scale: float) -> None:
+    pipe.load_lora_weights(str(GOLDEN / "format-1" / "lowrank.safetensors"), adapter_name="mine")
+    pipe.set_adapters("mine", scale)
+
+
+CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
+    "unet": (change("unet"), "another unet"),
+    "vae": (change("vae"), "another vae"),
+    "text encoder": (change("text_encoder"), "another text_encoder"),
+    "scheduler": (rescheduled, r"another scheduler's beta_end .wanted 0.02, found 0.012"),
+    "scheduler's class": (
+        lambda pipe: setattr(
+            pipe, "scheduler", PNDMScheduler.from_config(dict(pipe.scheduler.config))
+        ),
+        "scheduler's class .wanted PNDMScheduler, found DDIMScheduler",
+    ),
+    "tokenizer": (
+        lambda pipe: pipe.tokenizer.add_tokens(["newword"]),
+        "another tokenizer",
+    ),
+    "settings of a component": (
+        lambda pipe: pipe.vae.register_to_config(scaling_factor=0.5),
+        "another vae",
+    ),
+    "dtype": (lambda pipe: pipe.to(torch.bfloat16), "dtype .wanted bfloat16, found float32"),
+    "a LoRA": (lambda pipe: fused(pipe, 1.0), "another unet"),
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)
+def test_a_changed_model_at_the_same_path_is_refused_by_name(
+    pipe: Any, tmp_path: Path, what: str
+) -> None:
+    change, match = CHANGES[what]
+    first = drawn(pipe, tmp_path)
+    first.image_path(SUITE.prompts[0]).unlink()
+    change(pipe)
+    with pytest.raises(InputError, match=match):
+        drawn(pipe, tmp_path)
+
+
+def test_how_strongly_a_lora_acts_is_part_of_the_model(pipe: Any, tmp_path: Path) -> None:
+    fused(pipe, 1.0)
+    drawn(pipe, tmp_path)
+    pipe.set_adapters("mine", 0.5)
+    with pytest.raises(InputError, match="another unet"):
+        drawn(pipe, tmp_path)
+
+
+def test_the_same_model_by_another_path_and_batch_size_goes_on(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(tiny_folder, tmp_path / "elsewhere")
+    first = drawn(str(tiny_folder), tmp_path / "it", batch_size=1)
+    again = drawn(str(copy), tmp_path / "it", batch_size=2)
+    assert again == first and again.made_by is not None and again.made_by.model is not None
+    assert again.made_by.model.name == str(tiny_folder) and again.made_by.batch_size == 1
+
+
+def test_compiling_a_model_does_not_make_it_another(pipe: Any) -> None:
+    before = model_of(pipe, "it")
+    pipe.unet = torch.compile(pipe.unet)
+    assert model_of(pipe, "it") == before
+
+
+def test_an_erasure_made_again_is_the_same_for_a_gallery(pipe: Any, tmp_path: Path) -> None:
+    one, two = (erase(pipe, "van gogh", keep=["monet"]) for _ in range(2))
+    assert one.sha256 == two.sha256 and one.record == two.record
+    assert one.measured.seconds != two.measured.seconds  # microseconds apart, and no part of it
+    names = [replace(e, measured=Measured()).bytes for e in (one, two)]
+    assert names[0] == names[1]
+    drawn(pipe, tmp_path, one)
+    drawn(pipe, tmp_path, two)
+    with pytest.raises(InputError, match="another erasures .wanted uce of van gogh"):
+        drawn(pipe, tmp_path, erase(pipe, "van gogh", keep=["dog"]))
+
+
+def test_an_image_that_was_swapped_between_runs_is_in_the_report(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    erasure = erase("emoji", "bomb", check=False)
+    given: dict[str, Any] = {"out": tmp_path, "size": 4, "steps": 1}
+    audit("emoji", erasure, **given)
+    images = sorted((tmp_path / "base" / "images").iterdir())
+    images[0].write_bytes(images[1].read_bytes())
+    with pytest.warns(UserWarning, match="1 images in .*base.* made again"):
+        report = audit("emoji", erasure, **given)
+    assert any(
+        f"base images were changed or removed after they had been made, and were made again: "
+        f"{images[0].stem}." in warning
+        for warning in report.warnings
+    )

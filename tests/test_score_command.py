@@ -136,7 +136,7 @@ def test_a_table_says_what_the_images_should_show_and_a_missing_one_is_unscored(
 
 def test_a_gallery_and_the_table_in_a_folder_are_read_as_they_are(tmp_path: Path) -> None:
     rows = [Prompt("a", "a red one", 0, {"object": "red"}), Prompt("b", "another", 1)]
-    made = Gallery.start(tmp_path / "gallery", {}, rows)
+    made = Gallery.start(tmp_path / "gallery", None, rows)
     image = Image.new("RGB", (8, 8), (220, 30, 30))
     image.putpixel((0, 0), (90, 90, 90))
     made.put(rows[0], image)
