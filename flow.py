@@ -186,7 +186,7 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval import find_detector, find_metric
-    from .eval.answers import Answers, detect
+    from .eval.answers import Answers, each_once
     from .eval.audit import compare, target_rows
     from .eval.report import Limits, write
     from .pipelines import Erasure
@@ -207,7 +207,9 @@ def audit(
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
+    each_once(eyes, rulers)
     target_rows(concepts, suite.prompts, eyes)
+    kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     pipe = _pipeline(base)
     model = model_of(pipe, name)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
@@ -221,18 +223,6 @@ def audit(
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
 
-    def scored(gallery: Gallery, what: str) -> Answers:
-        file = gallery.path / "answers.jsonl"
-        known = Answers.load(file) if file.is_file() else None
-        found = detect(
-            gallery,
-            eyes,
-            known=known,
-            progress=lambda _, done, total: progress(f"detect {what}", done, total),
-        )
-        found.save(file)
-        return found
-
     # The erased first: an erasure for another base is refused before any image is made.
     erased_gallery, base_gallery = made("erased", loaded), made("base", ())
     report = compare(
@@ -244,8 +234,8 @@ def audit(
         suite_name=suite.name,
         suite_source=suite.source,
         notes=(*suite.notes, *_remade(base_gallery, "base"), *_remade(erased_gallery, "erased")),
-        base_answers=scored(base_gallery, "base"),
-        erased_answers=scored(erased_gallery, "erased"),
+        base_answers=kept["base"],
+        erased_answers=kept["erased"],
         limits=Limits(allow_unscored=allow_unscored),
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -273,8 +263,8 @@ def score(
 ) -> "FolderScore":
     """Measures images that came from anywhere; no pipeline is loaded.
 
-    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. An
-    image that is there already in ``answers.jsonl`` is not asked about again.
+    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. A
+    detector is not asked again about an image of which it has an answer in ``answers.jsonl``.
 
     Args:
         folder: Images, or a gallery.
@@ -298,21 +288,19 @@ def score(
 
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
-    file = there / "answers.jsonl"
-    found, scores = measure(
+    found = measure(
         gallery,
         [find_detector(d, gallery.prompts) for d in detectors],
         [find_metric(m) for m in metrics],
         reference=None if reference is None else open_folder(Path(reference)),
         concept=concept,
         kind=kind,
-        known=Answers.load(file) if file.is_file() else None,
+        answers=Answers(there / "answers.jsonl"),
         batch_size=batch_size,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         progress=progress,
     )
-    scores.save(file)
     found.save(there / "score.json")
     return found
 

@@ -97,6 +97,7 @@ def trained(
     layers: Sequence[str],
     parameters: Mapping[str, Tensor],
     losses: Sequence[float],
+    scale: float = 1.0,
 ) -> Erasure:
     """The erasure that a training came to; else as ``lowrank``.
 
@@ -107,6 +108,7 @@ def trained(
         layers: What was trained, by name.
         parameters: What was learnt, as ``lora`` and ``masters`` name it.
         losses: Of every step; the means of the first and the last tenth go into the record.
+        scale: At which a LoRA's B A acted while it learnt. The file's scale is 1.
     """
     tenth = max(1, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
@@ -115,7 +117,7 @@ def trained(
     found = {name: parameter.detach() for name, parameter in parameters.items()}
     if settings.rank is not None:
         pairs = {
-            layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
+            layer: (found[f"{layer}.lora_A.weight"], scale * found[f"{layer}.lora_B.weight"])
             for layer in layers
         }
         return lowrank(*to_file, pairs, measured)

@@ -12,12 +12,12 @@ from .._errors import InputError
 from .._reading import plain as as_json
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
-from .answers import Answers, ImageAnswers, Progress, detect
-from .detectors import Detection, Detector
-from .images import Unscored, describe
+from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
+from .detectors import Detection, Detector, check_labels, says
+from .images import Unscored
 from .metrics import Metric
 from .report import Comparison, Limits, Measurement, Outcome, Report, Verdict
-from .statistics import ALPHA, Paired, Rate, Score, holm
+from .statistics import ALPHA, Paired, Rate, holm
 from .words import count, fold, percent, points, signed
 from .words import p_value as say_p
 from .words import rate as say_rate
@@ -77,12 +77,11 @@ def compare(
         suite_name, suite_source: For the record: what the suite is called and where it is from.
         notes: Warnings of the report beside its own.
         limits: Of the verdict.
-        base_answers, erased_answers: Earlier answers, used where the PNG and the protocol are the
-            same.
+        base_answers, erased_answers: Earlier answers, used where the image and the protocol are
+            the same; the new ones are added to them.
         command, date, seconds, peak_bytes, versions: For the record; versions are read from what
             is installed when not given.
-        progress: Told "detect base", "detect erased" and "measure", how many are done, and of how
-            many.
+        progress: Told "images measured", how many are done, and of how many.
 
     Raises:
         InputError: The galleries are of different prompts, a target has no rows or no detector, or
@@ -91,18 +90,19 @@ def compare(
     limits = limits or Limits()
     _same_prompts(base, erased)
     targets = target_rows(concepts, base.prompts, detectors)
-    if len({m.name for m in metrics}) < len(metrics):
-        raise InputError(f"A metric is there twice: {', '.join(m.name for m in metrics)}.")
     aside = _mentions(concepts, base.prompts)
     of_target = {p.id for rows in targets.values() for p in rows}
     keep = [p for p in base if p.id not in of_target and p.id not in aside]
 
-    sides = {}
-    for side, gallery, known in (("base", base, base_answers), ("erased", erased, erased_answers)):
-        tell = _prefixed(progress, f"detect {side}")
-        found = detect(gallery, detectors, known=known, batch_size=batch_size, progress=tell)
-        sides[side] = {row.id: row for row in found.rows}
-    measured = _measure(base, erased, targets, keep, metrics, progress)
+    alone = [m for m in metrics if not m.paired]
+    after, before = look(
+        Side(erased, detectors, metrics, erased_answers or Answers()),
+        Side(base, detectors, alone, base_answers or Answers()),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    sides = {"base": before.rows, "erased": after.rows}
+    measured = _measure(before, after, targets, keep, metrics)
     holes = _holes(sides, measured)
     found_of = _adjusted(
         {c: _comparisons(c, rows, keep, detectors, sides) for c, rows in targets.items()}
@@ -286,7 +286,8 @@ def target_rows(
     """The rows of each concept: those whose label of its kind is its name or one of its phrases.
 
     Raises:
-        InputError: There is no concept, or one has no row, or no detector that reads its kind.
+        InputError: There is no concept, or one has no row, or no detector that can see it, or a
+            row has a label that no detector of its kind can see.
     """
     if not concepts:
         raise InputError("An audit needs a concept: name what was to go.")
@@ -295,6 +296,14 @@ def target_rows(
         names = _names(concept)
         found[concept] = [p for p in prompts if fold(p.labels.get(concept.kind, "")) in names]
         _auditable(concept, found[concept], prompts, detectors)
+    kinds = dict.fromkeys(d.kind for d in detectors)
+    theirs = {(c.kind, name) for c in concepts for name in _names(c)}
+    for kind, label in dict.fromkeys(
+        (kind, p.labels[kind]) for kind in kinds for p in prompts if p.labels.get(kind)
+    ):
+        # A kind that nobody reads is only not measured; a label that nobody can see looks lost
+        if (kind, fold(label)) not in theirs:
+            check_labels(kind, [label], detectors, "The suite has a label to keep. ")
     return found
 
 
@@ -311,18 +320,7 @@ def _auditable(
             f"its rows have no {concept.kind} label"
         )  # fmt: skip
         raise InputError(f"The suite has no prompt of the {concept.kind} {concept.name!r}: {has}.")
-    if not any(d.kind == concept.kind for d in detectors):
-        kinds = ", ".join(f"{d.name} ({d.kind})" for d in detectors) or "none"
-        raise InputError(
-            f"No detector reads {concept.kind}s, so {concept.name!r} cannot be seen. "
-            f"Given: {kinds}."
-        )
-
-
-def _prefixed(progress: Progress | None, what: str) -> Progress | None:
-    if progress is None:
-        return None
-    return lambda _, done, total: progress(what, done, total)
+    check_labels(concept.kind, [concept.name, *concept.phrases], detectors)
 
 
 def _comparisons(
@@ -344,21 +342,22 @@ def _comparisons(
             counts = _count(rows, detector, wanted, sides)
             found.append(Comparison(role, of, detector.kind, detector.name, *counts))
 
-    def labelled(rows: Sequence[Prompt], kind: str) -> list[Prompt]:
-        return [p for p in rows if p.labels.get(kind)]
+    def labelled(rows: Sequence[Prompt], d: Detector) -> list[Prompt]:
+        return [p for p in rows if p.labels.get(d.kind) and says(d, [p.labels[d.kind]])]
 
-    same = [d for d in detectors if d.kind == concept.kind]
+    # One that has no word for it would see it nowhere
+    same = [d for d in detectors if d.kind == concept.kind and says(d, names)]
     other = [d for d in detectors if d.kind != concept.kind]
     for d in same:
         add("target", concept.name, target, d, names)
     for d in same:
-        add("same kind", "others", labelled(keep, d.kind), d, None)
+        add("same kind", "others", labelled(keep, d), d, None)
     for d in other:
-        add("other kind", "all", labelled(keep, d.kind), d, None)
+        add("other kind", "all", labelled(keep, d), d, None)
     for d in detectors:
-        rows = [p for p in keep if fold(p.labels.get(d.kind, "")) in named]
+        rows = [p for p in labelled(keep, d) if fold(p.labels[d.kind]) in named]
         # A concept that names all others to keep has this rate already
-        if len(rows) < len(labelled(keep, d.kind)):
+        if len(rows) < len(labelled(keep, d)):
             add("named keep", "named to keep", rows, d, None)
         for label in dict.fromkeys(named):
             of_label = [p for p in rows if fold(p.labels[d.kind]) == label]
@@ -366,7 +365,7 @@ def _comparisons(
     for d in same:
         for group, of_group in {**_groups(target, "tests"), **_groups(target, "category")}.items():
             add("target category", group, of_group, d, names)
-        for group, of_group in _groups(labelled(keep, d.kind), "category").items():
+        for group, of_group in _groups(labelled(keep, d), "category").items():
             add("category", group, of_group, d, None)
     return found
 
@@ -428,44 +427,26 @@ def _seen(answer: Detection | Unscored, labels: set[str]) -> bool | None:
 
 
 def _measure(
-    base: Gallery,
-    erased: Gallery,
+    base: Seen,
+    erased: Seen,
     targets: Mapping[Concept, Sequence[Prompt]],
     keep: Sequence[Prompt],
     metrics: Sequence[Metric],
-    progress: Progress | None,
 ) -> list[Measurement]:
     over: list[tuple[Literal["keep", "target"], str, Sequence[Prompt]]] = [("keep", "", keep)]
     over += [("target", concept.name, rows) for concept, rows in targets.items()]
-    jobs = [
-        (metric, rows, of, prompts)
+    return [
+        Measurement(
+            metric.name,
+            rows,
+            of,
+            None if metric.needs_reference else base.score(metric, prompts),
+            erased.score(metric, prompts, base, prompts),
+        )
         for metric in metrics
         for rows, of, prompts in over
         if prompts and (rows == "keep" or not metric.needs_reference)
     ]
-    found = []
-    for done, (metric, rows, of, prompts) in enumerate(jobs):
-        before = replace(base, prompts=tuple(prompts))
-        after = replace(erased, prompts=tuple(prompts))
-        ours = None if metric.needs_reference else take(metric, before, None)
-        theirs = take(metric, after, before if metric.needs_reference else None)
-        found.append(Measurement(metric.name, rows, of, ours, theirs))
-        if progress:
-            progress("measure", done + 1, len(jobs))
-    return found
-
-
-def take(metric: Metric, gallery: Gallery, reference: Gallery | None) -> Score:
-    """The metric's score; when it raises, none, with every image unscored."""
-    try:
-        return metric(gallery, reference)
-    except InputError:
-        raise
-    except Exception as error:
-        n = len(gallery) + (len(reference) if reference else 0)
-        return Score(
-            None, 0, None, metric.higher_is_better, metric.unit, None, n, note=describe(error)
-        )
 
 
 def _holes(

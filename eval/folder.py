@@ -1,20 +1,21 @@
 """Images that came from anywhere: a folder, measured without a pipeline."""
 
-import csv
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from .._errors import InputError
 from ..gallery import Gallery, write_atomically
 from ..prompts import Prompt
 from ..prompts.concept import KINDS
-from .answers import Answers, Progress, detect
-from .audit import installed, plain, take
-from .detectors import Detection, Detector
+from ..prompts.table import read_table
+from . import reading
+from .answers import Answers, Progress, Side, look
+from .audit import installed, plain
+from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
 from .metrics import Metric
 from .statistics import Rate, Score
@@ -25,6 +26,13 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
 FORMAT = 1
 """Of score.json."""
+
+_KEYS = (
+    "format folder images missing blank holes concept seen rates right scores reasons protocols "
+    "command date versions"
+).split()
+
+T = TypeVar("T")
 
 FILE = ("file", "file_name", "image", "path", "id")
 """The columns in which a table may name an image, the first that is there being it."""
@@ -53,11 +61,11 @@ def open_folder(path: Path, table: Path | None = None) -> Gallery:
 
     Args:
         path: The folder.
-        table: A CSV, or JSONL, with a row for each image: ``file`` (or ``file_name``, ``image``,
-            ``path`` or ``id``), its path in the folder, its suffix left out or not; where they
-            are known ``prompt``, ``category`` and one column a kind of label ("object", "style",
-            "person", "unsafe"), or in JSONL ``labels``. The folder's own samples.jsonl is read
-            where none is named.
+        table: A CSV, TSV, Parquet or JSONL with a row for each image: ``file`` (or
+            ``file_name``, ``image``, ``path`` or ``id``), its path in the folder, its suffix left
+            out or not; where they are known ``prompt``, ``category`` and one column a kind of
+            label ("object", "style", "person", "unsafe"), or in JSONL ``labels``. The folder's own
+            samples.jsonl is read where none is named.
 
     Raises:
         InputError: There is no such folder, it has no image, or the table is none.
@@ -90,21 +98,25 @@ class FolderScore:
         folder: Its path.
         images: How many were to be measured.
         missing: How many of them are not there.
+        blank: How many are of one colour or wholly transparent, and so unscored.
         concept: What was asked after; empty where nothing was.
-        seen: Detector of the concept's kind to how often it sees the concept.
+        seen: Detector to how often it sees the concept; those that have no word for it are left
+            out.
         rates: Detector to the rate of each label seen, over the images that it could score, the
             most seen first.
-        right: Detector to how often it sees what the table says is there; detectors of a kind
-            that has no labels are left out.
+        right: Detector to how often it sees what the table says is there, over the images whose
+            label it can see; detectors without such an image are left out.
         scores: Metric to its score.
         reasons: Why images are unscored, each once, with how often.
         protocols: Of the detectors and metrics, by name.
         command, date: As given.
+        versions: Of the packages that it was measured with.
     """
 
     folder: str
     images: int
     missing: int
+    blank: int
     concept: str
     seen: Mapping[str, Rate]
     rates: Mapping[str, Mapping[str, Rate]]
@@ -114,6 +126,7 @@ class FolderScore:
     protocols: Mapping[str, Mapping[str, Any]]
     command: str = ""
     date: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def answer(self) -> str:
@@ -151,6 +164,7 @@ class FolderScore:
             "folder": self.folder,
             "images": self.images,
             "missing": self.missing,
+            "blank": self.blank,
             "holes": list(self.holes),
             "concept": self.concept,
             "seen": {name: rate.to_json() for name, rate in self.seen.items()},
@@ -164,8 +178,65 @@ class FolderScore:
             "protocols": {name: dict(p) for name, p in self.protocols.items()},
             "command": self.command,
             "date": self.date,
-            "versions": installed(),
+            "versions": dict(self.versions),
         }
+
+    @classmethod
+    def from_json(cls, page: Any) -> "FolderScore":
+        """The scores that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are not a folder's scores, or what follows from them (an interval, a
+                sentence) is not what is there.
+        """
+        if isinstance(page, dict) and page.get("format") != FORMAT:
+            raise InputError(
+                f"its format is {page.get('format')!r:.60}, and {FORMAT} is read here"
+            )
+        page = reading.mapping(page, _KEYS)
+
+        def by_name(key: str, read: Callable[[Any], T]) -> dict[str, T]:
+            return {name: read(v) for name, v in reading.anything(page[key]).items()}
+
+        found = cls(
+            folder=reading.text(page["folder"]),
+            images=reading.whole(page["images"]),
+            missing=reading.whole(page["missing"]),
+            blank=reading.whole(page["blank"]),
+            concept=reading.text(page["concept"]),
+            seen=by_name("seen", _rate),
+            rates=by_name(
+                "rates", lambda of: {k: _rate(v) for k, v in reading.anything(of).items()}
+            ),
+            right=by_name("right", _rate),
+            scores=by_name("scores", _score),
+            reasons=by_name("reasons", reading.whole),
+            protocols=by_name("protocols", reading.anything),
+            command=reading.text(page["command"]),
+            date=reading.text(page["date"]),
+            versions=by_name("versions", reading.text),
+        )
+        for name, rates in found.rates.items():
+            if not rates:
+                raise InputError(f"{name!r:.60} has no rate")
+        for key, value in plain(found.to_json()).items():
+            if value != page[key]:
+                raise InputError(f"{key!r} is not what follows from the rest")
+        return found
+
+    @classmethod
+    def load(cls, path: Path) -> "FolderScore":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            InputError: The file cannot be read, or holds something else.
+        """
+        try:
+            return cls.from_json(reading.parse(path.read_text(encoding="utf-8")))
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        except InputError as error:
+            raise InputError(f"{path} is no score.json that was written here: {error}.") from error
 
     def save(self, path: Path) -> None:
         """Writes the whole file or nothing."""
@@ -181,30 +252,28 @@ def measure(
     reference: Gallery | None = None,
     concept: str = "",
     kind: str = "object",
-    known: Answers | None = None,
+    answers: Answers | None = None,
     batch_size: int = 64,
     command: str = "",
     date: str = "",
     progress: Progress | None = None,
-) -> tuple[FolderScore, Answers]:
+) -> FolderScore:
     """Asks detectors and metrics about a gallery.
 
     Args:
         reference: What distances are taken to.
         concept: A label whose rate is wanted, of detectors of its kind, though it be 0.
         kind: The concept's.
-        known: Earlier answers, used where the image and the protocol are the same.
+        answers: Earlier answers, used where the image and the protocol are the same; the new ones
+            are added to them.
 
     Raises:
         InputError: There is nothing to measure with; a distance has no reference; a metric that
-            needs none has no prompts to compare the images with; no detector reads the concept's
-            kind; or two have one name.
+            needs none has no prompts to compare the images with; no detector can see the concept,
+            or a label of the images that is of its kind; or two have one name.
     """
     if not detectors and not metrics:
         raise InputError("There is nothing to measure with: name a detector or a metric.")
-    names = [m.name for m in metrics]
-    if len(set(names)) < len(names):
-        raise InputError(f"A metric is there twice: {', '.join(names)}. Name each once.")
     for metric in metrics:
         if metric.needs_reference and reference is None:
             raise InputError(f"{metric.name} is a distance: name a folder of images as reference.")
@@ -213,43 +282,84 @@ def measure(
                 f"{metric.name} compares images with their prompts, and {gallery.path} has none: "
                 "name a table that has."
             )
-    if concept and not any(d.kind == kind for d in detectors):
-        there = ", ".join(f"{d.name} ({d.kind})" for d in detectors) or "none"
-        raise InputError(
-            f"No detector reads {kind} labels, so {concept!r} cannot be seen: {there}."
-        )
-    found = detect(gallery, detectors, known=known, batch_size=batch_size, progress=progress)
-    scores = {}
-    for done, metric in enumerate(metrics, 1):
-        scores[metric.name] = take(metric, gallery, reference if metric.needs_reference else None)
-        if progress:
-            progress("measure", done, len(metrics))
-    answers = {d.name: [row.found[d.name] for row in found.rows] for d in detectors}
-    unscored = Counter(a.reason for of in answers.values() for a in of if isinstance(a, Unscored))
-    result = FolderScore(
+    if concept:
+        check_labels(kind, [concept], detectors)
+    for of in dict.fromkeys(d.kind for d in detectors):
+        for label in dict.fromkeys(p.labels[of] for p in gallery if p.labels.get(of)):
+            check_labels(of, [label], detectors, "The images have a label. ")
+    compared = [m for m in metrics if m.needs_reference and not m.paired]
+    # Without a distance to take, nobody looks at the reference
+    other = reference if any(m.needs_reference for m in metrics) else None
+    seen, of_reference = look(
+        Side(gallery, detectors, metrics, answers or Answers()),
+        None if other is None else Side(other, (), compared),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    theirs = other.prompts if other else ()
+    rows = [seen.rows[prompt.id] for prompt in gallery]
+    found = {d.name: [row.found[d.name] for row in rows] for d in detectors}
+    unscored = Counter(a.reason for of in found.values() for a in of if isinstance(a, Unscored))
+    return FolderScore(
         folder=str(gallery.path),
         images=len(gallery),
-        missing=sum(row.sha256 is None for row in found.rows),
+        missing=sum(row.sha256 is None for row in rows),
+        blank=sum(row.blank for row in rows),
         concept=concept,
         seen={
-            d.name: _seen(answers[d.name], [concept] * len(gallery))
+            d.name: _seen(found[d.name], [concept] * len(gallery))
             for d in detectors
-            if concept and d.kind == kind
+            if concept and d.kind == kind and says(d, [concept])
         },
-        rates={name: _rates(of) for name, of in answers.items()},
+        rates={name: _rates(of) for name, of in found.items()},
         right={
-            d.name: _seen(answers[d.name], [p.labels.get(d.kind, "") for p in gallery])
+            d.name: _seen(found[d.name], labels)
             for d in detectors
-            if any(p.labels.get(d.kind) for p in gallery)
+            if any(labels := [_visible(d, p) for p in gallery])
         },
-        scores=scores,
+        scores={m.name: seen.score(m, gallery.prompts, of_reference, theirs) for m in metrics},
         reasons=dict(unscored.most_common()),
         protocols={d.name: plain(d.protocol) for d in detectors}
         | {m.name: plain(m.protocol) for m in metrics},
         command=command,
         date=date,
+        versions=installed(),
     )
-    return result, found
+
+
+def _visible(detector: Detector, prompt: Prompt) -> str:
+    """A prompt's label of the detector's kind, if the detector can see it; else nothing."""
+    label = prompt.labels.get(detector.kind, "")
+    return label if label and says(detector, [label]) else ""
+
+
+def _rate(page: Any) -> Rate:
+    reading.mapping(page, Rate(0, 0).to_json())
+    hits, n, unscored = (reading.whole(page[key]) for key in ("hits", "n", "unscored"))
+    if hits > n:
+        raise InputError(f"{hits} of {n} is no rate")
+    return Rate(hits, n, unscored)
+
+
+def _score(page: Any) -> Score:
+    page = reading.mapping(page, [f.name for f in fields(Score)])
+    value, interval, others = page["value"], page["interval"], page["n_reference"]
+    ends = None if interval is None else tuple(map(reading.number, reading.items(interval)))
+    if ends is not None and len(ends) != 2:
+        raise InputError(f"wanted two ends of an interval, found {len(ends)}")
+    try:
+        return Score(
+            None if value is None else reading.number(value),
+            reading.whole(page["n"]),
+            None if ends is None else (ends[0], ends[1]),
+            reading.yes_or_no(page["higher_is_better"]),
+            reading.text(page["unit"]),
+            None if others is None else reading.whole(others),
+            reading.whole(page["unscored"]),
+            reading.text(page["note"]),
+        )
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def _rates(answers: Sequence[Detection | Unscored]) -> dict[str, Rate]:
@@ -281,19 +391,19 @@ def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
             by_name.setdefault(known.as_posix().removeprefix("images/"), path)
     prompts: list[Prompt] = []
     files: dict[str, Path] = {}
-    for number, row in enumerate(_rows(table), 1):
+    for at, row in read_table(table):
         column = next((c for c in FILE if row.get(c)), None)
         if column is None:
             raise InputError(
-                f"{table}, row {number}: wanted an image's file under one of {', '.join(FILE)}; "
+                f"{table}, {at}: wanted an image's file under one of {', '.join(FILE)}; "
                 f"found {', '.join(map(str, row)) or 'nothing'}."
             )
         name = str(row[column])
         if name in files:
-            raise InputError(f"{table}, row {number}: {name!r} is there twice.")
+            raise InputError(f"{table}, {at}: {name!r} is there twice.")
         labels = row.get("labels") or {}
         if not isinstance(labels, dict):
-            raise InputError(f"{table}, row {number}: labels cannot be {labels!r}.")
+            raise InputError(f"{table}, {at}: labels cannot be {labels!r}.")
         labels = {**labels, **{kind: str(row[kind]) for kind in KINDS if row.get(kind)}}
         files[name] = by_name.get(name, folder / name)
         prompts.append(
@@ -304,18 +414,3 @@ def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
     if not any(path.is_file() for path in files.values()):
         raise InputError(f"{table} names no image that is in {folder}: {prompts[0].id!r} is not.")
     return Folder(folder, None, tuple(prompts), files)
-
-
-def _rows(table: Path) -> list[dict[str, Any]]:
-    if (suffix := table.suffix.lower()) not in (".csv", ".jsonl"):
-        raise InputError(f"{table} must be a CSV (.csv) or JSON lines (.jsonl).")
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file)) if suffix == ".csv" else [
-                json.loads(line) for line in file if line.strip()
-            ]  # fmt: skip
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{table} cannot be read: {' '.join(str(error).split())}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{table} must hold an object a line.")
-    return rows

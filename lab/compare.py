@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import unsee
 from lab.data import ROOT, RUNS
-from unsee.eval import DETECTORS, METRICS, Answers, Rate, Score, compare, detect
+from unsee.eval import DETECTORS, METRICS, Answers, Rate, Score, compare
 from unsee.eval.report import Report
 from unsee.pipelines import Erasure, load_pipeline
 from unsee.prompts import find_suite
@@ -81,15 +81,13 @@ def measure(concept: str, method: str, settings: Settings, size: int, pipe: Any)
     base = unsee.generate_gallery(pipe, [], suite, shared / "base")
     erased = unsee.generate_gallery(pipe, [erasure], suite, mine / "gallery")
     eyes = [DETECTORS[name]() for name in ("emoji/object", "emoji/style")]
-    if not (known := shared / "answers.jsonl").exists():
-        detect(base, eyes).save(known)
     report = compare(
         base,
         erased,
         concepts,
         detectors=eyes,
         metrics=[METRICS[name]() for name in ("emoji/clip", "frechet/emoji-judge")],
-        base_answers=Answers.load(known),
+        base_answers=Answers(shared / "answers.jsonl"),
     )
     row = {"concept": concept, "method": method, "settings": settings} | figures(report)
     row |= {"seconds": erasure.measured.seconds, "bytes": saved.stat().st_size}

@@ -204,12 +204,22 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _file(path: Path) -> tuple[list[Row], list[str], dict[str, str]]:
+def read_table(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A file's rows, each with what it is called in a message: "line 3".
+
+    Raises:
+        InputError: Its kind is not known, or it cannot be read.
+    """
+    if (reader := READERS.get(path.suffix.lower())) is None:
+        raise InputError(f"{path} must be a table: {', '.join(READERS)}.")
     try:
-        rows = list(READERS[path.suffix.lower()](path))
-        source = file_source(path)
+        return list(reader(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _file(path: Path) -> tuple[list[Row], list[str], dict[str, str]]:
+    rows, source = read_table(path), file_source(path)
     columns = list(dict.fromkeys(column for _, values in rows for column in values))
     # Not every line of JSON has every key
     filled = [(at, dict.fromkeys(columns) | values, i) for i, (at, values) in enumerate(rows)]

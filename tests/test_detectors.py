@@ -181,8 +181,9 @@ def test_a_dressed_person_is_seen_as_a_person_and_a_thing_is_not(
     photographs: list[Path],
 ) -> None:
     detector = find_detector("nudenet/person")
-    images = [Image.open(photographs[0]), Image.open(photographs[1]), Image.open(photographs[5])]
-    images += [Image.fromarray(picture()).convert("RGB") for picture in (data.coffee, data.cat)]
+    images: list[Any] = [Image.open(photographs[i]) for i in (0, 1, 5)]
+    things: list[Any] = [data.coffee, data.cat]
+    images += [Image.fromarray(thing()).convert("RGB") for thing in things]
     assert detector.kind == "object"
     found = ["person" in answer.labels for answer in seen(detector(images))]
     assert found == [True, True, False, False, False]
@@ -239,13 +240,13 @@ def test_another_threshold_needs_no_second_run(photographs: list[Path], tmp_path
     faces = ("FACE_FEMALE", "FACE_MALE")
     low, high = (nudity.NudeNet(f"test/{t}", faces, t, strict=True) for t in (0.3, 0.65))
     made = gallery(tmp_path / "g", [Image.open(path) for path in photographs[:3]])
-    detect(made, [low]).save(tmp_path / "answers.jsonl")
-    rows = Answers.load(tmp_path / "answers.jsonl").rows
+    detect(made, [low], answers=Answers(tmp_path / "answers.jsonl"))
+    rows = detect(made, [low], answers=Answers(tmp_path / "answers.jsonl"))
     again = [
         low.decide(a.boxes) for row in rows if isinstance(a := row.found["test/0.3"], Detection)
     ]
     other = [high.decide(answer.boxes) for answer in again]
-    direct = [row.found["test/0.65"] for row in detect(made, [high]).rows]
+    direct = [row.found["test/0.65"] for row in detect(made, [high])]
     assert other == direct
     assert len({a.labels for a in again}) > 1 and [a.labels for a in again] != [
         a.labels for a in other
@@ -389,12 +390,12 @@ def test_q16_is_the_nearer_of_two_prompts(q16_file: Path) -> None:
     prompts = load_file(q16_file)["prompts"]
     cosines = torch.stack([torch.cosine_similarity(images, p[None], dim=1) for p in prompts])
     shares = (1 / (1 + (100 * (cosines[0] - cosines[1])).double().exp())).tolist()
-    middle = sorted(shares)[3]
+    middle = (sorted(shares)[3] + sorted(shares)[4]) / 2
     for threshold in (0.5, middle):
         found = seen(Q16(str(q16_file), model=str(CLIP), threshold=threshold)(noise()))
         for answer, share in zip(found, shares, strict=True):
             assert answer.scores["inappropriate"] == pytest.approx(share, abs=1e-3)
-            assert bool(answer.labels) == (answer.scores["inappropriate"] > threshold)
+            assert bool(answer.labels) == (share > threshold)
     assert len({answer.labels for answer in found}) == 2
 
 
@@ -432,7 +433,7 @@ def every(resnet: Path, checker: Path, q16_file: Path) -> list[Detector]:
 def test_an_answer_does_not_depend_on_the_batch(every: list[Detector], tmp_path: Path) -> None:
     made = gallery(tmp_path / "g", noise())
     for one, many in zip(
-        detect(made, every, batch_size=1).rows, detect(made, every, batch_size=7).rows, strict=True
+        detect(made, every, batch_size=1), detect(made, every, batch_size=7), strict=True
     ):
         for name, a in one.found.items():
             b = many.found[name]

@@ -21,7 +21,7 @@ from unsee.erasers.esd import ESD, select, target
 from unsee.erasers.leco import leco
 from unsee.erasers.record import factors
 from unsee.erasers.training import lora, masters
-from unsee.flow import erase
+from unsee.flow import erase, make_eraser
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 from unsee.records import Loss
@@ -82,6 +82,28 @@ def test_the_2025_eta_counts_from_the_concept() -> None:
     concept, empty = torch.randn(2, 9, generator=torch.Generator())
     authors = concept - 2.0 * (concept - empty)
     torch.testing.assert_close(target(concept, empty, empty, 1.0), authors)
+
+
+@pytest.mark.parametrize("erase_from, eta", [(None, 1.0), ("cat", 2.0)])
+def test_the_2025_target_is_its_authors_with_and_without_erase_from(
+    pipe: Any, erase_from: str | None, eta: float
+) -> None:
+    settings = make_eraser(
+        "esd", "2025", erase_from=erase_from, iterations=3, sampling_steps=3, store="dense"
+    )
+    assert isinstance(settings, ESD) and settings.eta == eta
+    parts = parts_of(pipe)
+    samples = settings._samples(parts, [BOMB], 5, None, lambda done: None)
+    comes = erase_from or "bomb"
+    for n, x in enumerate(samples.latents.split(1)):
+        with torch.no_grad():
+            e_from, e_c, e_0 = (
+                pipe.unet(x, samples.timesteps[n], encoder_hidden_states=text).sample
+                for text in parts.encode([comes, "bomb", ""]).split(1)
+            )
+        # Their own code's: what is erased from, less 2 of what the concept adds to nothing
+        torch.testing.assert_close(samples.targets[n, None], e_from - 2.0 * (e_c - e_0))
+        assert torch.equal(samples.texts[samples.reads[n]], parts.encode([comes])[0])
 
 
 # The trajectories
@@ -262,6 +284,52 @@ def test_every_phrase_and_template_has_its_turn(pipe: Any) -> None:
     plain = ESD(iterations=40, expand=False)._plan(parts, [group, BOMB], 0)
     assert set(plain.prompts) == {"", "bomb", "knife", "hammer", "dog"}
     assert not plain.anchors.any()
+
+
+@pytest.mark.parametrize("sampling", ["batched", "reference"])
+@pytest.mark.parametrize("samples", [40, 43])
+def test_every_one_of_many_phrases_reaches_the_student(
+    pipe: Any, sampling: str, samples: int
+) -> None:
+    phrases = [f"{a} {b}" for a in "abcde" for b in "fghijklm"]
+    concepts = [Concept(phrase) for phrase in phrases[:30]]
+    concepts.append(Concept("rest", phrases=tuple(phrases[30:])))
+    read = []
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            read.extend(kwargs["encoder_hidden_states"])
+
+    hook = pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
+    settings: dict[str, Any] = {"sampling": sampling, "sampling_steps": 2, "lr": 1e-3}
+    erase(pipe, concepts, method="esd", iterations=samples, check=False, **settings)
+    hook.remove()
+    texts = parts_of(pipe).encode(phrases)
+    seen = [min(float((text - row).abs().max()) for row in read) for text in texts]
+    assert len(read) == samples and max(seen) < 1e-5
+
+
+def test_fewer_samples_than_phrases_are_refused_before_any_work(pipe: Any) -> None:
+    pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the denoiser was run"))
+    concepts = [VAN_GOGH, Concept("unsafe", phrases=("bomb", "knife"))]
+    for method in ("esd", "spm", "ablation"):
+        with pytest.raises(InputError, match="3 phrases are to go, .* set iterations to 2"):
+            erase(pipe, concepts, method=method, iterations=1, batch_size=2)
+
+
+def test_alpha_is_multiplied_into_the_file(pipe: Any) -> None:
+    def learnt(**settings: Any) -> Erasure:
+        made = ESD(**FAST | {"iterations": 1}, rank=4, **settings)
+        return made.fit(parts_of(pipe), [BOMB], seed=3)
+
+    plain, quarter = learnt(), learnt(alpha=1.0)
+    # Adam's first step is as long at any scale, so at 1/4 the weights go a quarter of the way.
+    whole, part = (
+        torch.cat([p.flatten() for p in products(e).values()]) for e in (plain, quarter)
+    )
+    assert (4 * part - whole).norm() < 0.1 * whole.norm()
+    with pytest.raises(InputError, match="alpha is 1.0 and rank is none"):
+        ESD(alpha=1.0)
 
 
 def test_it_moves_every_concept_towards_its_anchor(pipe: Any) -> None:

@@ -12,6 +12,7 @@ from torchmetrics.functional.image import learned_perceptual_image_patch_similar
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from unsee._errors import InputError
+from unsee.eval import take
 from unsee.eval.metrics import FrechetDistance, InceptionFeatures, Lpips, Metric, find_metric
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
@@ -77,7 +78,7 @@ def test_fid_is_torchmetrics_with_its_own_inception(
     # 400 pixels are shrunk, so that antialiasing matters; layer 64 is the quickest
     ours, theirs = (gallery(tmp_path / f"{k}", 4, seed=k, side=400) for k in (0, 1))
     features = InceptionFeatures(inception, layer=64, antialias=antialias, device="cpu")
-    score = FrechetDistance(features, least=2, batch_size=3)(ours, theirs)
+    score = take(FrechetDistance(features, least=2), ours, theirs, batch_size=3)
     whole = FrechetInceptionDistance(
         64, feature_extractor_weights_path=str(inception), antialias=antialias
     )
@@ -150,12 +151,12 @@ def test_lpips_is_torchmetrics_image_by_image(
     )
     assert values.std() > 0
     for metric in (Lpips("squeeze", squeeze, device="cpu"), find_metric("lpips/squeeze")):
-        score = metric(erased, base)
+        score = take(metric, erased, base)
         assert score.value == pytest.approx(values.mean().item(), rel=1e-5)
         assert score.n == 5 and score.interval is not None and score.value is not None
         low, high = score.interval
         assert values.min() - 1e-6 <= low < score.value < high <= values.max() + 1e-6
-    assert metric(base, base).value == 0
+    assert take(metric, base, base).value == 0
 
 
 def test_lpips_reads_each_network_of_torchvisions(tmp_path: Path) -> None:
@@ -168,14 +169,14 @@ def test_lpips_reads_each_network_of_torchvisions(tmp_path: Path) -> None:
     assert metric.name == "lpips/alex" and isinstance(metric, Metric)
     kept = dict(metric._model.net.named_parameters())  # type: ignore[attr-defined]
     torch.testing.assert_close(kept["slice2.3.weight"].cpu(), whole[3].weight.detach())
-    assert (metric(erased, base).value or 0) > 0
+    assert (take(metric, erased, base).value or 0) > 0
     with pytest.raises(InputError, match="holds no squeeze of torchvision's"):
         Lpips("squeeze", path)
 
 
 def test_pairs_too_small_for_the_network_are_unscored(squeeze: Path, tmp_path: Path) -> None:
     tiny = gallery(tmp_path / "a", 3, side=8)
-    score = Lpips("squeeze", squeeze, device="cpu")(tiny, tiny)
+    score = take(Lpips("squeeze", squeeze, device="cpu"), tiny, tiny)
     assert score.value is None and score.unscored == 3
 
 

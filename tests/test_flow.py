@@ -31,7 +31,7 @@ SUITE = Suite(
 class Anything:
     """Sees a bomb in whatever there is."""
 
-    name, kind = "test/anything", "object"
+    name, kind, labels = "test/anything", "object", None
     protocol: dict[str, Any] = {}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:

@@ -16,7 +16,18 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.eval import Detection, Limits, Report, Score, Unscored, compare, render, summary, words
+from unsee.eval import (
+    Detection,
+    Limits,
+    Report,
+    Score,
+    Taken,
+    Unscored,
+    compare,
+    render,
+    summary,
+    words,
+)
 from unsee.eval.report import PAIRS, accuracies, write
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
@@ -28,7 +39,7 @@ COLOURS = ("red", "green", "blue")
 class Colours:
     """Sees the colour of the last pixel; a dark one is too much for it."""
 
-    name, kind = "test/colour", "object"
+    name, kind, labels = "test/colour", "object", COLOURS
     protocol = {"classes": list(COLOURS), "threshold": "argmax", "pixel": [-1, -1]}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
@@ -44,7 +55,7 @@ class Colours:
 class Stripes:
     """Sees whether every second row is white."""
 
-    name, kind = "test/stripes", "style"
+    name, kind, labels = "test/stripes", "style", ("plain", "striped")
     protocol = {"classes": ["plain", "striped"]}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
@@ -58,14 +69,16 @@ class Lightness:
     """The mean pixel, in [0, 1]."""
 
     name, unit, higher_is_better, needs_reference = "test/lightness", "share", True, False
-    protocol = {"pixels": [0, 1]}
+    paired, protocol = False, {"pixels": [0, 1]}
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        paths = [gallery.image_path(p) for p in gallery]
-        there = [np.asarray(Image.open(p).convert("RGB")) / 255 for p in paths if p.exists()]
+    def look(self, images: Sequence[Image.Image], partners: Any = ()) -> list[float]:
+        return [float(np.asarray(image).mean() / 255) for image in images]
+
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        there = [t.value for t in ours if not isinstance(t.value, Unscored)]
         mean = round(float(np.mean(there)), 6)
         low_high = (mean - 0.125, mean + 0.125)
-        return Score(mean, len(there), low_high, True, "share", None, len(paths) - len(there))
+        return Score(mean, len(there), low_high, True, "share", None, len(ours) - len(there))
 
 
 class Apart(Lightness):
@@ -73,9 +86,8 @@ class Apart(Lightness):
 
     name, higher_is_better, needs_reference = "test/apart", False, True
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        assert reference is not None
-        here, there = super().__call__(gallery), super().__call__(reference)
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        here, there = super().score(ours), super().score(theirs)
         far = round(abs((here.value or 0) - (there.value or 0)), 6)
         return Score(far, here.n, None, False, "", there.n, note="on lightness alone")
 
@@ -315,7 +327,7 @@ def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Pa
             raise RuntimeError("<b>no GPU</b>")
 
     _, base, erased = golden()
-    red: Any = Concept("red")
+    red: Any = Concept("red", "object", ("red", "crimson"))
     report = compare(base, erased, [red], detectors=[Mute()], versions={})
     assert report.verdict.value == "incomplete"
     html = render(report, base, erased)
