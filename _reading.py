@@ -80,7 +80,9 @@ def plain(value: Any) -> Any:
 def _dataclass(cls: Any, value: Any, where: str, defaults: bool) -> Any:
     page = _mapping(value, where)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    if extra := sorted(set(page) - set(fields)):
+    # What is written for readers, and follows from the fields, is not read back
+    derived = getattr(cls, "derived", ())
+    if extra := sorted(set(page) - set(fields) - set(derived)):
         raise InputError(
             f"{where} has {shown(extra[0])}, which is not known here: wanted {', '.join(fields)}."
         )

@@ -8,7 +8,7 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
 from ._registry import unknown
@@ -140,6 +140,60 @@ def erase(
     return dataclasses.replace(erasure, measured=measured)
 
 
+def merge(
+    erasures: "Sequence[str | Path | Erasure]",
+    *,
+    how: Literal["joint", "sum"] = "sum",
+    model: Any = None,
+    residual: float = 1e-3,
+    check: bool = True,
+    progress: Callable[[float], None] = lambda done: None,
+) -> "Erasure":
+    """Makes one erasure of several of one base.
+
+    Args:
+        erasures: Erasures or their files, at least two.
+        how: "sum" adds them up, whatever methods made their weights, and needs no model. "joint"
+            solves a closed form for all concepts together, with the settings that all files name:
+            it gives the erasure that ``erase`` makes of all concepts at once.
+        model: For "joint", the base model, as ``erase`` takes it; None is the one that the files
+            name.
+        residual: For "sum", how much of a low-rank sum may be left out, relative in Frobenius'
+            norm.
+        check: For "joint", whether to look at the effect, as ``erase`` does.
+        progress: Called with the share that is done, in [0, 1].
+
+    Raises:
+        InputError: They cannot be merged in this way; the message says which, and what to do.
+    """
+    from .erasers.merge import Sum, check_alike, concepts_of, joint
+    from .pipelines import Erasure
+
+    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    if how == "sum":
+        return Sum(residual).of(loaded)
+    if how != "joint":
+        raise unknown("way to merge", how, ("joint", "sum"))
+    method, settings, seed = joint(loaded)
+    eraser = ERASERS[method]
+    if eraser.trains or loaded[0].record.kind == "guidance":
+        what = "trains" if eraser.trains else "is a guide"
+        raise InputError(
+            f"A joint merge solves closed forms, and {method} {what}: "
+            + ("add them up (sum)." if eraser.trains else "load them beside each other.")
+        )
+    concepts = concepts_of(loaded)
+    if model is None:
+        model = loaded[0].record.base.name
+    elif not isinstance(model, (str, Path)):
+        loaded[0].check_base(model)
+    made = erase(
+        model, concepts, method=method, seed=seed, check=check, progress=progress, **settings
+    )
+    check_alike([*loaded, made])
+    return made
+
+
 def audit(
     base: Any,
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
@@ -153,6 +207,8 @@ def audit(
     batch_size: int = 8,
     guidance: float | None = None,
     steps: int | None = None,
+    max_target: float = 0.10,
+    max_keep_loss: float = 0.10,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -178,6 +234,9 @@ def audit(
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the model's default.
         steps: Where a prompt names none; None is the model's default.
+        max_target: The target counts as forgotten where its rate is at most this share, with 95 %
+            confidence.
+        max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -187,11 +246,14 @@ def audit(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
-    from .eval.audit import compare, target_rows
-    from .eval.report import Limits, write
+    from .eval.audit import compare
+    from .eval.page import write
+    from .eval.rows import divide
+    from .eval.verdict import Limits
     from .pipelines import Erasure
     from .pipelines.identity import model_of
 
+    limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
     if not loaded:
@@ -208,7 +270,7 @@ def audit(
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
     each_once(eyes, rulers)
-    target_rows(concepts, suite.prompts, eyes)
+    divide(concepts, suite.prompts, eyes)
     kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     pipe = _pipeline(base)
     model = model_of(pipe, name)
@@ -233,10 +295,15 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
-        notes=(*suite.notes, *_remade(base_gallery, "base"), *_remade(erased_gallery, "erased")),
+        notes=(
+            *suite.notes,
+            *_cut(pipe, suite),
+            *_remade(base_gallery, "base"),
+            *_remade(erased_gallery, "erased"),
+        ),
         base_answers=kept["base"],
         erased_answers=kept["erased"],
-        limits=Limits(allow_unscored=allow_unscored),
+        limits=limits,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=dict(sorted(seconds.items())),
@@ -328,6 +395,9 @@ def generate_gallery(
         steps: Where a prompt names none; None is the model's default.
         progress: Called with what is going on, how much of it is done, and of how much.
 
+    Warns:
+        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists.
+
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
@@ -339,7 +409,23 @@ def generate_gallery(
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
     known = model_of(pipe, name)
-    return _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
+    gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
+    for note in _cut(pipe, suite):
+        warnings.warn(note, stacklevel=2)
+    return gallery
+
+
+def _cut(pipe: Any, suite: Suite) -> list[str]:
+    """A line on the prompts that the tokenizer cuts, if there are any."""
+    from .pipelines import cut
+
+    if not (ids := cut(pipe, suite.prompts)):
+        return []
+    more = f" and {len(ids) - 10} more, all of them in gallery.json" if len(ids) > 10 else ""
+    return [
+        f"The tokenizer cuts {len(ids)} of {len(suite.prompts)} prompts, whose ends the model "
+        f"never read: {', '.join(ids[:10])}{more}."
+    ]
 
 
 def _gallery(
@@ -352,13 +438,14 @@ def _gallery(
     what: str,
     progress: Progress,
 ) -> Gallery:
-    from .pipelines import generate
+    from .pipelines import cut, generate
 
     made_by = MadeBy(
         model=model,
         erasures=tuple(_used(e) for e in erasures),
         versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
         suite={"name": suite.name, **suite.source} if suite.source else {},
+        cut=cut(pipe, suite.prompts),
         device=str(pipe.device),
         **settings,
     )

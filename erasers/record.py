@@ -164,10 +164,21 @@ def factors(
     Returns:
         A and B by layer, and the residual that was reached.
     """
-    parts = {
+    parts: dict[str, Svd] = {
         name: torch.linalg.svd(delta.flatten(1), full_matrices=False)
         for name, delta in updates.items()
     }
+    return thinned(parts, {name: tuple(delta.shape) for name, delta in updates.items()}, residual)
+
+
+# U (out, n), the singular values (n,) and Vᵀ (n, in) of what is added to a layer's weight.
+Svd = tuple[Tensor, Tensor, Tensor]
+
+
+def thinned(
+    parts: Mapping[str, Svd], shapes: Mapping[str, tuple[int, ...]], residual: float
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """As ``factors``, of what is added to weights of these shapes and is decomposed already."""
     most = max(len(s) for _, s, _ in parts.values())
     # power[r]: what is left out at rank r, for r = 0 … most
     power = torch.zeros(most + 1, dtype=torch.float64)
@@ -177,12 +188,17 @@ def factors(
     rank = max(1, int((left_out > residual).sum()))
     found = {}
     for name, (u, s, vh) in parts.items():
-        shape = updates[name].shape
+        shape = shapes[name]
         more = max(0, rank - len(s))
         a = functional.pad(vh[:rank], (0, 0, 0, more))
         b = functional.pad(u[:, :rank] * s[:rank], (0, more))
         found[name] = (a.reshape(rank, *shape[1:]), b.reshape(*b.shape, *(1 for _ in shape[2:])))
     return found, float(left_out[rank])
+
+
+def versions() -> dict[str, str]:
+    """The versions that a record holds."""
+    return {name: version(name) for name in _RECORDED}
 
 
 def _weights(parts: Parts, layers: Iterable[str]) -> dict[str, Tensor]:
@@ -214,5 +230,5 @@ def _record(
         concepts=tuple(concepts),
         seed=seed,
         base=base,
-        versions={name: version(name) for name in _RECORDED},
+        versions=versions(),
     )

@@ -8,8 +8,10 @@ from .audit import compare
 from .detectors import DETECTORS, Box, Detection, Detector, Unscored, find_detector
 from .images import Taken
 from .metrics import METRICS, Metric, find_metric
-from .report import Limits, Report, render, summary
+from .page import render
+from .report import Report, summary
 from .statistics import Paired, Rate, Score
+from .verdict import Limits
 
 __all__ = [
     "DETECTORS",

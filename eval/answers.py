@@ -16,7 +16,6 @@ file. Mending that in silence would hide an edit that had changed what was repor
 changes labels, scores and boxes alike, by the rule, is not found out: the file is no proof.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -24,15 +23,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
+from .._reading import loads, plain
+from .._reading import read as read_value
 from ..gallery import Gallery
 from ..prompts import Prompt
-from . import reading
-from .detectors import Box, Detection, Detector, Ruled, checked, fingerprint
+from .detectors import Detection, Detector, Ruled, checked, fingerprint
 from .images import Picture, Taken, Unscored, ask, beside, describe, read
 from .statistics import Score
 
 if TYPE_CHECKING:
     from .metrics import Metric
+
+AGAIN = "Remove the line, and its image is asked about again."
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images are done, and of how many."""
@@ -56,54 +58,26 @@ class Answer:
     protocol: str
     found: Detection
 
+    def __post_init__(self) -> None:
+        for what, digits in ((self.sha256, 64), (self.protocol, 16)):
+            if len(what) != digits or set(what) - set("0123456789abcdef"):
+                raise InputError(f"{what!r:.60} is not {digits} hexadecimal digits.")
+        if (again := checked(self.found)) != self.found:
+            why = again.reason if isinstance(again, Unscored) else "a number is not rounded"
+            raise InputError(f"{why}.")
+
     def to_json(self) -> dict[str, Any]:
-        page: dict[str, Any] = {
-            "id": self.id,
-            "sha256": self.sha256,
-            "detector": self.detector,
-            "protocol": self.protocol,
-            "labels": list(self.found.labels),
-            "scores": dict(self.found.scores),
-        }
-        if self.found.boxes:
-            page["boxes"] = [dataclasses.asdict(box) for box in self.found.boxes]
+        page: dict[str, Any] = plain(self)
         return page
 
     @classmethod
-    def from_json(cls, page: Any) -> "Answer":
+    def from_json(cls, page: Any, where: str) -> "Answer":
         """The answer that ``to_json`` gave the values of.
 
         Raises:
-            InputError: They are no answer's.
+            InputError: They are no answer's; ``where`` says which.
         """
-        needed = ("id", "sha256", "detector", "protocol", "labels", "scores")
-        page = reading.mapping(page, needed, ("boxes",))
-        boxes = [
-            reading.mapping(box, ("label", "score", "xywh"))
-            for box in reading.items(page.get("boxes", []))
-        ]
-        found = Detection(
-            reading.texts(page["labels"]),
-            {k: reading.number(v) for k, v in reading.anything(page["scores"]).items()},
-            tuple(
-                Box(
-                    reading.text(box["label"]),
-                    reading.number(box["score"]),
-                    tuple(map(reading.number, reading.items(box["xywh"]))),
-                )
-                for box in boxes
-            ),
-        )
-        if (again := checked(found)) != found:
-            why = again.reason if isinstance(again, Unscored) else "its numbers are not rounded"
-            raise InputError(why)
-        return cls(
-            reading.text(page["id"]),
-            reading.digest(page["sha256"], 64),
-            reading.text(page["detector"]),
-            reading.digest(page["protocol"], 16),
-            found,
-        )
+        return read_value(cls, page, where)
 
 
 class Answers:
@@ -132,14 +106,18 @@ class Answers:
         whole = data.rfind(b"\n") + 1
         self._cut = whole if whole < len(data) else None
         for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+            where = f"{path}, line {number}"
             try:
-                answer = Answer.from_json(reading.parse(line.decode()))
-            except (InputError, UnicodeDecodeError) as error:
-                raise self._wrong(number, str(error)) from error
+                answer = Answer.from_json(loads(line, where), where)
+            except InputError as error:
+                raise InputError(f"{error} {AGAIN}") from error
             key = (answer.sha256, answer.detector, answer.protocol)
             first = self._known.setdefault(key, (answer.found, number))
             if first[0] != answer.found:
-                raise self._wrong(number, f"line {first[1]} has another answer of the same image")
+                raise InputError(
+                    f"{where} is not line {first[1]}'s answer, of the same image and detector. "
+                    f"{AGAIN}"
+                )
 
     def of(self, sha256: str, detector: Detector, protocol: str) -> Detection | None:
         """What a detector said of an image; None where it was not asked.
@@ -153,12 +131,13 @@ class Answers:
         found, line = self._known.get((sha256, detector.name, protocol), (None, 0))
         if found is None:
             return None
-        if detector.labels is not None and (other := set(found.labels) - set(detector.labels)):
-            raise self._wrong(line, f"{detector.name} has no label {min(other)!r:.60}")
-        if isinstance(detector, Ruled) and not detector.follows(found):
-            labels = ", ".join(found.labels) or "nothing"
-            raise self._wrong(
-                line, f"by its own scores {detector.name} does not see {labels:.60} there"
+        if (detector.labels is not None and not set(found.labels) <= set(detector.labels)) or (
+            isinstance(detector, Ruled) and not detector.follows(found)
+        ):
+            sees = ", ".join(found.labels) or "nothing"
+            raise InputError(
+                f"{self._path}, line {line} says that {detector.name} sees {sees:.60}, which does "
+                f"not follow from the scores beside it: the line was edited. {AGAIN}"
             )
         return found
 
@@ -179,12 +158,6 @@ class Answers:
                 file.truncate(self._cut)
                 self._cut = None
             file.write("".join(lines).encode())
-
-    def _wrong(self, line: int, why: str) -> InputError:
-        return InputError(
-            f"{self._path}, line {line} is no answer that was written here: {why}. Remove the "
-            "line, and its image is asked about again."
-        )
 
 
 @dataclass(frozen=True)

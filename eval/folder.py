@@ -1,38 +1,34 @@
 """Images that came from anywhere: a folder, measured without a pipeline."""
 
+import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from .._errors import InputError
+from .._reading import loads
+from .._reading import read as read_value
 from ..gallery import Gallery, write_atomically
 from ..prompts import Prompt
 from ..prompts.concept import KINDS
 from ..prompts.table import read_table
-from . import reading
 from .answers import Answers, Progress, Side, look
 from .audit import installed, plain
 from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
 from .metrics import Metric
+from .rows import unit
 from .statistics import Rate, Score
 from .words import count, fold, interval
 from .words import rate as say_rate
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-FORMAT = 1
+FORMAT = 2
 """Of score.json."""
-
-_KEYS = (
-    "format folder images missing blank holes concept seen rates right scores reasons protocols "
-    "command date versions"
-).split()
-
-T = TypeVar("T")
 
 FILE = ("file", "file_name", "image", "path", "id")
 """The columns in which a table may name an image, the first that is there being it."""
@@ -128,6 +124,13 @@ class FolderScore:
     date: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        for lost in (self.missing, self.blank):
+            if not 0 <= lost <= self.images:
+                raise InputError(f"{lost} of {self.images} images cannot be missing or blank.")
+        if empty := [name for name, rates in self.rates.items() if not rates]:
+            raise InputError(f"{empty[0]!r:.60} has no rate, not even of nothing.")
+
     @property
     def answer(self) -> str:
         """How often the concept was seen, in words; empty where none was asked after."""
@@ -182,46 +185,25 @@ class FolderScore:
         }
 
     @classmethod
-    def from_json(cls, page: Any) -> "FolderScore":
+    def from_json(cls, page: Any, where: str) -> "FolderScore":
         """The scores that ``to_json`` gave the values of.
 
         Raises:
-            InputError: They are not a folder's scores, or what follows from them (an interval, a
-                sentence) is not what is there.
+            InputError: They are not a folder's scores, or what follows from them, such as an
+                interval, is not what stands there; ``where`` says whose.
         """
-        if isinstance(page, dict) and page.get("format") != FORMAT:
-            raise InputError(
-                f"its format is {page.get('format')!r:.60}, and {FORMAT} is read here"
-            )
-        page = reading.mapping(page, _KEYS)
-
-        def by_name(key: str, read: Callable[[Any], T]) -> dict[str, T]:
-            return {name: read(v) for name, v in reading.anything(page[key]).items()}
-
-        found = cls(
-            folder=reading.text(page["folder"]),
-            images=reading.whole(page["images"]),
-            missing=reading.whole(page["missing"]),
-            blank=reading.whole(page["blank"]),
-            concept=reading.text(page["concept"]),
-            seen=by_name("seen", _rate),
-            rates=by_name(
-                "rates", lambda of: {k: _rate(v) for k, v in reading.anything(of).items()}
-            ),
-            right=by_name("right", _rate),
-            scores=by_name("scores", _score),
-            reasons=by_name("reasons", reading.whole),
-            protocols=by_name("protocols", reading.anything),
-            command=reading.text(page["command"]),
-            date=reading.text(page["date"]),
-            versions=by_name("versions", reading.text),
-        )
-        for name, rates in found.rates.items():
-            if not rates:
-                raise InputError(f"{name!r:.60} has no rate")
-        for key, value in plain(found.to_json()).items():
-            if value != page[key]:
-                raise InputError(f"{key!r} is not what follows from the rest")
+        given = _bare(page)
+        if isinstance(given, dict):
+            if (form := given.pop("format", None)) != FORMAT:
+                raise InputError(f"{where} has format {form!r:.60}; {FORMAT} is read here.")
+            given.pop("holes", None)
+        try:
+            found = read_value(cls, given, where)
+        except ValueError as error:  # a rate that is none
+            raise InputError(f"{where}: {error}") from error
+        follows = plain(found.to_json())
+        if wrong := [key for key in follows if follows[key] != page.get(key)]:
+            raise InputError(f"{where}: {wrong[0]} does not follow from the rest; it was edited.")
         return found
 
     @classmethod
@@ -232,11 +214,10 @@ class FolderScore:
             InputError: The file cannot be read, or holds something else.
         """
         try:
-            return cls.from_json(reading.parse(path.read_text(encoding="utf-8")))
-        except (OSError, UnicodeDecodeError) as error:
+            data = path.read_bytes()
+        except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
-        except InputError as error:
-            raise InputError(f"{path} is no score.json that was written here: {error}.") from error
+        return cls.from_json(loads(data, str(path)), str(path))
 
     def save(self, path: Path) -> None:
         """Writes the whole file or nothing."""
@@ -286,7 +267,7 @@ def measure(
         check_labels(kind, [concept], detectors)
     for of in dict.fromkeys(d.kind for d in detectors):
         for label in dict.fromkeys(p.labels[of] for p in gallery if p.labels.get(of)):
-            check_labels(of, [label], detectors, "The images have a label. ")
+            check_labels(of, [label], detectors, " It is the label of an image.")
     compared = [m for m in metrics if m.needs_reference and not m.paired]
     # Without a distance to take, nobody looks at the reference
     other = reference if any(m.needs_reference for m in metrics) else None
@@ -298,8 +279,8 @@ def measure(
     )
     theirs = other.prompts if other else ()
     rows = [seen.rows[prompt.id] for prompt in gallery]
-    found = {d.name: [row.found[d.name] for row in rows] for d in detectors}
-    unscored = Counter(a.reason for of in found.values() for a in of if isinstance(a, Unscored))
+    found = {d.name: [(p, seen.rows[p.id].found[d.name]) for p in gallery] for d in detectors}
+    unscored = Counter(a.reason for of in found.values() for _, a in of if isinstance(a, Unscored))
     return FolderScore(
         folder=str(gallery.path),
         images=len(gallery),
@@ -307,15 +288,15 @@ def measure(
         blank=sum(row.blank for row in rows),
         concept=concept,
         seen={
-            d.name: _seen(found[d.name], [concept] * len(gallery))
+            d.name: _seen(found[d.name], lambda prompt: concept)
             for d in detectors
             if concept and d.kind == kind and says(d, [concept])
         },
         rates={name: _rates(of) for name, of in found.items()},
         right={
-            d.name: _seen(found[d.name], labels)
+            d.name: _seen(found[d.name], visible)
             for d in detectors
-            if any(labels := [_visible(d, p) for p in gallery])
+            if any(map(visible := functools.partial(_visible, d), gallery))
         },
         scores={m.name: seen.score(m, gallery.prompts, of_reference, theirs) for m in metrics},
         reasons=dict(unscored.most_common()),
@@ -333,51 +314,46 @@ def _visible(detector: Detector, prompt: Prompt) -> str:
     return label if label and says(detector, [label]) else ""
 
 
-def _rate(page: Any) -> Rate:
-    reading.mapping(page, Rate(0, 0).to_json())
-    hits, n, unscored = (reading.whole(page[key]) for key in ("hits", "n", "unscored"))
-    if hits > n:
-        raise InputError(f"{hits} of {n} is no rate")
-    return Rate(hits, n, unscored)
+def _bare(value: Any) -> Any:
+    """A page's values, every rate without what follows from its counts."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == Rate(0, 0).to_json().keys():
+        return {f.name: value[f.name] for f in fields(Rate)}
+    return {key: _bare(of) for key, of in value.items()}
 
 
-def _score(page: Any) -> Score:
-    page = reading.mapping(page, [f.name for f in fields(Score)])
-    value, interval, others = page["value"], page["interval"], page["n_reference"]
-    ends = None if interval is None else tuple(map(reading.number, reading.items(interval)))
-    if ends is not None and len(ends) != 2:
-        raise InputError(f"wanted two ends of an interval, found {len(ends)}")
-    try:
-        return Score(
-            None if value is None else reading.number(value),
-            reading.whole(page["n"]),
-            None if ends is None else (ends[0], ends[1]),
-            reading.yes_or_no(page["higher_is_better"]),
-            reading.text(page["unit"]),
-            None if others is None else reading.whole(others),
-            reading.whole(page["unscored"]),
-            reading.text(page["note"]),
-        )
-    except ValueError as error:
-        raise InputError(str(error)) from error
+Found = Sequence[tuple[Prompt, Detection | Unscored]]
+"""Every image's prompt, and what one detector says of it."""
 
 
-def _rates(answers: Sequence[Detection | Unscored]) -> dict[str, Rate]:
+def _rates(found: Found) -> dict[str, Rate]:
     """How often each label is seen; "nothing" where an image has none."""
-    there = [a for a in answers if isinstance(a, Detection)]
-    seen = Counter(label for a in there for label in dict.fromkeys(a.labels or ("nothing",)))
+    seen = Counter(label for _, a in found for label in dict.fromkeys(_labels(a) or ()))
     order = sorted(seen, key=lambda label: (-seen[label], label))
-    lost = len(answers) - len(there)
     # Where nothing could be scored there is one row all the same, so that it is said
-    return {label: Rate(seen[label], len(there), lost) for label in order or ["nothing"]}
+    return {
+        label: Rate.counted(
+            (unit(prompt), None if (labels := _labels(answer)) is None else label in labels)
+            for prompt, answer in found
+        )
+        for label in order or ["nothing"]
+    }
 
 
-def _seen(answers: Sequence[Detection | Unscored], wanted: Sequence[str]) -> Rate:
+def _seen(found: Found, wanted: Callable[[Prompt], str]) -> Rate:
     """How often the label wanted of each image is seen; an image of which none is, is left out."""
-    asked = [(fold(label), a) for label, a in zip(wanted, answers, strict=True) if label]
-    there = [(label, a) for label, a in asked if isinstance(a, Detection)]
-    hits = sum(label in map(fold, a.labels) for label, a in there)
-    return Rate(hits, len(there), len(asked) - len(there))
+    return Rate.counted(
+        (unit(p), None if (labels := _labels(a)) is None else fold(label) in map(fold, labels))
+        for p, a in found
+        if (label := wanted(p))
+    )
+
+
+def _labels(answer: Detection | Unscored) -> tuple[str, ...] | None:
+    if isinstance(answer, Unscored):
+        return None
+    return answer.labels or ("nothing",)
 
 
 def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:

@@ -154,10 +154,7 @@ def chosen() -> dict[str, Settings]:
 
 def pooled(rows: Iterable[dict[str, Any]], role: str, side: str) -> Rate:
     """One rate over the images of several concepts."""
-    rates = [Rate.from_json(row[role][side]) for row in rows]
-    return Rate(
-        sum(r.hits for r in rates), sum(r.n for r in rates), sum(r.unscored for r in rates)
-    )
+    return Rate.pooled(Rate.from_json(row[role][side]) for row in rows)
 
 
 def say(rate: Rate) -> str:

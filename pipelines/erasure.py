@@ -32,7 +32,8 @@ from ..records import Component, Measured, Record
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
-from .parts import weights_of
+from .parts import denoiser_of, weights_of
+from .watch import put_on
 
 
 @dataclass(frozen=True)
@@ -134,8 +135,7 @@ class Erasure:
         made_for = f"This erasure ({self.name}) was made for {base.name!r}"
         coded: list[str] = []
         for prefix, component in base.components.items():
-            denoiser = getattr(pipe, prefix, None)
-            denoiser = getattr(denoiser, "_orig_mod", denoiser)  # compiled
+            denoiser = denoiser_of(pipe, prefix)
             if denoiser is None:
                 given = type(pipe).__name__
                 raise InputError(f"{made_for}, a {base.pipeline}; {given} was given.")
@@ -161,7 +161,7 @@ class Erasure:
                     f"it is {base.name!r}.",
                     stacklevel=3,
                 )
-            elif other := _other_weights(component, weights):
+            if other := _other_weights(component, weights):
                 raise InputError(
                     f"{made_for}, and the model given has other weights in the edited layers: "
                     f"{other}."
@@ -180,11 +180,17 @@ class Erasure:
     def add_to(self, pipe: Any) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
 
+        From then on the pipeline draws without the concepts, or not at all: what takes the erasure
+        out by other means than what is returned here and ``unsee.remove`` is an error at the next
+        image, and what switches it off is undone with a warning. ``save_pretrained`` writes the
+        erasure into the weights, under the base model's names, and says so in the denoiser's
+        ``config.json``; a guide and facilitated transport, which weights cannot hold, it refuses.
+
         Raises:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        return KINDS[self.record.kind].put(pipe, self)
+        return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self))
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
@@ -199,12 +205,16 @@ class Erasure:
 def _other_weights(component: Component, weights: Mapping[str, Tensor]) -> str:
     """What tells weights from the base's, in words; empty where they are the base's."""
     if component.sample is None:
+        if weights.keys() != component.layers.keys():  # of some of them the hashes say nothing
+            return ""
         found = hashes_of_format_1(weights)
         if set(found) & set(component.hashes):
             return ""
         return f"wanted the hash {component.hashes[0][:12]}…, found {found[0][:12]}…"
     others = [
-        name for name, values in component.sample.items() if not alike(values, weights[name])
+        name
+        for name, values in component.sample.items()
+        if name in weights and not alike(values, weights[name])
     ]
     if not others:
         return ""

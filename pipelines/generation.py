@@ -1,7 +1,9 @@
 """A suite's images, each depending on its own prompt and seed alone."""
 
+import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -50,18 +52,60 @@ def generate(
         missing = [p for p in batch if p.id in unmade]
         if missing:
             first = batch[0]
-            images = pipe(
-                prompt=[p.prompt for p in batch],
-                generator=[torch.Generator("cpu").manual_seed(p.seed) for p in batch],
-                guidance_scale=guidance if first.guidance is None else first.guidance,
-                num_inference_steps=steps if first.steps is None else first.steps,
-                width=first.width,
-                height=first.height,
-            ).images
+            with _told_once(pipe):
+                images = pipe(
+                    prompt=[p.prompt for p in batch],
+                    generator=[torch.Generator("cpu").manual_seed(p.seed) for p in batch],
+                    guidance_scale=guidance if first.guidance is None else first.guidance,
+                    num_inference_steps=steps if first.steps is None else first.steps,
+                    width=first.width,
+                    height=first.height,
+                ).images
             for prompt, image in zip(batch, images, strict=True):
                 if prompt in missing:
                     gallery.put(prompt, image)
         yield len(batch)
+
+
+def cut(pipe: Any, prompts: Sequence[Prompt]) -> tuple[str, ...]:
+    """The ids of the prompts whose ends the model never reads, as a tokenizer cuts them off."""
+    tokenizers = [
+        part for name, part in pipe.components.items() if name.startswith("tokenizer") and part
+    ]
+    texts = list(dict.fromkeys(prompt.prompt for prompt in prompts))
+    long = {
+        text
+        for tokenizer in tokenizers
+        for text, ids in zip(texts, tokenizer(texts, verbose=False).input_ids, strict=True)
+        if len(ids) > tokenizer.model_max_length
+    }
+    return tuple(prompt.id for prompt in prompts if prompt.prompt in long)
+
+
+TOLD = (
+    "The following part of your input was truncated",
+    "Token indices sequence length is longer",
+)
+"""How diffusers and transformers begin what they say at every batch with a prompt that is cut."""
+
+
+@contextmanager
+def _told_once(pipe: Any) -> Iterator[None]:
+    """Without the libraries' word on prompts that are cut, which ``cut`` lists once."""
+    modules = {cls.__module__ for cls in type(pipe).__mro__}
+    loggers = [logging.getLogger(name) for name in modules if name.startswith("diffusers.")]
+    loggers.append(logging.getLogger("transformers.tokenization_utils_base"))
+
+    def new(record: logging.LogRecord) -> bool:
+        return not record.getMessage().startswith(TOLD)
+
+    for logger in loggers:
+        logger.addFilter(new)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeFilter(new)
 
 
 def _batches(gallery: Gallery, size: int) -> Iterator[list[Prompt]]:

@@ -81,10 +81,15 @@ def alike(wanted: bytes, weight: Tensor) -> bool:
     Rounded to bfloat16, by way of float16 or not, a value comes to the same or to the next one;
     next to zero, float16 has no more than multiples of 2⁻²⁴.
     """
-    ours = torch.frombuffer(bytearray(wanted), dtype=torch.int16)
-    theirs = look(weight, len(ours)).bfloat16().cpu().view(torch.int16)
-    if len(ours) != len(theirs):
+    theirs = look(weight, len(wanted) // 2).bfloat16().cpu().view(torch.int16)
+    return same_sample(wanted, theirs.numpy().tobytes())
+
+
+def same_sample(one: bytes, other: bytes) -> bool:
+    """Whether two samples of a weight are of the same one, but for a rounding: see ``alike``."""
+    if len(one) != len(other):
         return False
+    ours, theirs = (torch.frombuffer(bytearray(s), dtype=torch.int16) for s in (one, other))
     off = (ours.view(torch.bfloat16).double() - theirs.view(torch.bfloat16).double()).abs()
     return bool(((_ordered(ours) - _ordered(theirs)).abs() <= 1).logical_or(off <= 2**-24).all())
 
@@ -105,6 +110,8 @@ def model_of(pipe: Any, name: str) -> Model:
     Raises:
         InputError: A component's weights have no memory, and nothing says where they are.
     """
+    from .watch import carried
+
     own = {key: value for key, value in pipe.config.items() if key not in pipe.components}
     components = {
         "pipeline's configuration": _hash(json.dumps(_settings(own), sort_keys=True).encode())
@@ -113,6 +120,9 @@ def model_of(pipe: Any, name: str) -> Model:
         if component is None or component is pipe.scheduler:
             continue
         components[part] = _known(part, component)
+    if on := [erasure.sha256 for erasure in carried(pipe)]:
+        # Guides and transport are in no tensor.
+        components["erasures that are on"] = _hash("\n".join(on).encode())
     return Model(
         name=name,
         pipeline=type(pipe).__name__,

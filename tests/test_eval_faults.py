@@ -23,7 +23,7 @@ from unsee.eval import (
 )
 from unsee.eval.detectors import likeliest
 from unsee.eval.metrics import FrechetDistance
-from unsee.eval.report import Comparison
+from unsee.eval.rows import Comparison
 from unsee.flow import audit, erase
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt, Suite
@@ -88,7 +88,8 @@ class NotANumber:
 
 def prompts(labels: Sequence[str]) -> tuple[Prompt, ...]:
     return tuple(
-        Prompt(f"{i:02d}", f"a {label}", i, {"object": label}) for i, label in enumerate(labels)
+        Prompt(f"{i:02d}", f"a {label}, {i}", i, {"object": label})
+        for i, label in enumerate(labels)
     )
 
 
@@ -137,7 +138,7 @@ def test_faults_on_the_way_from_a_model_to_its_report_are_said_first(
     bombs = sum(lost[:12])
     assert 0 < bombs < 12
     assert rate(report, "target").erased == Rate(12 - bombs, 12 - bombs, bombs)
-    assert report.coverage["erased"]["unscored"] == {"test/eye": sum(lost)}
+    assert report.coverage["erased"].unscored == {"test/eye": sum(lost)}
     assert report.verdict.value == "incomplete" and report.exit_code == 1
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert page.index("This report has holes") < page.index("<table")

@@ -72,6 +72,7 @@ def squeeze(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.extra("fid")
 def test_fid_is_torchmetrics_with_its_own_inception(
     antialias: bool, inception: Path, tmp_path: Path
 ) -> None:
@@ -89,6 +90,7 @@ def test_fid_is_torchmetrics_with_its_own_inception(
     assert score.n == score.n_reference == 4 and score.unscored == 0
 
 
+@pytest.mark.extra("fid")
 def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path: Path) -> None:
     metric = find_metric(f"fid:{inception}")
     assert isinstance(metric, Metric) and metric.name == "fid/inception-2048"
@@ -103,7 +105,13 @@ def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path:
     assert features([image]).shape == (1, features.dim) == (1, 2048)
 
 
-@pytest.mark.parametrize("maker", [InceptionFeatures, lambda f: Lpips("squeeze", f)])
+@pytest.mark.parametrize(
+    "maker",
+    [
+        pytest.param(InceptionFeatures, marks=pytest.mark.extra("fid")),
+        lambda f: Lpips("squeeze", f),
+    ],
+)
 def test_a_file_of_no_weights_is_refused(maker: Any, squeeze: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not there"):
         maker(tmp_path / "nowhere.pth")
@@ -126,7 +134,10 @@ def test_a_file_of_no_weights_is_refused(maker: Any, squeeze: Path, tmp_path: Pa
 def test_weights_that_are_not_to_be_had_are_one_line(no_network: Path) -> None:
     with pytest.raises(InputError, match="Give a local copy of torchvision's weights, as in"):
         Lpips("squeeze")
-    pytest.importorskip("torch_fidelity")
+
+
+@pytest.mark.extra("fid")
+def test_fids_weights_that_are_not_to_be_had_are_one_line(no_network: Path) -> None:
     with pytest.raises(InputError, match="nor fetched: .* as in fid:FILE") as caught:
         find_metric("fid")
     assert "\n" not in str(caught.value)
@@ -180,6 +191,7 @@ def test_pairs_too_small_for_the_network_are_unscored(squeeze: Path, tmp_path: P
     assert score.value is None and score.unscored == 3
 
 
+@pytest.mark.extra("fid")
 def test_making_a_network_leaves_the_global_generator_alone(
     squeeze: Path, inception: Path
 ) -> None:

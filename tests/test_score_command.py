@@ -217,7 +217,7 @@ def test_the_command_prints_a_table_and_writes_two_files(run: Run, folder: Path)
     assert page["seen"]["emoji/object"]["hits"] == 0 and page["images"] == 5
     assert page["command"].startswith("unsee score")
     lines = (folder / "answers.jsonl").read_text().splitlines()
-    assert len(lines) == 5 and "bomb" in json.loads(lines[0])["scores"]
+    assert len(lines) == 5 and "bomb" in json.loads(lines[0])["found"]["scores"]
 
 
 def test_an_unscored_image_comes_first_and_fails_the_exit_code(

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow.parquet
 import pytest
 
 from unsee._errors import InputError
@@ -99,6 +97,9 @@ TABLES: dict[str, tuple[dict[str, Any], Prompt]] = {
 }
 
 
+PARQUET = pytest.param("parquet", marks=pytest.mark.extra("suites"))
+
+
 def table(path: Path, *rows: dict[str, Any]) -> str:
     """Rows as a file of the kind that the name's end says."""
     if path.suffix == ".csv":
@@ -109,6 +110,8 @@ def table(path: Path, *rows: dict[str, Any]) -> str:
     elif path.suffix == ".jsonl":
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     else:
+        import pyarrow.parquet
+
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
     return str(path)
 
@@ -118,7 +121,7 @@ def write(path: Path, text: str) -> str:
     return str(path)
 
 
-@pytest.mark.parametrize("end", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("end", ["csv", "jsonl", PARQUET])
 @pytest.mark.parametrize("shape", TABLES)
 def test_every_public_suites_columns_are_known(tmp_path: Path, shape: str, end: str) -> None:
     row, prompt = TABLES[shape]
@@ -163,7 +166,10 @@ def test_a_tables_label_is_of_the_kind_of_the_concept_that_it_names(tmp_path: Pa
     assert find_suite(i2p, [church]).prompts[0].labels == {}
 
 
+@pytest.mark.extra("suites")
 def test_a_dataset_is_read_by_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     (tmp_path / "set").mkdir()
     table(tmp_path / "set" / "train.jsonl", I2P, I2P | {"hard": 0})
@@ -202,7 +208,7 @@ def test_an_extra_that_is_not_there_is_one_line(
         ("a.csv", 'prompt\n"x\n', "cannot be read"),
         ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1: wanted an object"),
-        ("a.parquet", "x", "is no Parquet file"),
+        pytest.param("a.parquet", "x", "is no Parquet file", marks=pytest.mark.extra("suites")),
         ("a.txt", "x", "is no suite: wanted .yaml, .yml, .csv"),
         ("a.yaml", "promts: [a]", "has promts, which is not known"),
     ],

@@ -224,7 +224,7 @@ def check_labels(
         kind: The labels'.
         labels: Names of one thing, the one to speak of first.
         detectors: Of any kind.
-        asks: Who asks for it, to begin the error with.
+        asks: Who asks for it and what can be done, to end the error with.
 
     Raises:
         InputError: No detector reads the kind, or those that do can see none of the labels.
@@ -238,7 +238,7 @@ def check_labels(
     if not any(says(d, labels) for d in of_kind):
         known = {label for d in of_kind for label in d.labels or ()}
         names = " or ".join(d.name for d in of_kind)
-        raise InputError(f"{asks}{unknown(f'{kind} label of {names}', wanted, known)}")
+        raise InputError(f"{unknown(f'{kind} label of {names}', wanted, known)}{asks}")
 
 
 def highest(answer: Detection, known: Sequence[str], top: int) -> bool:
