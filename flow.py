@@ -1,6 +1,7 @@
 """The whole way, from a concept to a report: what the command line does, as functions."""
 
 import dataclasses
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -11,11 +12,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
+from ._files import check_folder
 from ._registry import unknown
-from ._settings import check, hints_of
+from ._settings import (
+    Count,
+    Guidance,
+    Rest,
+    Seed,
+    Share,
+    Size,
+    Steps,
+    check,
+    checked,
+    hints_of,
+    shown,
+)
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery, MadeBy, Used
-from .prompts import Concept, Suite, find_concept, find_suites, join
+from .prompts import YAML, Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 from .records import Model
 
@@ -57,6 +71,7 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
     return eraser
 
 
+@checked
 def erase(
     model: Any,
     concepts: str | Concept | Sequence[str | Concept],
@@ -66,7 +81,7 @@ def erase(
     keep: Sequence[str] = (),
     anchor: str | None = None,
     kind: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     check: bool = True,
     checkpoint: str | Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
@@ -135,17 +150,18 @@ def erase(
                 warnings.warn(
                     f"{concept!r} is hardly erased: the prediction moved {one.moved:.0%} of "
                     "the way to its anchor's. Try another preset, or name more phrases.",
-                    stacklevel=2,
+                    stacklevel=3,  # past ``checked``
                 )
     return dataclasses.replace(erasure, measured=measured)
 
 
+@checked
 def merge(
     erasures: "Sequence[str | Path | Erasure]",
     *,
     how: Literal["joint", "sum"] = "sum",
     model: Any = None,
-    residual: float = 1e-3,
+    residual: Rest = 1e-3,
     check: bool = True,
     progress: Callable[[float], None] = lambda done: None,
 ) -> "Erasure":
@@ -194,21 +210,22 @@ def merge(
     return made
 
 
+@checked
 def audit(
     base: Any,
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
     *,
     out: str | Path,
     suite: str | Suite | Sequence[str | Suite] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     where: str = "",
     detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
-    batch_size: int = 8,
-    guidance: float | None = None,
-    steps: int | None = None,
-    max_target: float = 0.10,
-    max_keep_loss: float = 0.10,
+    batch_size: Count = 8,
+    guidance: Guidance | None = None,
+    steps: Steps | None = None,
+    max_target: Share = 0.10,
+    max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -259,6 +276,8 @@ def audit(
     if not loaded:
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = _name(base), Path(out)
+    check_folder(out)
+    _check_report(out)
     if name != "emoji" and (suite is None or not detectors):
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
@@ -314,6 +333,7 @@ def audit(
     return report
 
 
+@checked
 def score(
     folder: str | Path,
     *,
@@ -324,7 +344,7 @@ def score(
     reference: str | Path | None = None,
     concept: str = "",
     kind: str = "object",
-    batch_size: int = 64,
+    batch_size: Count = 64,
     command: str = "",
     progress: Progress = lambda what, done, total: None,
 ) -> "FolderScore":
@@ -355,6 +375,7 @@ def score(
 
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
+    check_folder(there)
     found = measure(
         gallery,
         [find_detector(d, gallery.prompts) for d in detectors],
@@ -372,15 +393,16 @@ def score(
     return found
 
 
+@checked
 def generate_gallery(
     model: Any,
     erasures: "Sequence[str | Path | Erasure]",
     suite: Suite,
     out: str | Path,
     *,
-    batch_size: int = 8,
-    guidance: float | None = None,
-    steps: int | None = None,
+    batch_size: Count = 8,
+    guidance: Guidance | None = None,
+    steps: Steps | None = None,
     progress: Progress = lambda what, made, total: None,
 ) -> Gallery:
     """Makes a suite's images with a model and its erasures, or those that are still missing.
@@ -404,6 +426,7 @@ def generate_gallery(
     from .pipelines import Erasure
     from .pipelines.identity import model_of
 
+    check_folder(Path(out))
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
@@ -440,12 +463,13 @@ def _gallery(
 ) -> Gallery:
     from .pipelines import cut, generate
 
+    _check_steps(pipe, suite, settings["steps"])
     made_by = MadeBy(
         model=model,
         erasures=tuple(_used(e) for e in erasures),
         versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
         suite={"name": suite.name, **suite.source} if suite.source else {},
-        cut=cut(pipe, suite.prompts),
+        cut=tuple(cut(pipe, suite.prompts)),
         device=str(pipe.device),
         **settings,
     )
@@ -460,6 +484,7 @@ def _gallery(
     return gallery
 
 
+@checked
 def find_concepts(
     given: str | Concept | Sequence[str | Concept],
     model: str,
@@ -468,9 +493,27 @@ def find_concepts(
     anchor: str | None = None,
     kind: str | None = None,
 ) -> list[Concept]:
+    """The concepts that are to go, each with what must stay.
+
+    Args:
+        given: Names (``find_concept``) or concepts.
+        model: Where they are to be erased from.
+        keep: Phrases that must stay, besides what the concepts keep themselves.
+        anchor: What the concepts become, in place of what they say themselves.
+        kind: What the concepts are, where they are phrases of your own.
+
+    Raises:
+        InputError: There is none, one is not known, or one is both to go and to stay.
+    """
+    names = [given] if isinstance(given, (str, Concept)) else list(given)
+    for name in names:
+        if isinstance(name, str) and Path(name).suffix not in YAML:
+            _check_phrase(name, lambda parts: ["unsee", "erase", model, *parts])
+    for phrase in keep:
+        _check_phrase(phrase, lambda parts: [w for part in parts for w in ("--keep", part)])
     found = [
         one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
-        for one in ([given] if isinstance(given, (str, Concept)) else given)
+        for one in names
     ]
     if not found:
         raise InputError("There is no concept to erase: name at least one.")
@@ -491,6 +534,59 @@ def find_concepts(
         )
         for concept in found
     ]
+
+
+def _check_phrase(phrase: str, meant: Callable[[list[str]], list[str]]) -> None:
+    """Refuses no words at all, and a list in one text: the concept would be the whole list.
+
+    Args:
+        meant: The words of the command that was meant, from the list's parts.
+
+    Raises:
+        InputError: The phrase is one of these.
+    """
+    parts = [part.strip() for part in phrase.split(",") if part.strip()]
+    if not parts:
+        raise InputError(f"The phrase {phrase!r} is empty: name what is to go, and what to stay.")
+    if parts[1:]:
+        raise InputError(
+            f"{shown(phrase)} is a list in one text: name each by itself, as in "
+            f"{shlex.join(meant(parts))}. A phrase that has a comma goes into a concept's YAML "
+            "file."
+        )
+
+
+def _check_report(out: Path) -> None:
+    """Refuses to write a report over a file of that name that is none.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, mark in (("report.json", '"verdict"'), ("report.html", "unsee")):
+        file = out / name
+        try:
+            ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
+        if not ours:
+            raise InputError(
+                f"{file} is there already and is no report of unsee: name another folder."
+            )
+
+
+def _check_steps(pipe: Any, suite: Suite, steps: int) -> None:
+    """Refuses more denoising steps than the model's scheduler has times to choose from.
+
+    Raises:
+        InputError: A prompt, or the whole gallery, asks for more.
+    """
+    most = pipe.scheduler.config.get("num_train_timesteps")
+    wanted = max(steps if p.steps is None else p.steps for p in suite.prompts)
+    if most is not None and wanted > most:
+        raise InputError(
+            f"steps is {wanted}; it must be at most {most}, the times that the model's "
+            f"{type(pipe.scheduler).__name__} knows."
+        )
 
 
 def _check_honoured(method: str, eraser: Eraser, keep: Sequence[str], anchor: str | None) -> None:
@@ -531,6 +627,10 @@ def _generation(
 
 
 def _name(model: Any) -> str:
+    if not isinstance(model, (str, Path)) and not hasattr(model, "name_or_path"):
+        raise InputError(
+            f"The model is {shown(model)}; it must be a name, a folder or a diffusers pipeline."
+        )
     return str(model if isinstance(model, (str, Path)) else model.name_or_path)
 
 

@@ -96,7 +96,7 @@ class MadeBy:
         versions: Of the packages that draw.
         suite: Where the prompts come from. Like what follows and the model's name, it is a label:
             a run that differs in these alone goes on with the gallery.
-        cut: The ids of prompts whose ends the tokenizer cuts off.
+        cut: Ids of the prompts whose ends the tokenizer cuts.
         batch_size: Images at a time. Images are the same byte for byte where it is the same, and
             the device; a few differ by a level of 255 where not.
         device: Where it ran.

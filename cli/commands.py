@@ -40,6 +40,10 @@ app = typer.Typer(
 )
 
 
+_PROMPTS = {"esd": "leco", "spm": None}
+"""The methods that read a file of prompts, and the preset of whose training it is."""
+
+
 @app.command()
 def erase(
     model: Model,
@@ -48,7 +52,8 @@ def erase(
         typer.Argument(help="What goes: a phrase, a known concept or a YAML file."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="LECO's file of prompts in their place, for esd.")
+        Path | None,
+        typer.Option(help="A LECO or SPM prompt file instead of CONCEPT (esd and spm only)."),
     ] = None,
     method: Annotated[str, typer.Option(help="See 'unsee list methods'.")] = "uce",
     preset: Annotated[
@@ -87,13 +92,15 @@ def erase(
     settings = _settings(method, setting or [])
     given: list[Any] = list(concept or [])
     if prompts:
-        if method != "esd":
-            raise InputError("--prompts holds settings of esd: add --method esd.")
+        if method not in _PROMPTS:
+            raise InputError(
+                "--prompts holds settings of esd or spm: add --method esd, or --method spm."
+            )
         from ..erasers.leco import leco
 
         with warnings_in_words():
-            given, theirs = leco(prompts, kind or "object")
-        settings = theirs | settings
+            given, theirs = leco(prompts, kind or "object", method)
+        settings, preset = theirs | settings, preset or _PROMPTS[method]
     eraser = make_eraser(method, preset, **settings)
     concepts = find_concepts(given, model, keep=keep or (), anchor=anchor, kind=kind)
     path = out or Path(file_stem(_stems(concept or [str(prompts)])) + ".safetensors")

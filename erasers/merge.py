@@ -43,7 +43,7 @@ class Sum:
     def of(self, erasures: Sequence[Erasure]) -> Erasure:
         """The erasure that does what all of them do together, where they are one after another.
 
-        Its record names method, settings, concepts and seed of each as the setting ``of``.
+        Its record names each, with its hash, method, settings and concepts, as the setting ``of``.
 
         Raises:
             InputError: They cannot be added: see ``check_alike``; or they are guides, or of both
@@ -83,18 +83,18 @@ class Sum:
                 tensors[f"{name}.lora_A.weight"] = a.float()
                 tensors[f"{name}.lora_B.weight"] = b.float()
             measured = Measured(residual=residual)
-        records = [erasure.record for erasure in erasures]
         of = [
             {
-                "method": record.method,
-                "settings": plain(record.settings),
-                "concepts": [concept.name for concept in record.concepts],
-                "seed": record.seed,
+                "sha256": erasure.sha256,
+                "method": erasure.record.method,
+                "settings": plain(erasure.record.settings),
+                "concepts": [concept.name for concept in erasure.record.concepts],
+                "seed": erasure.record.seed,
             }
-            for record in records
+            for erasure in erasures
         ]
         record = replace(
-            records[0],
+            erasures[0].record,
             method="merge",
             settings={**plain(self), "how": "sum", "of": of},
             concepts=concepts_of(erasures),

@@ -136,10 +136,7 @@ def compare(
         limits=limits,
         base=as_json(base.made_by) or {},
         erased=as_json(erased.made_by) or {},
-        costs=tuple(
-            Cost(used.name, used.method, used.seconds, used.peak_memory, used.bytes)
-            for used in (erased.made_by.erasures if erased.made_by else ())
-        ),
+        costs=tuple(_costs(erased)),
         detectors={d.name: Protocol(d.kind, plain(d.protocol)) for d in detectors},
         metrics={m.name: plain(m.protocol) for m in metrics},
         command=command,
@@ -315,6 +312,12 @@ def _coverage(found: Mapping[str, ImageAnswers], detectors: Sequence[str]) -> Co
             for name in detectors
         },
     )
+
+
+def _costs(gallery: Gallery) -> list[Cost]:
+    """What the erasures cost, as far as a gallery's record says."""
+    used = gallery.made_by.erasures if gallery.made_by else ()
+    return [Cost(e.name, e.method, e.seconds, e.peak_memory, e.bytes) for e in used]
 
 
 def _shown(

@@ -956,6 +956,49 @@ def test_lecos_loss_is_esds_whatever_its_neutral_prompt_is(tmp_path: Path) -> No
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_prompt_of_a_larger_batch_comes_more_often(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("[{target: a}, {target: b, batch_size: 2}]")
+    concepts, settings = leco(tmp_path / "it.yaml")
+    assert [concept.phrases for concept in concepts] == [("a",), ("b", "b")]
+    assert settings["batch_size"] == 2  # 1.5 in the mean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "targets: [{target: bomb, guidance_scale: '2', batch_size: '3'}]",
+        "slider: {targets: [{target: bomb}], guidance_scale: 2, batch_size: 3}",
+        "{target: bomb, guidance_scale: 2.0, batch_size: 3, neutral: }",
+    ],
+)
+def test_files_of_sd_scripts_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "it.yaml").write_text(text)
+    (concept,), settings = leco(tmp_path / "it.yaml")
+    assert concept == Concept("bomb", anchor="")
+    assert settings == {"eta": 2.0, "batch_size": 3, "erase_from": None}
+
+
+def test_what_is_not_known_beside_the_prompts_is_said(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("{train: {precision: bfloat16}, prompts: [{target: a}]}")
+    with pytest.warns(UserWarning, match="'train' not known beside the prompts, and not read"):
+        leco(tmp_path / "it.yaml")
+
+
+def test_spms_files_are_settings_of_spm(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("[{target: bomb, neutral: cat, action: erase_with_la}]")
+    (concept,), settings = leco(tmp_path / "it.yaml", method="spm")
+    assert concept == Concept("bomb", anchor="cat")
+    assert settings == {"eta": 1.0, "batch_size": 1}
+    (tmp_path / "it.yaml").write_text("[{target: bomb}]")
+    assert leco(tmp_path / "it.yaml", method="spm")[1]["anchoring"] == 0.0
+    (tmp_path / "it.yaml").write_text("[{target: bomb, la_strength: 500, action: erase_with_la}]")
+    with pytest.warns(UserWarning, match="la_strength not taken"):
+        leco(tmp_path / "it.yaml", method="spm")
+    (tmp_path / "it.yaml").write_text("[{target: bomb, positive: cat}]")
+    with pytest.raises(InputError, match="spm takes a concept from itself alone"):
+        leco(tmp_path / "it.yaml", method="spm")
+
+
 def test_a_size_that_is_not_taken_is_said(tmp_path: Path) -> None:
     (tmp_path / "it.yaml").write_text(
         "[{target: bomb, resolution: 768, dynamic_resolution: true}]"
@@ -972,12 +1015,13 @@ def test_a_size_that_is_not_taken_is_said(tmp_path: Path) -> None:
         ("[{target: a, weight: 2}]", "weight can only be 1.0"),
         ("[{target: a}, {positive: b}]", "Prompt 2 of .*: target must be text, and is None"),
         ("[{target: a, guidance_scale: high}]", "guidance_scale must be a number, and is 'high'"),
-        ("[{target: a, tagret: b}]", "has tagret, which LECO's prompts have not"),
-        ("[{target: a}, {target: b, batch_size: 2}]", "differ in batch_size"),
+        ("[{target: a, tagret: b}]", "has 'tagret', which LECO's prompts have not"),
+        ("[{target: a, guidance_scale: .nan}]", "guidance_scale must be a number, and is nan"),
+        ("slider: {targets: [{target_class: a, positive: b}]}", "has a slider"),
         ("[{target: a, positive: b}, {target: b}]", "differ in erase_from, from their target"),
         ("[{target: ''}]", "A concept needs a name"),
         ("[]", "holds no prompt"),
-        ("targets: []", "must hold a list of LECO's prompts"),
+        ("targets: {}", "must hold a list of LECO's prompts"),
         ("[a", "is not YAML"),
     ],
 )

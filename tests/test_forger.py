@@ -32,8 +32,8 @@ from unsee.records import FORMAT, Model
 
 HERE = Path(__file__).parent / "golden"
 BROKEN: list[Any] = [
-    None, True, -1, 7, 0.5, math.nan, math.inf, 10**400, 2**64, "", "a", "a\nb", "\ud800", "x" * 100_000,
-    [], {}, [None], [[]], {"a": 1}, {"": {}}, [{"a": []}],
+    None, True, -1, 7, 0.5, math.nan, math.inf, 10**400, 2**64, "", "a", "a\nb", "\ud800",
+    "x" * 100_000, [], {}, [None], [[]], {"a": 1}, {"": {}}, [{"a": []}],
 ]  # fmt: skip
 DEEP = "\0deep\0"
 SECONDS = 2.0
@@ -174,7 +174,9 @@ SCHEMAS: dict[str, Schema] = {
         lambda path: Gallery.open(path).made_by,
         states=False,
     ),
-    "samples.jsonl": Schema(PROMPT.to_json(), sample, lambda p: Gallery.open(p).prompts[0].to_json()),
+    "samples.jsonl": Schema(
+        PROMPT.to_json(), sample, lambda path: Gallery.open(path).prompts[0].to_json()
+    ),
     "images.jsonl": Schema({"id": "a", "sha256": "0" * 64}, image, made, states=False),
     "a concept": Schema(
         plain(CONCEPT), as_yaml, lambda path: plain(Concept.load(path)), states=False, deep=False

@@ -104,6 +104,7 @@ def test_a_sums_record_says_what_it_was_made_of(
     assert record == merged.record and merged.name == "van gogh+bomb"
     assert (record.method, record.settings["how"]) == ("merge", "sum")
     for said, erasure in zip(record.settings["of"], two, strict=True):
+        assert said["sha256"] == erasure.sha256
         assert said["method"] == erasure.record.method
         assert said["settings"] == erasure.record.settings
         assert said["concepts"] == [concept.name for concept in erasure.record.concepts]
