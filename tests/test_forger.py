@@ -15,8 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -310,9 +312,6 @@ def test_every_forgery_is_refused_in_one_line_or_is_what_it_states(
 def test_whatever_hypothesis_puts_anywhere_is_refused_or_read_as_it_is(
     tmp_path: Path, name: str
 ) -> None:
-    hypothesis = pytest.importorskip("hypothesis")
-    from hypothesis import strategies as st
-
     schema = SCHEMAS[name]
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
     values = st.recursive(leaves, lambda v: st.lists(v) | st.dictionaries(st.text(), v))
