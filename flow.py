@@ -184,8 +184,6 @@ def merge(
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     if how == "sum":
         return Sum(residual).of(loaded)
-    if how != "joint":
-        raise unknown("way to merge", how, ("joint", "sum"))
     method, settings, seed = joint(loaded)
     eraser = ERASERS[method]
     if eraser.trains or loaded[0].record.kind == "guidance":

@@ -110,6 +110,8 @@ def model_of(pipe: Any, name: str) -> Model:
     Raises:
         InputError: A component's weights have no memory, and nothing says where they are.
     """
+    from .watch import carried
+
     own = {key: value for key, value in pipe.config.items() if key not in pipe.components}
     components = {
         "pipeline's configuration": _hash(json.dumps(_settings(own), sort_keys=True).encode())
@@ -118,6 +120,9 @@ def model_of(pipe: Any, name: str) -> Model:
         if component is None or component is pipe.scheduler:
             continue
         components[part] = _known(part, component)
+    if on := [erasure.sha256 for erasure in carried(pipe)]:
+        # Guides and transport are in no tensor.
+        components["erasures that are on"] = _hash("\n".join(on).encode())
     return Model(
         name=name,
         pipeline=type(pipe).__name__,

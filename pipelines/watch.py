@@ -407,6 +407,11 @@ def put_on(pipe: Any, erasure: "Erasure", put: Put) -> Callable[[], None]:
     return functools.partial(erasures.take_off, entry)
 
 
+def carried(pipe: Any) -> list["Erasure"]:
+    """The erasures that are on in a pipeline, in the order in which they were put on."""
+    return [entry.erasure for _, entry in _entries(pipe)]
+
+
 def active(pipe: Any) -> list[Active]:
     """What is on in a pipeline, in the order in which it was put on.
 

@@ -203,6 +203,14 @@ def test_how_strongly_a_lora_acts_is_part_of_the_model(pipe: Any, tmp_path: Path
         drawn(pipe, tmp_path)
 
 
+def test_a_guide_that_is_on_is_part_of_the_model(pipe: Any, tmp_path: Path) -> None:
+    drawn(pipe, tmp_path)
+    with erase(pipe, "van gogh", method="negative").applied(pipe):
+        with pytest.raises(InputError, match="another erasures that are on"):
+            drawn(pipe, tmp_path)
+    drawn(pipe, tmp_path)
+
+
 def test_the_same_model_by_another_path_and_batch_size_goes_on(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
