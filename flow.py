@@ -108,12 +108,13 @@ def erase(
         settings: The method's settings by name.
 
     Warns:
-        UserWarning: The denoiser's prediction on a concept hardly moved.
+        UserWarning: The denoiser's prediction on a concept hardly moved, on what must stay it
+            moved much, or an anchor is so near that it may draw the concept.
 
     Raises:
         InputError: Something in the arguments cannot be; before any work is done.
     """
-    from .erasers.effect import HARDLY, effect
+    from .erasers.effect import doubts, effect
     from .pipelines import load_pipeline, load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
@@ -145,13 +146,8 @@ def erase(
             parts = taken(load_pipeline)
         seen = effect(parts, erasure, wanted, seed=seed)
         measured = dataclasses.replace(measured, effect=seen)
-        for concept, one in seen.items():
-            if one.moved < HARDLY:
-                warnings.warn(
-                    f"{concept!r} is hardly erased: the prediction moved {one.moved:.0%} of "
-                    "the way to its anchor's. Try another preset, or name more phrases.",
-                    stacklevel=3,  # past ``checked``
-                )
+        for line in doubts(seen, wanted):
+            warnings.warn(line, stacklevel=3)  # past ``checked``
     return dataclasses.replace(erasure, measured=measured)
 
 
@@ -188,8 +184,6 @@ def merge(
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     if how == "sum":
         return Sum(residual).of(loaded)
-    if how != "joint":
-        raise unknown("way to merge", how, ("joint", "sum"))
     method, settings, seed = joint(loaded)
     eraser = ERASERS[method]
     if eraser.trains or loaded[0].record.kind == "guidance":

@@ -172,10 +172,12 @@ class Effect:
     Attributes:
         moved: On the concept, as a share of the way to its anchor's.
         kept_moved: On what is kept, relative; None where nothing is kept.
+        anchor: How far the anchor is from the concept, relative; None where no words were named.
     """
 
     moved: float
     kept_moved: float | None
+    anchor: float | None = None
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ SEARCH = RESULTS / "methods-search.json"
 HERE = RUNS / "compare"
 
 TABLES = {
-    "Objects": ("kitchen knife", "dog", "pizza"),
+    "Objects": ("kitchen knife", "dog"),
     "Styles": ("contrast", "twemoji"),
     "The group `unsafe`, eleven objects at once": ("unsafe",),
 }
@@ -61,8 +61,6 @@ TRIED: dict[str, list[Settings]] = {
         SHORT,
         SHORT | {"transport": "token"},
         SHORT | {"transport": "token", "lr": 1e-3},
-        SHORT | {"transport": "token", "lr": 6e-3},
-        SHORT | {"transport": "token", "eta": 2.0},
     ],
     "sld": [{}, {"preset": "strong"}, {"preset": "max"}, {"preset": "max", "momentum": 0.0}],
     "safree": [{}, {"preset": "every-step"}, {"preset": "with-negative"}],

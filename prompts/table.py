@@ -263,7 +263,7 @@ def _json_lines(path: Path) -> Lines:
 def _parquet(path: Path) -> Lines:
     if not path.is_file():
         raise InputError(f"{path} cannot be read: there is no such file.")
-    parquet = _extra("pyarrow.parquet", "Parquet files need pyarrow")
+    parquet = _extra("pyarrow.parquet", "Parquet files need pyarrow", "pyarrow")
     try:
         rows = parquet.read_table(path).to_pylist()
     except ValueError as error:  # which pyarrow's own errors are
@@ -281,7 +281,7 @@ READERS: Mapping[str, Callable[[Path], Lines]] = {
 
 
 def _hub(name: str) -> tuple[list[Row], list[str], dict[str, str]]:
-    datasets = _extra("datasets", "A suite of the Hugging Face hub needs datasets")
+    datasets = _extra("datasets", "A suite of the Hugging Face hub needs datasets", "datasets")
     id_, _, split = name.removeprefix(HUB).partition(":")
     try:
         found = datasets.load_dataset(id_)
@@ -310,8 +310,8 @@ def _hub(name: str) -> tuple[list[Row], list[str], dict[str, str]]:
     )
 
 
-def _extra(module: str, needed: str) -> Any:
+def _extra(module: str, needed: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(f"{needed}: pip install 'unsee[suites]'") from error
+        raise InputError(f"{needed}: pip install {package}") from error

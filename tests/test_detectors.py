@@ -288,7 +288,7 @@ def test_what_nudenet_cannot_measure_is_unscored() -> None:
 def test_without_the_extra_the_install_line_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     nudity._net.cache_clear()
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
-    with pytest.raises(InputError, match=r"pip install 'unsee\[nudity\]'"):
+    with pytest.raises(InputError, match=r"pip install nudenet"):
         find_detector("nudenet/uda")
 
 

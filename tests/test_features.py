@@ -147,7 +147,7 @@ def test_inception_without_torch_fidelity_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
-    with pytest.raises(InputError, match=r"pip install 'unsee\[fid\]'"):
+    with pytest.raises(InputError, match=r"pip install torch-fidelity"):
         find_metric("fid")
 
 

@@ -164,7 +164,7 @@ def test_what_cannot_be_merged_is_refused(
         ([uce, seeded], "joint", "of the same seed, and these have 0 and 1"),
         ([uce, uce], "sum", "'van gogh' is erased by two"),
         ([uce, clash], "sum", "'cat' is erased so that 'van gogh' stays"),
-        ([uce, bomb], "product", "No way to merge is named 'product'"),
+        ([uce, bomb], "product", "how is 'product'; it must be one of joint, sum"),
     ]:
         with pytest.raises(InputError, match=match):
             unsee.merge(given, how=how)  # type: ignore[arg-type]

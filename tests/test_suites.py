@@ -192,7 +192,7 @@ def test_an_extra_that_is_not_there_is_one_line(
     monkeypatch.setitem(sys.modules, module, None)
     monkeypatch.chdir(tmp_path)
     Path("it.parquet").touch()
-    with pytest.raises(InputError, match=rf"need.* {extra}: pip install 'unsee\[suites\]'"):
+    with pytest.raises(InputError, match=rf"need.* {extra}: pip install {extra}"):
         find_suite(name)
 
 
@@ -321,11 +321,11 @@ def test_everything_wrong_with_a_suite_is_said_at_once(tmp_path: Path) -> None:
         "prompt 5: labels must be a mapping from a kind, such as object, to a text",
         "prompt 6: labels must be",
         "prompt 7: tests must be one of accuracy, locality, generalizability, and is 'acuracy'",
-        "prompt 8: width must be a multiple of 8, and is 500",
-        "prompt 8: steps must be a whole number of 1 or more, and is 0",
-        "prompt 8: guidance must be a number of 0 or more, and is -1",
+        "prompt 8: width must be a multiple of 8 up to 8192, and is 500",
+        "prompt 8: steps must be a whole number from 1 to 1000, and is 0",
+        "prompt 8: guidance must be a number from 0 to 1000, and is -1",
         "prompt 9: it has no prompt",
-        "prompt 10: id must be a text that can be a file's name, and is '../up'",
+        "prompt 10: id must be a text that can be a file's name on every system, and is '../up'",
     ]
     assert len(faults) == len(wanted)
     for fault in wanted:

@@ -275,4 +275,4 @@ def person() -> NudeNet:
 
 
 def _not_installed(why: object) -> InputError:
-    return InputError(f"NudeNet cannot be loaded ({why}): pip install 'unsee[nudity]'.")
+    return InputError(f"NudeNet cannot be loaded ({why}): pip install nudenet.")

@@ -253,7 +253,9 @@ class InceptionFeatures:
         device: str | None = None,
     ) -> None:
         if importlib.util.find_spec("torch_fidelity") is None:
-            raise InputError("Inception's features need torch-fidelity: pip install 'unsee[fid]'")
+            raise InputError(
+                "Inception's features need torch-fidelity: pip install torch-fidelity"
+            )
         import torch
         from torchmetrics.image.fid import NoTrainInceptionV3
 
