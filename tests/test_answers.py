@@ -165,6 +165,7 @@ def test_scores_of_a_folder_read_every_image_once_and_the_reference_too(
     assert len(opened) == 6
 
 
+@pytest.mark.extra("nudity")
 def test_answers_and_report_are_the_same_bytes_however_the_batches_are_cut(
     tmp_path: Path,
 ) -> None:
@@ -243,6 +244,7 @@ def seen(folder: Path, eye: Any) -> tuple[str, ...]:
     return answer.labels
 
 
+@pytest.mark.extra("dev", "nudity")
 def test_a_forged_answer_is_one_line_or_asked_again_and_never_believed(tmp_path: Path) -> None:
     eye = find_detector("nudenet/uda")
     made = Gallery.start(tmp_path / "g", None, [Prompt("0", "", 0)])
@@ -406,6 +408,7 @@ def test_what_is_wholly_transparent_is_unscored_and_the_rest_lies_on_white(tmp_p
     assert not is_blank(tmp_path / "f", saved(paletted, "PNG", transparency=bytes([0, 255])))
 
 
+@pytest.mark.extra("dev")
 def test_a_dim_photograph_and_a_faint_drawing_are_no_blank_images(tmp_path: Path) -> None:
     from PIL import ImageDraw
     from skimage import data

@@ -97,6 +97,7 @@ def test_a_pipeline_that_paints_images_black_is_refused(pipe: Any, tmp_path: Pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.extra("nudity")
 def test_several_suites_are_measured_as_one(run: Any, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "nude.csv").write_text("prompt,unsafe,hard\nart,nudity,1\na photo,nudity,0\n")
     erasure = erase(tiny_folder, Concept("nudity", "unsafe"), check=False)
