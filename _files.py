@@ -19,6 +19,9 @@ DEVICES = frozenset(
 LONGEST = 200
 """Bytes of a name: systems hold 255, and a file that is being written has a longer one."""
 
+LARGEST = 4 * 2**20
+"""Bytes of a file of settings, concepts or prompts."""
+
 FREE = 32 * 2**20
 """Bytes that a disk must have left for work to begin."""
 
@@ -119,6 +122,31 @@ def check_place(path: Path) -> None:
             )
     except OSError as error:
         raise InputError(f"{path} cannot be written: {error.strerror or error}.") from error
+
+
+def read_text(path: Path) -> str:
+    """A text file that somebody wrote by hand, in UTF-8.
+
+    Raises:
+        InputError: There is no such file, it is no file, not UTF-8, or larger than anybody writes.
+    """
+    try:
+        if not path.is_file():
+            what = "it is no file" if path.exists() else "there is no such file"
+            raise InputError(f"{path} cannot be read: {what}.")
+        if (size := path.stat().st_size) > LARGEST:
+            raise InputError(
+                f"{path} has {size / 2**20:.0f} MiB, and at most {LARGEST // 2**20} are read: "
+                "prompts by the ten thousand go into a CSV or JSON lines."
+            )
+        # utf-8-sig: some editors begin their files with a byte-order mark
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{path} is not in UTF-8: {error.reason} at byte {error.start}."
+        ) from error
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}.") from error
 
 
 def _visible(character: str) -> bool:

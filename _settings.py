@@ -6,18 +6,31 @@
 
 One reading serves Python (``check`` and ``fit``), texts of the command line (``read``) and values
 of a YAML file (``read`` too). Annotations may be ``bool``, ``int``, ``float``, ``str``,
-``Literal``, ``tuple[..., ...]``, ``Mapping``, unions of these with one another and None, and these
-inside ``Annotated``; of any other class only the type is looked at. NaN and infinity are never a
-setting, and no bool is a number.
+``Literal``, ``tuple[..., ...]``, ``Sequence``, ``Mapping``, ``Callable``, unions of these with one
+another and None, and these inside ``Annotated``; of any other class only the type is looked at.
+NaN and infinity are never a setting, and no bool is a number.
 """
 
+import builtins
 import dataclasses
+import functools
+import inspect
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from types import NoneType, UnionType
-from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import (
+    Annotated,
+    Any,
+    Literal,
+    ParamSpec,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
 
 from ._errors import InputError
 
@@ -72,6 +85,8 @@ Count = Annotated[int, Range(least=1, most=1_000_000)]
 """Of steps, images or rows: a million is a slip of the finger, not a request."""
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
 """What torch's generators take, with room for the seeds that are counted on from it."""
+Size = Annotated[int, Range(least=4, most=1_000_000)]
+"""Of a suite that is made to measure."""
 Steps = Annotated[int, Range(least=1, most=1000)]
 """Denoising steps: diffusers' models have learnt a thousand times, and no sampler takes more."""
 Guidance = Annotated[float, Range(least=0, most=1000)]
@@ -142,6 +157,45 @@ def read(name: str, value: Any, hint: Any) -> Any:
     return _fit(name, value, hint, True)
 
 
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Unseen:
+    """Stands for a class that is only imported when it is needed."""
+
+
+def checked(function: Callable[P, R]) -> Callable[P, R]:
+    """A function whose arguments are looked at, by its annotations, before it begins.
+
+    A class that an annotation names for type checkers alone may be any object, no plain value.
+
+    Raises:
+        InputError: An argument is not what its annotation says; the line names it.
+    """
+    signature = inspect.signature(function)
+
+    class Names(dict[str, Any]):
+        def __missing__(self, name: str) -> Any:
+            return function.__globals__.get(name, getattr(builtins, name, Unseen))
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> R:
+        given = signature.bind(*args, **kwargs)
+        for name, value in given.arguments.items():
+            parameter = signature.parameters[name]
+            hint = parameter.annotation
+            if isinstance(hint, str):
+                hint = eval(hint, {}, Names())
+            if parameter.kind is parameter.VAR_POSITIONAL:
+                given.arguments[name] = tuple(fit(name, one, hint) for one in value)
+            elif parameter.kind is not parameter.VAR_KEYWORD:
+                given.arguments[name] = fit(name, value, hint)
+        return function(*given.args, **given.kwargs)
+
+    return call
+
+
 def shown(value: object) -> str:
     """A value as an error shows it: its repr, cut short.
 
@@ -195,6 +249,10 @@ def _read(value: Any, hint: Any, texts: bool) -> Any:
         raise ValueError
     if hint is Any:
         return value
+    if hint is Unseen:
+        if value is None or isinstance(value, (str, bytes, Real, Mapping, Sequence)):
+            raise TypeError
+        return value
     if hint is NoneType:
         if value is None or text == "none":
             return None
@@ -221,6 +279,15 @@ def _read(value: Any, hint: Any, texts: bool) -> Any:
     if origin is tuple and parts[1:] == (...,):
         given = [one.strip() for one in text.split(",")] if text is not None else value
         return tuple(_read(one, parts[0], texts) for one in _typed(given, list, tuple))
+    if origin is Sequence:
+        # A text is a sequence too, of letters, which nobody means
+        if isinstance(value, str) or not isinstance(value, Sequence):
+            raise TypeError
+        return [_read(one, parts[0], texts) for one in value]
+    if origin is Callable:
+        if not callable(value):
+            raise TypeError
+        return value
     if origin in (Mapping, dict):
         return {
             _read(key, parts[0], texts): _read(one, parts[1], texts)
@@ -247,8 +314,14 @@ def _wanted(hint: Any) -> str:
         return _or([_wanted(p) for p in sorted(parts, key=lambda part: part is NoneType)])
     if origin is Literal:
         return ("one of " if parts[1:] else "") + ", ".join(map(str, parts))
-    if origin is tuple:
+    if origin in (tuple, Sequence):
         return f"a list, each of it {_wanted(parts[0])}"
+    if origin is Callable:
+        return "a function"
+    if hint is Any:
+        return "anything"
+    if hint is Unseen:
+        return "an object of its class"
     if origin in (Mapping, dict):
         return f"a mapping from {_wanted(parts[0])} to {_wanted(parts[1])}, as in a YAML file"
     words = {

@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import shlex
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -12,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
+from ._files import check_folder
 from ._registry import unknown
-from ._settings import check, hints_of
+from ._settings import Count, Guidance, Seed, Size, Steps, check, checked, hints_of, shown
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery
-from .prompts import Concept, Suite, find_concept, find_suites, join
+from .prompts import YAML, Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 
 if TYPE_CHECKING:
@@ -57,6 +59,7 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
     return eraser
 
 
+@checked
 def erase(
     model: Any,
     concepts: str | Concept | Sequence[str | Concept],
@@ -66,7 +69,7 @@ def erase(
     keep: Sequence[str] = (),
     anchor: str | None = None,
     kind: str | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     check: bool = True,
     checkpoint: str | Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
@@ -135,24 +138,25 @@ def erase(
                 warnings.warn(
                     f"{concept!r} is hardly erased: the prediction moved {one.moved:.0%} of "
                     "the way to its anchor's. Try another preset, or name more phrases.",
-                    stacklevel=2,
+                    stacklevel=3,  # past ``checked``
                 )
     return dataclasses.replace(erasure, measured=measured)
 
 
+@checked
 def audit(
     base: Any,
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
     *,
     out: str | Path,
     suite: str | Suite | Sequence[str | Suite] | None = None,
-    size: int | None = None,
+    size: Size | None = None,
     where: str = "",
     detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
-    batch_size: int = 8,
-    guidance: float | None = None,
-    steps: int | None = None,
+    batch_size: Count = 8,
+    guidance: Guidance | None = None,
+    steps: Steps | None = None,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -196,6 +200,8 @@ def audit(
     if not loaded:
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = _name(base), Path(out)
+    check_folder(out)
+    _check_report(out)
     if name != "emoji" and (suite is None or not detectors):
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
@@ -255,6 +261,7 @@ def audit(
     return report
 
 
+@checked
 def score(
     folder: str | Path,
     *,
@@ -265,7 +272,7 @@ def score(
     reference: str | Path | None = None,
     concept: str = "",
     kind: str = "object",
-    batch_size: int = 64,
+    batch_size: Count = 64,
     command: str = "",
     progress: Progress = lambda what, done, total: None,
 ) -> "FolderScore":
@@ -296,6 +303,7 @@ def score(
 
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
+    check_folder(there)
     file = there / "answers.jsonl"
     found, scores = measure(
         gallery,
@@ -315,15 +323,16 @@ def score(
     return found
 
 
+@checked
 def generate_gallery(
     model: Any,
     erasures: "Sequence[str | Path | Erasure]",
     suite: Suite,
     out: str | Path,
     *,
-    batch_size: int = 8,
-    guidance: float | None = None,
-    steps: int | None = None,
+    batch_size: Count = 8,
+    guidance: Guidance | None = None,
+    steps: Steps | None = None,
     progress: Progress = lambda what, made, total: None,
 ) -> Gallery:
     """Makes a suite's images with a model and its erasures, or those that are still missing.
@@ -343,6 +352,7 @@ def generate_gallery(
     """
     from .pipelines import Erasure
 
+    check_folder(Path(out))
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
@@ -362,6 +372,7 @@ def _gallery(
 ) -> Gallery:
     from .pipelines import generate
 
+    _check_steps(pipe, suite, settings["steps"])
     made_by = {
         "model": model,
         **({"suite": {"name": suite.name, **suite.source}} if suite.source else {}),
@@ -382,6 +393,7 @@ def _gallery(
     return gallery
 
 
+@checked
 def find_concepts(
     given: str | Concept | Sequence[str | Concept],
     model: str,
@@ -390,9 +402,27 @@ def find_concepts(
     anchor: str | None = None,
     kind: str | None = None,
 ) -> list[Concept]:
+    """The concepts that are to go, each with what must stay.
+
+    Args:
+        given: Names (``find_concept``) or concepts.
+        model: Where they are to be erased from.
+        keep: Phrases that must stay, besides what the concepts keep themselves.
+        anchor: What the concepts become, in place of what they say themselves.
+        kind: What the concepts are, where they are phrases of your own.
+
+    Raises:
+        InputError: There is none, one is not known, or one is both to go and to stay.
+    """
+    names = [given] if isinstance(given, (str, Concept)) else list(given)
+    for name in names:
+        if isinstance(name, str) and Path(name).suffix not in YAML:
+            _check_phrase(name, lambda parts: ["unsee", "erase", model, *parts])
+    for phrase in keep:
+        _check_phrase(phrase, lambda parts: [w for part in parts for w in ("--keep", part)])
     found = [
         one if isinstance(one, Concept) else find_concept(one, model=model, kind=kind)
-        for one in ([given] if isinstance(given, (str, Concept)) else given)
+        for one in names
     ]
     if not found:
         raise InputError("There is no concept to erase: name at least one.")
@@ -413,6 +443,59 @@ def find_concepts(
         )
         for concept in found
     ]
+
+
+def _check_phrase(phrase: str, meant: Callable[[list[str]], list[str]]) -> None:
+    """Refuses no words at all, and a list in one text: the concept would be the whole list.
+
+    Args:
+        meant: The words of the command that was meant, from the list's parts.
+
+    Raises:
+        InputError: The phrase is one of these.
+    """
+    parts = [part.strip() for part in phrase.split(",") if part.strip()]
+    if not parts:
+        raise InputError(f"The phrase {phrase!r} is empty: name what is to go, and what to stay.")
+    if parts[1:]:
+        raise InputError(
+            f"{shown(phrase)} is a list in one text: name each by itself, as in "
+            f"{shlex.join(meant(parts))}. A phrase that has a comma goes into a concept's YAML "
+            "file."
+        )
+
+
+def _check_report(out: Path) -> None:
+    """Refuses to write a report over a file of that name that is none.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, mark in (("report.json", '"verdict"'), ("report.html", "unsee")):
+        file = out / name
+        try:
+            ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
+        if not ours:
+            raise InputError(
+                f"{file} is there already and is no report of unsee: name another folder."
+            )
+
+
+def _check_steps(pipe: Any, suite: Suite, steps: int) -> None:
+    """Refuses more denoising steps than the model's scheduler has times to choose from.
+
+    Raises:
+        InputError: A prompt, or the whole gallery, asks for more.
+    """
+    most = pipe.scheduler.config.get("num_train_timesteps")
+    wanted = max(steps if p.steps is None else p.steps for p in suite.prompts)
+    if most is not None and wanted > most:
+        raise InputError(
+            f"steps is {wanted}; it must be at most {most}, the times that the model's "
+            f"{type(pipe.scheduler).__name__} knows."
+        )
 
 
 def _check_honoured(method: str, eraser: Eraser, keep: Sequence[str], anchor: str | None) -> None:
@@ -453,6 +536,10 @@ def _generation(
 
 
 def _name(model: Any) -> str:
+    if not isinstance(model, (str, Path)) and not hasattr(model, "name_or_path"):
+        raise InputError(
+            f"The model is {shown(model)}; it must be a name, a folder or a diffusers pipeline."
+        )
     return str(model if isinstance(model, (str, Path)) else model.name_or_path)
 
 

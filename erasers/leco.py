@@ -15,10 +15,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .._errors import InputError
+from .._files import read_text
 from ..prompts import Concept
+from ..prompts.concept import read_yaml
 
 # What stands in a prompt of LECO's, and what it is where it does not. ``target`` must stand there,
 # ``positive`` is the target, and the last two are of sd-scripts.
@@ -90,10 +90,6 @@ def leco(path: Path, kind: str = "object") -> tuple[list[Concept], dict[str, Any
 
 def _read(path: Path) -> list[Any]:
     """The file's prompts, each with what holds for all."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
     found: Any
     if path.suffix == ".toml":
         if sys.version_info < (3, 11):
@@ -101,14 +97,12 @@ def _read(path: Path) -> list[Any]:
         import tomllib
 
         try:
-            found = tomllib.loads(text)
-        except tomllib.TOMLDecodeError as error:
-            raise InputError(f"{path} is not TOML: {error}") from error
+            found = tomllib.loads(read_text(path))
+        except (tomllib.TOMLDecodeError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            raise InputError(f"{path} is not TOML: {reason}.") from error
     else:
-        try:
-            found = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+        found = read_yaml(path)
     common: dict[str, Any] = {}
     if isinstance(found, dict) and "prompts" in found:
         common = found

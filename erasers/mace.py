@@ -23,7 +23,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
 
-import yaml
 from torch import Tensor
 
 from .._registry import unknown
@@ -31,6 +30,7 @@ from .._settings import NotNegative, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import CONCEPTS, Concept
+from ..prompts.concept import read_yaml
 from . import Eraser
 from .record import lowrank
 from .uce import Place, Rows, embeddings, fits, fitting, gather, thin, times
@@ -223,7 +223,7 @@ def aligned(goes: Sequence[int], becomes: Sequence[int]) -> tuple[int, int, int]
 def captions() -> Mapping[str, Sequence[str]]:
     """The sets of captions of everyday things, by name: ``captions.yaml`` of the prompts."""
     path = CONCEPTS.parent / "captions.yaml"
-    return cast(Mapping[str, Sequence[str]], yaml.safe_load(path.read_text(encoding="utf-8")))
+    return cast(Mapping[str, Sequence[str]], read_yaml(path))
 
 
 def _anchored(concept: Concept) -> Concept:

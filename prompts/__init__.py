@@ -50,8 +50,9 @@ def find_concept(name: str, *, model: str = "", kind: str | None = None) -> Conc
                 "concept of the emoji model", name, [*here.styles, *here.groups, *here.objects]
             )
         return found
-    if (path := CONCEPTS / f"{name}.yaml").is_file():
-        return Concept.load(path)
+    for path in CONCEPTS.glob("*.yaml"):  # never a path made of what a user wrote
+        if path.stem == name:
+            return Concept.load(path)
     return Concept(name=name, kind=kind or "object")
 
 

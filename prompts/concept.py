@@ -9,6 +9,10 @@ from typing import Any
 import yaml
 
 from .._errors import InputError
+from .._files import read_text
+
+DEEPEST = 32
+"""How deep a YAML file may be nested; a suite is five deep."""
 
 KINDS = ("object", "style", "person", "unsafe")
 
@@ -86,12 +90,7 @@ def read_mapping(path: Path, known: set[str] | None = None) -> Mapping[str, Any]
     Raises:
         InputError: The file is missing, is not YAML, is not a mapping, or has an unknown key.
     """
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path} must hold a mapping, and holds {type(values).__name__}.")
     extra = sorted(str(key) for key in values if known is not None and key not in known)
@@ -101,6 +100,47 @@ def read_mapping(path: Path, known: set[str] | None = None) -> Mapping[str, Any]
             f"Known: {', '.join(sorted(known))}."
         )
     return values
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without what makes a small file large: aliases, and nesting without an end."""
+
+    depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        mark = self.peek_event().start_mark  # type: ignore[no-untyped-call]
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(
+                problem="an alias (*) is not read here, write out what it stands for",
+                problem_mark=mark,
+            )
+        if self.depth == DEEPEST:
+            raise yaml.MarkedYAMLError(
+                problem=f"nested more than {DEEPEST} deep", problem_mark=mark
+            )
+        self.depth += 1
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.depth -= 1
+
+
+def read_yaml(path: Path) -> Any:
+    """What a YAML file says, in time and memory of the order of its size.
+
+    Raises:
+        InputError: The file is missing, too large, not in UTF-8, or is not YAML; or it has aliases
+            or is nested deeply.
+    """
+    text = read_text(path)
+    try:
+        return yaml.load(text, _Loader)
+    except yaml.YAMLError as error:
+        raise InputError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    # PyYAML's own, of a day that is none, a number of thousands of digits, "!!bool x" and so on
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} has a value that cannot be: {reason}.") from error
 
 
 def fold(text: str) -> str:

@@ -7,10 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from .._errors import InputError
-from .concept import Concept
+from .concept import Concept, read_yaml
 from .grid import compose, in_turn, latin
 from .suite import Prompt, Suite
 
@@ -49,8 +47,7 @@ class World:
 @functools.cache
 def world() -> World:
     """The world as ``emoji.yaml`` beside this file describes it."""
-    text = (Path(__file__).parent / "emoji.yaml").read_text(encoding="utf-8")
-    values = yaml.safe_load(text)
+    values = read_yaml(Path(__file__).parent / "emoji.yaml")
     return World(
         groups={group: tuple(names) for group, names in values["objects"].items()},
         styles=tuple(values["styles"]),

@@ -25,7 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from .._files import is_file_name
 from .._registry import unknown
+from .._settings import shown
 from .concept import Concept, read_mapping
 from .where import Where
 
@@ -93,6 +95,7 @@ KEYS = ("name", "common", "prompts")
 """What a YAML file of a list has."""
 
 FIELDS = tuple(f.name for f in dataclasses.fields(Prompt))
+OPTIONAL = tuple(f.name for f in dataclasses.fields(Prompt) if f.default is None)
 NEEDED = tuple(f.name for f in dataclasses.fields(Prompt) if f.default is f.default_factory)
 
 
@@ -119,9 +122,19 @@ class Suite:
     def __post_init__(self) -> None:
         if not self.prompts:
             raise InputError(f"Suite {self.name!r} has no prompts: nothing would be measured.")
-        most_common, count = Counter(p.id for p in self.prompts).most_common(1)[0]
-        if count > 1:
-            raise InputError(f"Suite {self.name!r} has the id {most_common!r} {count} times.")
+        for prompt in self.prompts:
+            values = {f.name: getattr(prompt, f.name) for f in dataclasses.fields(prompt)}
+            unset = {k for k in OPTIONAL if values[k] is None}
+            if wrong := _faults({k: v for k, v in values.items() if k not in unset}):
+                raise InputError(f"Suite {self.name!r}, prompt {shown(prompt.id)}: {wrong[0]}")
+        # Some systems take A.png and a.png for one file
+        folded = Counter(p.id.casefold() for p in self.prompts)
+        if (most := folded.most_common(1)[0])[1] > 1:
+            same = [p.id for p in self.prompts if p.id.casefold() == most[0]]
+            raise InputError(
+                f"Suite {self.name!r} has the id {same[0]!r} {len(same)} times"
+                + (f", once as {same[-1]!r}." if same[-1] != same[0] else ".")
+            )
 
     @property
     def sha256(self) -> str:
@@ -308,7 +321,7 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
         *(str(unknown("field of a prompt", str(k), FIELDS)) for k in values if k not in FIELDS),
         *(f"it has no {key}." for key in NEEDED if key not in values),
         *(
-            f"{key} must be {wanted}, and is {values[key]!r}."
+            f"{key} must be {wanted}, and is {shown(values[key])}."
             for key, (fits, wanted) in _FITS.items()
             if key in values and not fits(values[key])
         ),
@@ -326,29 +339,25 @@ def _text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _file_name(value: Any) -> bool:
-    return _text(value) and not value.startswith(".") and not set(value) & set('/\\:*?"<>|\n\0')
-
-
 def _labels(value: Any) -> bool:
-    return isinstance(value, dict) and all(_text(k) and _text(v) for k, v in value.items())
+    return isinstance(value, Mapping) and all(_text(k) and _text(v) for k, v in value.items())
 
 
 def _guidance(value: Any) -> bool:
-    return type(value) in (int, float) and 0 <= value < math.inf
+    return type(value) in (int, float) and 0 <= value <= 1000
 
 
 _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
-    "id": (_file_name, "a text that can be a file's name"),
+    "id": (is_file_name, "a text that can be a file's name on every system"),
     "prompt": (lambda value: isinstance(value, str), "a text"),
     "seed": (_whole(0, 2**64 - 1), "a whole number from 0 to 2**64 - 1"),
     "labels": (_labels, "a mapping from a kind, such as object, to a text"),
     "category": (lambda value: isinstance(value, str), "a text"),
-    "guidance": (_guidance, "a number of 0 or more"),
-    "steps": (_whole(1), "a whole number of 1 or more"),
+    "guidance": (_guidance, "a number from 0 to 1000"),
+    "steps": (_whole(1, 1000), "a whole number from 1 to 1000"),
     # A latent pixel is 8 pixels wide; diffusers refuses other sizes
-    "width": (_whole(8, of=8), "a multiple of 8"),
-    "height": (_whole(8, of=8), "a multiple of 8"),
+    "width": (_whole(8, 8192, of=8), "a multiple of 8 up to 8192"),
+    "height": (_whole(8, 8192, of=8), "a multiple of 8 up to 8192"),
     "tests": (lambda value: value in TESTS, f"one of {', '.join(TESTS)}"),
     "unit": (lambda value: isinstance(value, str), "a text"),
 }

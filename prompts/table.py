@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from .._reading import loads
 from .concept import KINDS, Concept, fold
 from .suite import Prompt, Suite, file_source, read_rows, refuse
 from .where import Where
@@ -243,12 +244,9 @@ def _tsv(path: Path) -> Lines:
 def _json_lines(path: Path) -> Lines:
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
         if line.strip():
-            try:
-                row = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"{path}, line {number} is not JSON: {error}") from error
+            row = loads(line, f"{path}, line {number}")
             if not isinstance(row, dict):
-                raise InputError(f"{path}, line {number}: wanted an object, found {line!r}.")
+                raise InputError(f"{path}, line {number}: wanted an object, found {line!r:.80}.")
             yield f"line {number}", row
 
 

@@ -18,8 +18,15 @@ from typing import Any, NoReturn
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import shown
 
 Row = Mapping[str, Any]
+
+LONGEST = 2000
+"""Characters of a filter."""
+
+DEEPEST = 50
+"""Brackets and ``not`` inside one another."""
 
 TOKENS = re.compile(
     r"""\s*(?:(?P<number>-?\d+(?:\.\d*)?(?:[eE][+-]?\d+)?|-?\.\d+)(?!\w)
@@ -61,7 +68,13 @@ class Where:
     """
 
     def __init__(self, text: str, columns: Sequence[str]) -> None:
+        if len(text) > LONGEST:
+            raise InputError(
+                f"--where has {len(text)} characters, and at most {LONGEST} are read: put the "
+                "rows that are wanted into a file of their own."
+            )
         self.text = text
+        self.depth = 0
         self.columns = list(columns)
         self.tokens = list(self._tokens())
         self.next = 0
@@ -81,7 +94,7 @@ class Where:
                 sign = self.text[place]
                 hint = " (for equal, write ==)" if sign == "=" else ""
                 raise InputError(
-                    f"--where {self.text!r}, character {place + 1}: {sign!r} is not known "
+                    f"--where {shown(self.text)}, character {place + 1}: {sign!r} is not known "
                     f"here{hint}."
                 )
             kind = str(found.lastgroup)
@@ -99,7 +112,7 @@ class Where:
     def _wrong(self, wanted: str) -> NoReturn:
         _, word, place = self._token
         raise InputError(
-            f"--where {self.text!r}, character {place + 1}: wanted {wanted}, found "
+            f"--where {shown(self.text)}, character {place + 1}: wanted {wanted}, found "
             f"{word if word == 'the end' else repr(word)}."
         )
 
@@ -124,6 +137,15 @@ class Where:
         return lambda row, at: all(part(row, at) for part in parts)
 
     def _one(self) -> Callable[[Row, str], bool]:
+        self.depth += 1
+        if self.depth > DEEPEST:
+            self._wrong(f"at most {DEEPEST} brackets and 'not' inside one another")
+        try:
+            return self._deeper()
+        finally:
+            self.depth -= 1
+
+    def _deeper(self) -> Callable[[Row, str], bool]:
         if self._take("not"):
             part = self._one()
             return lambda row, at: not part(row, at)
@@ -174,5 +196,7 @@ class Where:
     def _number(self, value: Any, at: str) -> float:
         try:
             return float(value)
-        except (TypeError, ValueError):
-            raise InputError(f"--where {self.text!r}, {at}: {value!r} is no number.") from None
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(
+                f"--where {shown(self.text)}, {at}: {shown(value)} is no number."
+            ) from None

@@ -315,7 +315,7 @@ def test_everything_wrong_with_a_suite_is_said_at_once(tmp_path: Path) -> None:
         "prompt 5: labels must be a mapping from a kind, such as object, to a text",
         "prompt 6: labels must be",
         "prompt 7: tests must be one of accuracy, locality, generalizability, and is 'acuracy'",
-        "prompt 8: width must be a multiple of 8, and is 500",
+        "prompt 8: width must be a multiple of 8 up to 8192, and is 500",
         "prompt 8: steps must be a whole number of 1 or more, and is 0",
         "prompt 8: guidance must be a number of 0 or more, and is -1",
         "prompt 9: it has no prompt",

@@ -1,0 +1,307 @@
+"""Files that somebody else wrote, names that a system cannot hold, and places to write to."""
+
+import shutil
+import time
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from unsee import erase, generate_gallery
+from unsee._errors import InputError
+from unsee._files import LARGEST, check_file, check_folder, file_stem, is_file_name
+from unsee.erasers.leco import leco
+from unsee.eval import find_detector
+from unsee.gallery import Gallery
+from unsee.prompts import Concept, Prompt, Suite, check_suite, find_concept, find_suite
+from unsee.prompts.where import Where
+
+Run = Callable[..., tuple[int, str, str]]
+
+ALIASES = "a0: &a0 [x, x]\n" + "".join(
+    f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}, *a{n - 1}, *a{n - 1}]\n" for n in range(1, 60)
+)
+BOMBS = {
+    "aliases": ALIASES + "phrases: *a59\n",
+    "prompts of aliases": ALIASES + "prompts: *a59\n",
+    "brackets": "phrases: " + "[" * 20_000,
+    "closed brackets": "phrases: " + "[" * 3000 + "]" * 3000,
+    "braces": "prompts: " + "{a: " * 100_000,
+    "lists of lists": "prompts:\n" + "\n".join("  " * n + "-" for n in range(1, 1000)),
+    "a number": "prompts: " + "9" * 5000,
+    "no such day": "prompts: 2024-13-45",
+    "a date of no calendar": "prompts: !!timestamp x",
+    "a truth that is none": "prompts: !!bool x",
+    "a key that is a list": "? [a]\n: b",
+    "no UTF-8": "prompts: \udcff",
+    "a control character": "prompts: \x00",
+    "ten prompts and a hundred MiB": "x" * (LARGEST + 1),
+}
+READERS: dict[str, Callable[[Path], Any]] = {
+    "concept": Concept.load,
+    "suite": lambda path: find_suite(str(path)),
+    "check": lambda path: check_suite(str(path)),
+    "detector": lambda path: find_detector(str(path)),
+    "leco": leco,
+}
+
+
+def refused(call: Callable[[], Any]) -> str:
+    """The line by which a call is refused, in bounded time."""
+    start = time.monotonic()
+    with pytest.raises(InputError) as caught:
+        call()
+    # Of the order, not a speed: the aliases took 100 s
+    assert time.monotonic() - start < 10
+    assert len(str(caught.value)) < 1000
+    return str(caught.value)
+
+
+def test_aliases_take_no_memory(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(BOMBS["aliases"])
+    tracemalloc.start()
+    try:
+        assert "write out what it stands for" in refused(
+            lambda: Concept.load(tmp_path / "it.yaml")
+        )
+        assert tracemalloc.get_traced_memory()[1] < 10 * 2**20  # it took 2.4 GB
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_in_yaml_is_one_line(bomb: str, reader: str, tmp_path: Path) -> None:
+    path = tmp_path / "it.yaml"
+    path.write_bytes(BOMBS[bomb].encode("utf-8", "surrogateescape"))
+    if reader == "check" and bomb in ("a number", "no such day"):
+        path.write_bytes(path.read_bytes() + b"\n")
+    assert str(path) in refused(lambda: READERS[reader](path))
+
+
+@pytest.mark.parametrize("reader", READERS)
+@pytest.mark.parametrize("name", ["none.yaml", "folder.yaml"])
+def test_what_is_no_file_is_not_read(name: str, reader: str, tmp_path: Path) -> None:
+    (tmp_path / "folder.yaml").mkdir()
+    assert "cannot be read" in refused(lambda: READERS[reader](tmp_path / name))
+
+
+def test_yaml_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_bytes(b"\xef\xbb\xbfphrases: [caf\xc3\xa9]\n")
+    assert find_concept(str(tmp_path / "it.yaml")).phrases == ("café",)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "(" * 3000 + "a > 1" + ")" * 3000,
+        "not " * 300 + "a > 1",
+        "(" * 60 + "a > 1" + ")" * 60,
+        "a > 1 and " * 100_000 + "a > 1",
+    ],
+)
+def test_a_filter_is_as_long_and_as_deep_as_a_person_writes(text: str) -> None:
+    assert "--where" in refused(lambda: Where(text, ["a"]))
+
+
+def test_a_filter_of_ten_brackets_is_read() -> None:
+    fits = Where("(" * 10 + "a > 1" + ")" * 10 + " or not not a == 0", ["a"])
+    assert fits({"a": "2"}, "row 0") and fits({"a": 0}, "row 0") and not fits({"a": 1}, "row 0")
+
+
+def test_a_cell_of_thousands_of_digits_is_no_number() -> None:
+    assert "digits is no number" in refused(
+        lambda: Where("a > 1", ["a"])({"a": 10**4000}, "row 0")
+    )
+
+
+@pytest.mark.parametrize("line", ['{"prompt": ' + "[" * 100_000, '{"seed": ' + "9" * 5000 + "}"])
+def test_a_bomb_in_json_lines_is_one_line(line: str, tmp_path: Path) -> None:
+    (tmp_path / "it.jsonl").write_text(line)
+    assert "line 1" in refused(lambda: find_suite(str(tmp_path / "it.jsonl")))
+
+
+BAD_IDS = ["../x", "/x", "a/b", "a\\b", "CON", "nul.a", "a\n", "a\x1b[2J", "", " ", ".", "a.",
+           "a ", "x" * 300, "a\0", "COM1", "\udcff"]  # fmt: skip
+
+
+@pytest.mark.parametrize("id_", BAD_IDS)
+def test_an_id_that_is_no_files_name_is_refused_however_it_comes(
+    id_: str, pipe: Any, tmp_path: Path
+) -> None:
+    assert not is_file_name(id_)
+    out = tmp_path / "a" / "b" / "c"
+    with pytest.raises(InputError, match="id must be a text that can be a file's name"):
+        generate_gallery(pipe, [], Suite("it", (Prompt(id_, "a cat", 0),)), out, steps=1)
+    assert not out.exists() and not list(tmp_path.rglob("*.png"))
+
+
+def test_ids_that_differ_in_case_alone_are_refused() -> None:
+    with pytest.raises(InputError, match="has the id 'A' 2 times, once as 'a'"):
+        Suite("it", (Prompt("A", "a cat", 0), Prompt("a", "a dog", 0)))
+
+
+@pytest.mark.parametrize(
+    "field, value",
+    [("seed", -1), ("seed", 2**64), ("seed", True), ("guidance", float("nan")), ("steps", 0),
+     ("steps", 5000), ("width", 12), ("width", 10**9), ("height", 0)],
+)  # fmt: skip
+def test_a_prompt_that_cannot_be_drawn_is_refused_in_python_too(field: str, value: Any) -> None:
+    with pytest.raises(InputError, match=f"prompt 'a': {field} must be"):
+        Suite("it", (Prompt(**{"id": "a", "prompt": "a cat", "seed": 0, field: value}),))
+
+
+NAMES = ["Dr. Seuss", "St. Ives", "St. Paul", "AC/DC", "AC", "DC", "kitchen knife", "CON", "nul.x",
+         "a\\b", "宮崎駿", "Ōkami", "Vol. 2.", ".hidden", "-o", "What?"]  # fmt: skip
+
+
+def test_names_of_files_are_distinct_and_hold_everywhere() -> None:
+    stems = [file_stem([name]) for name in NAMES]
+    assert len({stem.casefold() for stem in stems}) == len(NAMES)
+    assert all(is_file_name(stem) and " " not in stem for stem in stems)
+    assert stems[:4] == ["Dr.-Seuss", "St.-Ives", "St.-Paul", "AC-DC"]
+
+
+def test_the_default_file_is_named_after_the_concept(
+    run: Run, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "my.style.yaml").write_text("name: van gogh\nkind: style\n")
+    for concept in ("dog. cat", "dog. hat", "a/cat", "my.style.yaml"):
+        code, out, err = run("erase", str(tiny_folder), concept, "--no-check")
+        assert code == 0, err
+    assert sorted(p.name for p in tmp_path.glob("*.safetensors")) == [
+        "a-cat.safetensors",
+        "dog.-cat.safetensors",
+        "dog.-hat.safetensors",
+        "my.style.safetensors",
+    ]
+
+
+def test_only_an_erasure_of_the_same_concepts_is_written_over(
+    run: Run, tiny_folder: Path, tmp_path: Path
+) -> None:
+    erase_ = ("erase", str(tiny_folder), "--no-check", "-o", "it.safetensors")
+    file = tmp_path / "it.safetensors"
+    assert run(*erase_, "cat")[0] == 0
+    first = file.read_bytes()
+    assert run(*erase_, "cat", "--set", "ridge=0.1")[0] == 0 and file.read_bytes() != first
+    first = file.read_bytes()
+    code, _, err = run(*erase_, "dog")
+    assert code == 2 and "erases 'cat'" in err and "--force" in err
+    assert file.read_bytes() == first
+    assert run(*erase_, "dog", "--force")[0] == 0 and file.read_bytes() != first
+    file.write_text("notes of mine")
+    code, _, err = run(*erase_, "dog", "--force")
+    assert code == 2 and "is no erasure that could be replaced" in err
+    assert file.read_text() == "notes of mine"
+
+
+def test_a_place_that_cannot_be_written_is_known_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    for check in (check_file, check_folder):
+        for path, line in {
+            tmp_path / "file" / "x": "is a file and no folder",
+            tmp_path / ("x" * 300): "300 bytes",
+            tmp_path / "a\0": "a character in it",
+            Path("/proc/x"): "cannot be written",
+        }.items():
+            with pytest.raises(InputError, match=line):
+                check(path)
+        check(tmp_path / "new" / "deep" / "it")
+    with pytest.raises(InputError, match="is a folder"):
+        check_file(tmp_path)
+    with pytest.raises(InputError, match="is a file: name a folder"):
+        check_folder(tmp_path / "file")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["file"]
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: type("", (), {"total": 9, "free": 1}))
+    with pytest.raises(InputError, match="the disk has 0 MiB left"):
+        check_file(tmp_path / "it")
+
+
+@pytest.mark.parametrize(
+    "arguments, value, line",
+    [
+        ({"concepts": None}, None, "concepts is None; it must be a text"),
+        ({"concepts": []}, None, "There is no concept"),
+        ({"concepts": [None]}, None, "concepts is .None.; it must be"),
+        ({"concepts": " , "}, None, "is empty"),
+        ({"concepts": "cat, dog"}, None, "unsee erase .* cat dog"),
+        ({"keep": "hammer"}, None, "keep is 'hammer'; it must be a list"),
+        ({"keep": ["cat, dog"]}, None, "--keep cat --keep dog"),
+        ({"keep": [""]}, None, "is empty"),
+        ({"keep": [1]}, None, "keep is .1.; it must be a list, each of it a text"),
+        ({"anchor": 1}, None, "anchor is 1; it must be a text, or none"),
+        ({"seed": -1}, None, "seed is -1; it must be a whole number from 0"),
+        ({"seed": 2**64}, None, "seed is 18446744073709551616"),
+        ({"seed": 1.5}, None, "seed is 1.5"),
+        ({"seed": True}, None, "seed is True"),
+        ({"check": "no"}, None, "check is 'no'; it must be true or false"),
+        ({"progress": 1}, None, "progress is 1; it must be a function"),
+        ({"kind": "thing"}, None, "wanted one of object"),
+        ({"model": None}, None, "model is None; it must be a name, a folder or a"),
+    ],
+)  # fmt: skip
+def test_an_argument_that_cannot_be_is_one_line_before_any_work(
+    arguments: dict[str, Any], value: Any, line: str
+) -> None:
+    given = {"model": "none/of/this/name", "concepts": "cat"} | arguments
+    with pytest.raises(InputError, match=line):
+        erase(given.pop("model"), given.pop("concepts"), **given)
+
+
+@pytest.mark.parametrize(
+    "arguments, line",
+    [
+        ({"guidance": float("nan")}, "guidance is nan"),
+        ({"guidance": float("inf")}, "guidance is inf"),
+        ({"guidance": -1}, "guidance is -1; it must be a number from 0 to 1000"),
+        ({"steps": 0}, "steps is 0; it must be a whole number from 1 to 1000"),
+        ({"steps": 5000}, "steps is 5000"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": 2.0}, "batch_size is 2.0"),
+        ({"erasures": None}, "erasures is None"),
+        ({"suite": "emoji"}, "suite is 'emoji'"),
+        ({"out": None}, "out is None; it must be a text, or a Path"),
+    ],
+)
+def test_a_gallerys_arguments_are_looked_at_before_the_model(
+    arguments: dict[str, Any], line: str, tmp_path: Path
+) -> None:
+    suite = Suite("it", (Prompt("a", "a cat", 0),))
+    given: dict[str, Any] = {"erasures": [], "suite": suite, "out": tmp_path / "o"} | arguments
+    with pytest.raises(InputError, match=line):
+        generate_gallery("none/of/this/name", **given)
+    assert not (tmp_path / "o").exists()
+
+
+def test_more_steps_than_the_scheduler_knows_are_refused_before_any_image(
+    pipe: Any, tmp_path: Path
+) -> None:
+    pipe.scheduler = pipe.scheduler.from_config(pipe.scheduler.config, num_train_timesteps=10)
+    suite = Suite("it", (Prompt("a", "a cat", 0), Prompt("b", "a dog", 0, steps=11)))
+    with pytest.raises(InputError, match="steps is 11; it must be at most 10, .* DDIMScheduler"):
+        generate_gallery(pipe, [], suite, tmp_path / "o", steps=2)
+    assert not (tmp_path / "o").exists()
+
+
+def test_a_folder_with_a_report_of_somebody_else_is_left_alone(
+    run: Run, tiny_folder: Path, tmp_path: Path
+) -> None:
+    assert run("erase", "emoji", "bomb", "--no-check")[0] == 0
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "report.html").write_text("<p>my report")
+    code, _, err = run("audit", "emoji", "-e", "bomb.safetensors", "-o", "runs")
+    assert code == 2 and "report.html is there already and is no report" in err
+    assert [p.name for p in (tmp_path / "runs").iterdir()] == ["report.html"]
+
+
+def test_galleries_ids_are_looked_at_when_they_are_opened(tmp_path: Path) -> None:
+    gallery = Gallery.start(tmp_path / "g", {}, [Prompt("a", "a cat", 0)])
+    lines = gallery.path / "samples.jsonl"
+    lines.write_text(lines.read_text().replace('"id": "a"', '"id": "../../a"'))
+    with pytest.raises(InputError, match="file's name"):
+        Gallery.open(gallery.path)
