@@ -12,11 +12,15 @@ export MALLOC_TRIM_THRESHOLD_ ?= 4294967296
 demo: $(VENV)/.installed
 	$(BIN)/unsee demo
 
+# A process a core, up to four, each of one thread: a tiny model's layers gain nothing by more.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/pytest -n logical --maxprocesses 4
+
 test: lint types
-	$(BIN)/pytest
+	$(PYTEST)
 
 test-slow: $(VENV)/.dev
-	$(BIN)/pytest -m slow
+	$(PYTEST) -m slow
+	PYTHONPATH=tests/bare $(PYTEST) -m "not slow and not extra"
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .

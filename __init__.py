@@ -4,6 +4,8 @@ from importlib import import_module
 from importlib.metadata import version
 from typing import TYPE_CHECKING
 
+# erasers as well: its methods name their guides, by which a file of theirs is put on.
+from . import erasers as erasers
 from ._errors import InputError
 from .gallery import Gallery
 from .prompts import Concept, Prompt, Suite
@@ -13,23 +15,32 @@ if TYPE_CHECKING:
     from .flow import audit as audit
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
+    from .flow import merge as merge
     from .flow import score as score
     from .pipelines.erasure import Erasure as Erasure
     from .pipelines.load import load_pipeline as load_pipeline
+    from .pipelines.watch import Active as Active
+    from .pipelines.watch import active as active
+    from .pipelines.watch import remove as remove
 
 __version__ = version("unsee")
 
 _EXPORTS = {
+    "Active": ".pipelines.watch",
     "Erasure": ".pipelines.erasure",
     "Report": ".eval.report",
+    "active": ".pipelines.watch",
     "audit": ".flow",
     "erase": ".flow",
     "generate_gallery": ".flow",
+    "merge": ".flow",
     "load_pipeline": ".pipelines.load",
+    "remove": ".pipelines.watch",
     "score": ".flow",
 }
 
 __all__ = [
+    "Active",
     "Concept",
     "Erasure",
     "Gallery",
@@ -37,10 +48,13 @@ __all__ = [
     "Prompt",
     "Report",
     "Suite",
+    "active",
     "audit",
     "erase",
     "generate_gallery",
     "load_pipeline",
+    "merge",
+    "remove",
     "score",
 ]
 

@@ -42,6 +42,10 @@ class Registry(Mapping[str, T], Generic[T]):
         self.group = group
         self._ours = dict(ours)
 
+    def add(self, ours: Mapping[str, str]) -> None:
+        """Takes members of ours that another folder names, from above the registry's own."""
+        self._ours |= ours
+
     def _targets(self) -> dict[str, str]:
         return {e.name: e.value for e in entry_points(group=self.group)} | self._ours
 

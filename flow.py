@@ -1,7 +1,6 @@
 """The whole way, from a concept to a report: what the command line does, as functions."""
 
 import dataclasses
-import hashlib
 import shlex
 import time
 import warnings
@@ -10,16 +9,29 @@ from contextlib import ExitStack
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
 from ._files import check_folder
 from ._registry import unknown
-from ._settings import Count, Guidance, Seed, Size, Steps, check, checked, hints_of, shown
+from ._settings import (
+    Count,
+    Guidance,
+    Rest,
+    Seed,
+    Share,
+    Size,
+    Steps,
+    check,
+    checked,
+    hints_of,
+    shown,
+)
 from .erasers import ERASERS, Eraser
-from .gallery import Gallery
+from .gallery import Gallery, MadeBy, Used
 from .prompts import YAML, Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
+from .records import Model
 
 if TYPE_CHECKING:
     from .eval.detectors import Detector
@@ -96,12 +108,13 @@ def erase(
         settings: The method's settings by name.
 
     Warns:
-        UserWarning: The denoiser's prediction on a concept hardly moved.
+        UserWarning: The denoiser's prediction on a concept hardly moved, on what must stay it
+            moved much, or an anchor is so near that it may draw the concept.
 
     Raises:
         InputError: Something in the arguments cannot be; before any work is done.
     """
-    from .erasers.effect import HARDLY, effect
+    from .erasers.effect import doubts, effect
     from .pipelines import load_pipeline, load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
@@ -133,14 +146,62 @@ def erase(
             parts = taken(load_pipeline)
         seen = effect(parts, erasure, wanted, seed=seed)
         measured = dataclasses.replace(measured, effect=seen)
-        for concept, one in seen.items():
-            if one.moved < HARDLY:
-                warnings.warn(
-                    f"{concept!r} is hardly erased: the prediction moved {one.moved:.0%} of "
-                    "the way to its anchor's. Try another preset, or name more phrases.",
-                    stacklevel=3,  # past ``checked``
-                )
+        for line in doubts(seen, wanted):
+            warnings.warn(line, stacklevel=3)  # past ``checked``
     return dataclasses.replace(erasure, measured=measured)
+
+
+@checked
+def merge(
+    erasures: "Sequence[str | Path | Erasure]",
+    *,
+    how: Literal["joint", "sum"] = "sum",
+    model: Any = None,
+    residual: Rest = 1e-3,
+    check: bool = True,
+    progress: Callable[[float], None] = lambda done: None,
+) -> "Erasure":
+    """Makes one erasure of several of one base.
+
+    Args:
+        erasures: Erasures or their files, at least two.
+        how: "sum" adds them up, whatever methods made their weights, and needs no model. "joint"
+            solves a closed form for all concepts together, with the settings that all files name:
+            it gives the erasure that ``erase`` makes of all concepts at once.
+        model: For "joint", the base model, as ``erase`` takes it; None is the one that the files
+            name.
+        residual: For "sum", how much of a low-rank sum may be left out, relative in Frobenius'
+            norm.
+        check: For "joint", whether to look at the effect, as ``erase`` does.
+        progress: Called with the share that is done, in [0, 1].
+
+    Raises:
+        InputError: They cannot be merged in this way; the message says which, and what to do.
+    """
+    from .erasers.merge import Sum, check_alike, concepts_of, joint
+    from .pipelines import Erasure
+
+    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    if how == "sum":
+        return Sum(residual).of(loaded)
+    method, settings, seed = joint(loaded)
+    eraser = ERASERS[method]
+    if eraser.trains or loaded[0].record.kind == "guidance":
+        what = "trains" if eraser.trains else "is a guide"
+        raise InputError(
+            f"A joint merge solves closed forms, and {method} {what}: "
+            + ("add them up (sum)." if eraser.trains else "load them beside each other.")
+        )
+    concepts = concepts_of(loaded)
+    if model is None:
+        model = loaded[0].record.base.name
+    elif not isinstance(model, (str, Path)):
+        loaded[0].check_base(model)
+    made = erase(
+        model, concepts, method=method, seed=seed, check=check, progress=progress, **settings
+    )
+    check_alike([*loaded, made])
+    return made
 
 
 @checked
@@ -157,6 +218,8 @@ def audit(
     batch_size: Count = 8,
     guidance: Guidance | None = None,
     steps: Steps | None = None,
+    max_target: Share = 0.10,
+    max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -182,6 +245,9 @@ def audit(
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the model's default.
         steps: Where a prompt names none; None is the model's default.
+        max_target: The target counts as forgotten where its rate is at most this share, with 95 %
+            confidence.
+        max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -190,11 +256,15 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval import find_detector, find_metric
-    from .eval.answers import Answers, detect
-    from .eval.audit import compare, target_rows
-    from .eval.report import Limits, write
+    from .eval.answers import Answers, each_once
+    from .eval.audit import compare
+    from .eval.page import write
+    from .eval.rows import divide
+    from .eval.verdict import Limits
     from .pipelines import Erasure
+    from .pipelines.identity import model_of
 
+    limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
     if not loaded:
@@ -212,30 +282,21 @@ def audit(
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
-    target_rows(concepts, suite.prompts, eyes)
+    each_once(eyes, rulers)
+    divide(concepts, suite.prompts, eyes)
+    kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     pipe = _pipeline(base)
+    model = model_of(pipe, name)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     seconds = {}
 
     def made(what: str, stacked: "Sequence[Erasure]") -> Gallery:
         start = time.perf_counter()
         gallery = _gallery(
-            pipe, name, stacked, suite, out / what, settings, f"{what} model", progress
+            pipe, model, stacked, suite, out / what, settings, f"{what} model", progress
         )
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
-
-    def scored(gallery: Gallery, what: str) -> Answers:
-        file = gallery.path / "answers.jsonl"
-        known = Answers.load(file) if file.is_file() else None
-        found = detect(
-            gallery,
-            eyes,
-            known=known,
-            progress=lambda _, done, total: progress(f"detect {what}", done, total),
-        )
-        found.save(file)
-        return found
 
     # The erased first: an erasure for another base is refused before any image is made.
     erased_gallery, base_gallery = made("erased", loaded), made("base", ())
@@ -247,10 +308,15 @@ def audit(
         metrics=rulers,
         suite_name=suite.name,
         suite_source=suite.source,
-        notes=suite.notes,
-        base_answers=scored(base_gallery, "base"),
-        erased_answers=scored(erased_gallery, "erased"),
-        limits=Limits(allow_unscored=allow_unscored),
+        notes=(
+            *suite.notes,
+            *_cut(pipe, suite),
+            *_remade(base_gallery, "base"),
+            *_remade(erased_gallery, "erased"),
+        ),
+        base_answers=kept["base"],
+        erased_answers=kept["erased"],
+        limits=limits,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         seconds=dict(sorted(seconds.items())),
@@ -278,8 +344,8 @@ def score(
 ) -> "FolderScore":
     """Measures images that came from anywhere; no pipeline is loaded.
 
-    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. An
-    image that is there already in ``answers.jsonl`` is not asked about again.
+    Writes ``answers.jsonl``, every answer of every detector, and ``score.json``, what follows. A
+    detector is not asked again about an image of which it has an answer in ``answers.jsonl``.
 
     Args:
         folder: Images, or a gallery.
@@ -304,21 +370,19 @@ def score(
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
     check_folder(there)
-    file = there / "answers.jsonl"
-    found, scores = measure(
+    found = measure(
         gallery,
         [find_detector(d, gallery.prompts) for d in detectors],
         [find_metric(m) for m in metrics],
         reference=None if reference is None else open_folder(Path(reference)),
         concept=concept,
         kind=kind,
-        known=Answers.load(file) if file.is_file() else None,
+        answers=Answers(there / "answers.jsonl"),
         batch_size=batch_size,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         progress=progress,
     )
-    scores.save(file)
     found.save(there / "score.json")
     return found
 
@@ -347,22 +411,43 @@ def generate_gallery(
         steps: Where a prompt names none; None is the model's default.
         progress: Called with what is going on, how much of it is done, and of how much.
 
+    Warns:
+        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists.
+
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
     from .pipelines import Erasure
+    from .pipelines.identity import model_of
 
     check_folder(Path(out))
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
-    return _gallery(pipe, name, loaded, suite, Path(out), settings, "model", progress)
+    known = model_of(pipe, name)
+    gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
+    for note in _cut(pipe, suite):
+        warnings.warn(note, stacklevel=3)  # past ``checked``
+    return gallery
+
+
+def _cut(pipe: Any, suite: Suite) -> list[str]:
+    """A line on the prompts that the tokenizer cuts, if there are any."""
+    from .pipelines import cut
+
+    if not (ids := cut(pipe, suite.prompts)):
+        return []
+    more = f" and {len(ids) - 10} more, all of them in gallery.json" if len(ids) > 10 else ""
+    return [
+        f"The tokenizer cuts {len(ids)} of {len(suite.prompts)} prompts, whose ends the model "
+        f"never read: {', '.join(ids[:10])}{more}."
+    ]
 
 
 def _gallery(
     pipe: Any,
-    model: str,
+    model: Model,
     erasures: "Sequence[Erasure]",
     suite: Suite,
     out: Path,
@@ -370,18 +455,18 @@ def _gallery(
     what: str,
     progress: Progress,
 ) -> Gallery:
-    from .pipelines import generate
+    from .pipelines import cut, generate
 
     _check_steps(pipe, suite, settings["steps"])
-    made_by = {
-        "model": model,
-        **({"suite": {"name": suite.name, **suite.source}} if suite.source else {}),
-        "erasures": [_described(e) for e in erasures],
+    made_by = MadeBy(
+        model=model,
+        erasures=tuple(_used(e) for e in erasures),
+        versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
+        suite={"name": suite.name, **suite.source} if suite.source else {},
+        cut=tuple(cut(pipe, suite.prompts)),
+        device=str(pipe.device),
         **settings,
-        "scheduler": type(pipe.scheduler).__name__,
-        "dtype": str(pipe.dtype),
-        "versions": {package: version(package) for package in ("unsee", "torch", "diffusers")},
-    }
+    )
     with ExitStack() as stack:
         for erasure in erasures:
             stack.enter_context(erasure.applied(pipe))
@@ -581,14 +666,24 @@ def _unchecked(model: str) -> dict[str, Any]:
     return {} if model == "emoji" else {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _described(erasure: "Erasure") -> dict[str, Any]:
-    data = erasure.bytes
-    return {
-        "name": erasure.name,
-        "method": erasure.record.method,
-        "settings": dict(erasure.record.settings),
-        "sha256": hashlib.sha256(data).hexdigest(),
-        "bytes": len(data),
-        "seconds": erasure.measured.seconds,
-        "peak_memory": erasure.measured.peak_memory,
-    }
+def _remade(gallery: Gallery, side: str) -> list[str]:
+    """What the report says of images that were not as they were made."""
+    if not (remade := gallery.remade):
+        return []
+    named = ", ".join(remade[:8]) + " …" * (len(remade) > 8)
+    return [
+        f"{len(remade)} of {len(gallery)} {side} images were changed or removed after they had "
+        f"been made, and were made again: {named}."
+    ]
+
+
+def _used(erasure: "Erasure") -> Used:
+    return Used(
+        name=erasure.name,
+        method=erasure.record.method,
+        settings=erasure.record.settings,
+        sha256=erasure.sha256,
+        bytes=len(erasure.bytes),
+        seconds=erasure.measured.seconds,
+        peak_memory=erasure.measured.peak_memory,
+    )

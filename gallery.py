@@ -2,71 +2,199 @@
 
     gallery.json     what made the images: model, erasures, settings, versions
     samples.jsonl    one line an image: its prompt, seed, settings and labels
+    images.jsonl     one line an image that was made: its id and its file's SHA-256
     images/ID.png
 
-The two text files are written before the first image. An image that is not there has not been
-made: nothing else records progress, so an interrupted gallery goes on by making what is missing.
+The first two are written before the first image, gallery.json last of them: a folder without it is
+none yet. An image is there when its file is the one that the last line about it names. So a
+gallery that was interrupted goes on by making what is missing, and an image that was changed, cut
+or removed since is made again, and has a second line in images.jsonl.
 """
 
+import dataclasses
+import hashlib
+import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from ._errors import InputError
+from ._reading import loads, plain, read
+from ._settings import NotNegative, Range, shown
 from .prompts import Prompt
+from .records import Model
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+FORMAT = 2
+"""Of gallery.json. A greater one is refused; what format 1 wrote is read and not gone on with."""
+
+_WRITING = re.compile(r"\.(.+\.(png|json|jsonl|html))\.[a-z0-9_]{8}")
+"""The name of a file that is being written, for as long as that takes."""
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Writes a whole file or nothing: beside it first, then renamed over it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data.encode() if isinstance(data, str) else data)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+            try:
+                os.chmod(name, 0o644)
+                os.replace(name, path)
+            except FileNotFoundError:
+                # A run that starts in the same folder took it for half-written, and cleared it.
+                if path.parent.is_dir():
+                    continue
+                raise
+            return
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+@dataclass(frozen=True)
+class Used:
+    """An erasure that was in the model.
+
+    Attributes:
+        name: Its concepts'.
+        method: Its method.
+        settings: The method's.
+        sha256: ``Erasure.sha256``, by which it is known.
+        bytes: The file's size.
+        seconds: That it took to make, if that is known.
+        peak_memory: Bytes that making it took, if that is known.
+    """
+
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    sha256: str
+    bytes: Annotated[int, Range(least=0)]
+    seconds: NotNegative | None = None
+    peak_memory: Annotated[int, Range(least=0)] | None = None
+
+
+@dataclass(frozen=True)
+class MadeBy:
+    """What made a gallery's images.
+
+    Attributes:
+        model: The model, without the erasures.
+        erasures: What was in it.
+        guidance: Scale of classifier-free guidance where a prompt names none.
+        steps: Denoising steps where a prompt names none.
+        versions: Of the packages that draw.
+        suite: Where the prompts come from. Like what follows and the model's name, it is a label:
+            a run that differs in these alone goes on with the gallery.
+        cut: Ids of the prompts whose ends the tokenizer cuts.
+        batch_size: Images at a time. Images are the same byte for byte where it is the same, and
+            the device; a few differ by a level of 255 where not.
+        device: Where it ran.
+    """
+
+    model: Model | None = None
+    erasures: tuple[Used, ...] = ()
+    guidance: NotNegative | None = None
+    steps: Annotated[int, Range(least=1)] | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    suite: Mapping[str, str] = field(default_factory=dict)
+    cut: tuple[str, ...] = ()
+    batch_size: Annotated[int, Range(least=1)] | None = None
+    device: str | None = None
+
+    def key(self) -> dict[str, Any]:
+        """All that the images depend on, by its name in words."""
+        found: dict[str, Any] = {}
+        if self.model is not None:
+            found["class of the pipeline"] = self.model.pipeline
+            found["dtype"] = self.model.dtype
+            found |= {part: digest for part, digest in self.model.components.items()}
+            found |= {f"scheduler's {name}": v for name, v in self.model.scheduler.items()}
+        found["erasures"] = [f"{e.method} of {e.name} ({e.sha256[:12]})" for e in self.erasures]
+        found |= {"guidance": self.guidance, "steps": self.steps}
+        return found | {f"version of {name}": v for name, v in self.versions.items()}
+
+    def difference(self, found: "MadeBy") -> str:
+        """The first thing by which a gallery was made otherwise, in words; empty if there is none.
+
+        Args:
+            found: What made the gallery.
+        """
+        if self.model and found.model and not found.model.components:
+            return "model (an older version made them, and recorded no more than its name)"
+        ours, theirs = self.key(), found.key()
+        for name in dict.fromkeys((*theirs, *ours)):
+            if ours.get(name) != theirs.get(name):
+                wanted, there = (_named(values.get(name)) for values in (ours, theirs))
+                return f"{name} (wanted {wanted}, found {there})"
+        return ""
+
+
+def _named(value: Any) -> str:
+    if value is None:
+        return "none"
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"{value[:12]}…"
+    if isinstance(value, list):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 @dataclass(frozen=True)
 class Gallery:
-    """Images on disk with the prompts that they were made from."""
+    """Images on disk with the prompts that they were made from.
+
+    Attributes:
+        path: The folder.
+        made_by: What made them; None where that is not known.
+        prompts: What each was made from.
+    """
 
     path: Path
-    made_by: Mapping[str, Any]
+    made_by: MadeBy | None
     prompts: tuple[Prompt, ...]
 
     @classmethod
-    def start(cls, path: Path, made_by: Mapping[str, Any], prompts: Sequence[Prompt]) -> "Gallery":
+    def start(cls, path: Path, made_by: MadeBy | None, prompts: Sequence[Prompt]) -> "Gallery":
         """Opens the gallery at ``path``, making it if there is none.
 
+        What a run that was killed left half-written is cleared away.
+
         Raises:
-            InputError: There is one, of other prompts or made by something else.
+            InputError: There is one, of other prompts or made by something else, or the folder
+                holds something else.
         """
-        gallery = cls(path, json.loads(json.dumps(made_by)), tuple(prompts))
+        gallery = cls(path, made_by or MadeBy(), tuple(prompts))
         if (path / "gallery.json").exists():
             found = cls.open(path)
-            if found != gallery:
-                what = "prompts" if found.made_by == gallery.made_by else "model or settings"
+            if difference := gallery._difference(found):
                 raise InputError(
-                    f"{path} holds a gallery of other {what}: name another folder, or remove it."
+                    f"{path} holds images made with another {difference}: name another folder, "
+                    "or remove it."
                 )
+            _clear(path)
             return found
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and not _is_unborn(path):
             raise InputError(f"{path} exists and is no gallery: name a new folder.")
         (path / "images").mkdir(parents=True, exist_ok=True)
-        lines = (json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in prompts)
-        write_atomically(path / "samples.jsonl", "".join(lines))
-        write_atomically(path / "gallery.json", json.dumps(made_by, indent=2) + "\n")
+        _clear(path)
+        samples = "".join(
+            json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in gallery.prompts
+        )
+        write_atomically(path / "samples.jsonl", samples)
+        write_atomically(path / "images.jsonl", "")
+        head = _Head(FORMAT, gallery.made_by or MadeBy(), _sha256(samples.encode()))
+        write_atomically(path / "gallery.json", json.dumps(plain(head), indent=2) + "\n")
         return gallery
 
     @classmethod
@@ -76,34 +204,220 @@ class Gallery:
         Raises:
             InputError: There is none, or its text files cannot be read.
         """
-        try:
-            made_by = json.loads((path / "gallery.json").read_text(encoding="utf-8"))
-            lines = (path / "samples.jsonl").read_text(encoding="utf-8").splitlines()
-            return cls(path, made_by, tuple(Prompt.from_json(json.loads(line)) for line in lines))
-        except FileNotFoundError as error:
+        where = str(path / "gallery.json")
+        page = loads(_text(path, "gallery.json"), where)
+        samples = _text(path, "samples.jsonl")
+        made_by, sha256 = _head(page, where)
+        if sha256 is not None and _sha256(samples) != sha256:
             raise InputError(
-                f"{path} is no gallery: it has no {Path(error.filename).name}."
-            ) from error
-        except (ValueError, TypeError) as error:
-            raise InputError(f"The gallery {path} cannot be read: {error}") from error
+                f"{path / 'samples.jsonl'} has been changed since it was written: make the "
+                "gallery again in a new folder."
+            )
+        prompts = []
+        for number, line in enumerate(samples.splitlines(), 1):
+            row = f"{path / 'samples.jsonl'}, line {number}"
+            try:
+                prompts.append(Prompt.from_json(loads(line, row)))
+            except InputError as error:
+                raise InputError(f"{row}: {error}") from error
+        return cls(path, made_by, tuple(prompts))
+
+    def _difference(self, found: "Gallery") -> str:
+        assert self.made_by is not None
+        if difference := self.made_by.difference(found.made_by or MadeBy()):
+            return difference
+        if len(self.prompts) != len(found.prompts):
+            return f"number of prompts (wanted {len(self.prompts)}, found {len(found.prompts)})"
+        for ours, theirs in zip(self.prompts, found.prompts, strict=True):
+            if ours != theirs:
+                wanted, there = ours.to_json(), theirs.to_json()
+                name = next(k for k in (*wanted, *there) if wanted.get(k) != there.get(k))
+                return (
+                    f"{name} of prompt {theirs.id} (wanted {shown(wanted.get(name))}, found "
+                    f"{shown(there.get(name))})"
+                )
+        return ""
 
     def image_path(self, prompt: Prompt) -> Path:
         return self.path / "images" / f"{prompt.id}.png"
 
     def missing(self) -> list[Prompt]:
-        """The prompts whose images have not been made."""
+        """The prompts that have no image."""
         return [p for p in self.prompts if not self.image_path(p).exists()]
 
-    def put(self, prompt: Prompt, image: "Image") -> None:
-        """Writes one image, as PNG."""
-        from io import BytesIO
+    def altered(self) -> list[Prompt]:
+        """The prompts whose images were made and are no more as they were: changed or removed.
 
-        buffer = BytesIO()
+        Raises:
+            InputError: As ``remade``.
+        """
+        made = self._made()
+        return [p for p in self.prompts if p.id in made and made[p.id][-1] != self._found(p)]
+
+    def unmade(self) -> list[Prompt]:
+        """The prompts whose images are not there as they were made.
+
+        Raises:
+            InputError: As ``remade``.
+        """
+        made = self._made()
+        return [p for p in self.prompts if p.id not in made or made[p.id][-1] != self._found(p)]
+
+    @property
+    def remade(self) -> tuple[str, ...]:
+        """The ids of images that were changed or removed after they had been made, and made again.
+
+        Raises:
+            InputError: images.jsonl cannot be read.
+        """
+        return tuple(id for id, made in self._made().items() if len(made) > 1)
+
+    def put(self, prompt: Prompt, image: "Image") -> None:
+        """Writes one image, as PNG, and then its hash."""
+        buffer = io.BytesIO()
         image.save(buffer, "PNG")
         write_atomically(self.image_path(prompt), buffer.getvalue())
+        line = json.dumps({"id": prompt.id, "sha256": _sha256(buffer.getvalue())})
+        with (self.path / "images.jsonl").open("ab") as file:
+            file.write(line.encode() + b"\n")
+
+    def _found(self, prompt: Prompt) -> str | None:
+        try:
+            return _sha256(self.image_path(prompt).read_bytes())
+        except FileNotFoundError:
+            return None
+
+    def _made(self) -> dict[str, list[str]]:
+        """By an image's id the hashes of its file, the last one the one that counts."""
+        file = self.path / "images.jsonl"
+        if not file.is_file():  # as format 1 has none
+            return {}
+        # What comes after the last newline is the half of a line.
+        whole, _, _ = file.read_bytes().rpartition(b"\n")
+        made: dict[str, list[str]] = {}
+        for number, line in enumerate(whole.splitlines(), 1):
+            row = f"{file}, line {number}"
+            one = read(_Made, loads(line, row), row)
+            made.setdefault(one.id, []).append(one.sha256)
+        return made
 
     def __iter__(self) -> Iterator[Prompt]:
         return iter(self.prompts)
 
     def __len__(self) -> int:
         return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class _Made:
+    id: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class _Head:
+    """gallery.json; ``samples`` is the SHA-256 of samples.jsonl."""
+
+    format: int
+    made_by: MadeBy
+    samples: str
+
+
+@dataclass(frozen=True)
+class _Used1:
+    name: str
+    method: str
+    settings: Mapping[str, Any]
+    sha256: str
+    bytes: int
+    seconds: float | None = None
+    peak_memory: int | None = None
+
+
+@dataclass(frozen=True)
+class _MadeBy1:
+    """What format 1 wrote: a model's name, and nothing by which it could be known."""
+
+    model: str
+    suite: Mapping[str, str] = field(default_factory=dict)
+    erasures: tuple[_Used1, ...] = ()
+    batch_size: int | None = None
+    guidance: float | None = None
+    steps: int | None = None
+    scheduler: str = ""
+    dtype: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+
+def _head(page: Any, where: str) -> tuple[MadeBy, str | None]:
+    """What made a gallery, and the hash of its samples since there is one."""
+    version = page.get("format", 1) if isinstance(page, Mapping) else 1
+    if isinstance(version, int) and version > FORMAT:
+        raise InputError(
+            f"{where} has format {shown(version)}; this version reads up to {FORMAT}: upgrade "
+            "unsee, or make the gallery again."
+        )
+    if not isinstance(page, Mapping) or "format" in page:
+        head = read(_Head, page, where)
+        if head.format != FORMAT:
+            raise InputError(f"{where}: format is {head.format}; it must be {FORMAT}.")
+        return head.made_by, head.samples
+    old = read(_MadeBy1, page, where, defaults=True)
+    model = Model(old.model, "", old.dtype.removeprefix("torch."), {}, {"class": old.scheduler})
+    return (
+        MadeBy(
+            model=model,
+            erasures=tuple(Used(**dataclasses.asdict(used)) for used in old.erasures),
+            guidance=old.guidance,
+            steps=old.steps,
+            versions=old.versions,
+            suite=old.suite,
+            batch_size=old.batch_size,
+        ),
+        None,
+    )
+
+
+def _text(path: Path, name: str) -> bytes:
+    try:
+        return (path / name).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} is no gallery: it has no {name}.") from None
+    except OSError as error:
+        raise InputError(f"The gallery {path} cannot be read: {error}") from error
+
+
+def _is_unborn(path: Path) -> bool:
+    """Whether a folder holds no more than what a run leaves that is killed before gallery.json."""
+    if not path.is_dir():
+        return False
+    images, early = path / "images", ("samples.jsonl", "images.jsonl")
+    others = [
+        entry
+        for folder in (path, images)
+        for entry in (folder.iterdir() if folder.is_dir() else ())
+        if entry != images and not _is_half_written(entry)
+    ]
+    # images/ comes first.
+    return not others or (
+        images.is_dir() and all(e.parent == path and e.name in early for e in others)
+    )
+
+
+def _is_half_written(path: Path) -> bool:
+    return bool(_WRITING.fullmatch(path.name)) and path.is_file()
+
+
+def _clear(path: Path) -> None:
+    """Removes what a run that was killed left half-written."""
+    for folder in (path, path / "images"):
+        for entry in folder.iterdir() if folder.is_dir() else ():
+            if _is_half_written(entry):
+                entry.unlink(missing_ok=True)
+    file = path / "images.jsonl"
+    if file.is_file() and (data := file.read_bytes()) and not data.endswith(b"\n"):
+        write_atomically(file, data[: data.rfind(b"\n") + 1])
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()

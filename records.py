@@ -6,16 +6,22 @@ they are read: every field, its type and its range; and what format 1 wrote is b
 seconds and memory above all, is another each time and no part of it.
 """
 
+import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from ._errors import InputError
 from ._reading import plain, read
+from ._settings import NotNegative, Range, shown
 from .prompts import Concept
 
 FORMAT = 2
 """Of the record in an erasure file. A greater one is refused, a smaller one upgraded."""
+
+
+Shape = tuple[Annotated[int, Range(least=1, most=2**31)], ...]
 
 
 @dataclass(frozen=True)
@@ -24,17 +30,40 @@ class Component:
 
     Attributes:
         layers: The edited layers' names in the component, to the shape of their weight (out, …).
-        hashes: By format 1: two SHA-256 of all weights rounded to bfloat16, as they are and by
-            way of float16.
+        sample: Of each layer, values of its weight in bfloat16: see ``pipelines.identity``. None
+            in files of format 1.
+        hashes: In files of format 1: SHA-256 of all weights rounded to bfloat16, as they are and
+            by way of float16. Empty in others.
     """
 
-    layers: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Shape]
+    sample: Mapping[str, bytes] | None
     hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, shape in self.layers.items():
-            if not name or not shape or not all(0 < size < 2**31 for size in shape):
-                raise InputError(f"A base's layer {name!r} cannot have the shape {shape}.")
+        if odd := [name for name in self.layers if not re.fullmatch(r"[\w.]{1,300}", name)]:
+            raise InputError(f"{shown(odd[0])} is no name of a layer.")
+        if bare := [name for name, shape in self.layers.items() if not shape]:
+            raise InputError(f"layer {bare[0]!r} has no shape.")
+        if (self.sample is None) != bool(self.hashes):
+            raise InputError("a base has a sample of its weights, or hashes by format 1.")
+        if self.sample is not None:
+            if self.sample.keys() != self.layers.keys():
+                raise InputError("the base's sample is not of the layers that are edited.")
+            if cut := [name for name, values in self.sample.items() if len(values) % 2]:
+                raise InputError(f"the sample of {cut[0]!r} has half a value.")
+            if none := [name for name, values in self.sample.items() if not values]:
+                raise InputError(f"the sample of {none[0]!r} is empty.")
+
+    @property
+    def digest(self) -> str:
+        """What stands for the sample in few letters."""
+        if self.sample is None:
+            return self.hashes[0]
+        sha = hashlib.sha256()
+        for name, values in sorted(self.sample.items()):
+            sha.update(f"{name} {self.layers[name]}".encode() + values)
+        return sha.hexdigest()
 
 
 @dataclass(frozen=True)
@@ -52,8 +81,13 @@ class Base:
     pipeline: str
     components: Mapping[str, Component]
 
+    def __post_init__(self) -> None:
+        for component in self.components:
+            if not re.fullmatch("[a-z][a-z0-9_]{0,99}", component):
+                raise InputError(f"{shown(component)} is no name of a pipeline's component.")
+
     @property
-    def layers(self) -> dict[str, tuple[int, ...]]:
+    def layers(self) -> dict[str, Shape]:
         """All edited layers as the file names them, ``unet.<module>``, to their weight's shape."""
         return {
             f"{prefix}.{name}": shape
@@ -113,16 +147,37 @@ class Record:
 
 
 @dataclass(frozen=True)
+class Model:
+    """What made a gallery's images, beside erasures and settings: see ``pipelines.identity``.
+
+    Attributes:
+        name: What it was called or where it lay: a label, and no part of its identity.
+        pipeline: The pipeline's class.
+        dtype: Of its weights, ``float32``.
+        components: A hash of each component but the scheduler, by name.
+        scheduler: Its class and all its settings, by name.
+    """
+
+    name: str
+    pipeline: str
+    dtype: str
+    components: Mapping[str, str]
+    scheduler: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Effect:
     """How far an erasure moved the predictions: see ``erasers.effect``.
 
     Attributes:
         moved: On the concept, as a share of the way to its anchor's.
         kept_moved: On what is kept, relative; None where nothing is kept.
+        anchor: How far the anchor is from the concept, relative; None where no words were named.
     """
 
     moved: float
     kept_moved: float | None
+    anchor: float | None = None
 
 
 @dataclass(frozen=True)
@@ -161,17 +216,12 @@ class Measured:
         debias: Of debiasing.
     """
 
-    seconds: float | None = None
-    peak_memory: int | None = None
+    seconds: NotNegative | None = None
+    peak_memory: Annotated[int, Range(least=0)] | None = None
     effect: Mapping[str, Effect] | None = None
     loss: Loss | None = None
-    residual: float | None = None
+    residual: NotNegative | None = None
     debias: Debiased | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("seconds", "peak_memory", "residual"):
-            if (value := getattr(self, name)) is not None and value < 0:
-                raise InputError(f"{name} is {value}; it cannot be below 0.")
 
     def to_json(self) -> dict[str, Any]:
         page: dict[str, Any] = plain(self)
@@ -213,7 +263,7 @@ class _Base1:
     name: str
     prefix: str
     fingerprint: tuple[str, ...]
-    layers: Mapping[str, tuple[int, ...]]
+    layers: Mapping[str, Shape]
     # "class" is a word of Python's own
     pipeline: str
 
@@ -246,7 +296,7 @@ def _from_1(page: Mapping[str, Any], where: str) -> tuple[Record, Measured]:
         page = {**page, "base": named}
     old = read(_Record1, page, where, defaults=True)
     # A guide was bound to no base, and had the hash of nothing.
-    edits = {old.base.prefix: Component(old.base.layers, old.base.fingerprint)}
+    edits = {old.base.prefix: Component(old.base.layers, None, old.base.fingerprint)}
     base = Base(old.base.name, old.base.pipeline, edits if old.base.layers else {})
     record = Record(
         old.kind,

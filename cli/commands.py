@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -40,6 +40,10 @@ app = typer.Typer(
 )
 
 
+_PROMPTS = {"esd": "leco", "spm": None}
+"""The methods that read a file of prompts, and the preset of whose training it is."""
+
+
 @app.command()
 def erase(
     model: Model,
@@ -48,7 +52,8 @@ def erase(
         typer.Argument(help="What goes: a phrase, a known concept or a YAML file."),
     ] = None,
     prompts: Annotated[
-        Path | None, typer.Option(help="LECO's file of prompts in their place, for esd.")
+        Path | None,
+        typer.Option(help="A LECO or SPM prompt file instead of CONCEPT (esd and spm only)."),
     ] = None,
     method: Annotated[str, typer.Option(help="See 'unsee list methods'.")] = "uce",
     preset: Annotated[
@@ -87,13 +92,15 @@ def erase(
     settings = _settings(method, setting or [])
     given: list[Any] = list(concept or [])
     if prompts:
-        if method != "esd":
-            raise InputError("--prompts holds settings of esd: add --method esd.")
+        if method not in _PROMPTS:
+            raise InputError(
+                "--prompts holds settings of esd or spm: add --method esd, or --method spm."
+            )
         from ..erasers.leco import leco
 
         with warnings_in_words():
-            given, theirs = leco(prompts, kind or "object")
-        settings = theirs | settings
+            given, theirs = leco(prompts, kind or "object", method)
+        settings, preset = theirs | settings, preset or _PROMPTS[method]
     eraser = make_eraser(method, preset, **settings)
     concepts = find_concepts(given, model, keep=keep or (), anchor=anchor, kind=kind)
     path = out or Path(file_stem(_stems(concept or [str(prompts)])) + ".safetensors")
@@ -116,6 +123,7 @@ def erase(
             concepts,
             method=method,
             preset=preset,
+            # They are in the concepts already; here a method refuses what it cannot honour.
             keep=keep or (),
             anchor=anchor,
             seed=seed,
@@ -138,6 +146,60 @@ def erase(
     for line in effects(erasure.measured):
         say(line)
     next_(*audit_of(model, path, [c.kind for c in concepts]))
+
+
+@app.command()
+def merge(
+    erasure: Annotated[
+        list[Path], typer.Argument(metavar="ERASURE...", help="Erasure files of one base model.")
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The file.")],
+    how: Annotated[
+        Literal["joint", "sum"],
+        typer.Option(
+            help="Add the files up (sum), or solve a closed form such as uce again for all of "
+            "their concepts together (joint), which needs the base model."
+        ),
+    ] = "sum",
+    model: Annotated[
+        str | None,
+        typer.Option(help="For joint: the base model.", show_default="as the files name it"),
+    ] = None,
+    residual: Annotated[
+        float, typer.Option(help="For sum: share of the sum that a smaller file may leave out.")
+    ] = 1e-3,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace an erasure of other concepts.")
+    ] = False,
+) -> None:
+    """Merge several erasures of one model into one file."""
+    from ..erasers.merge import concepts_of
+    from ..eval import words
+    from ..flow import merge
+    from ..pipelines import Erasure
+
+    loaded = [Erasure.load(path) for path in erasure]
+    check_file(out)
+    if out.exists():
+        _check_replaceable(out, concepts_of(loaded), force)
+    hush()
+    with warnings_in_words(), progress() as bar:
+        merged = merge(
+            loaded,
+            how=how,
+            model=model,
+            residual=residual,
+            progress=lambda done: bar("solving", 100 * done, 100, ""),
+        )
+    merged.save(out)
+    ranks = [t.shape[0] for name, t in merged.tensors.items() if "lora_A" in name]
+    rank = f", rank {max(ranks)}" if ranks else ""
+    say(
+        *("Merged ", (merged.name, "bold"), f" from {len(loaded)} files: ", (str(out), "bold")),
+        f" ({words.bytes_(out.stat().st_size)}{rank})",
+    )
+    for line in effects(merged.measured):
+        say(line)
 
 
 @app.command()
@@ -176,7 +238,7 @@ def generate(
     )
     check_folder(out)
     hush()
-    with progress() as show:
+    with warnings_in_words(), progress() as show:
         gallery = generate_gallery(
             model,
             erasure or [],
@@ -218,6 +280,13 @@ def audit(
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
+    max_target: Annotated[
+        float,
+        typer.Option(help="The share of images in which the target may still be recognised."),
+    ] = 0.10,
+    max_keep_loss: Annotated[
+        float, typer.Option(help="The share by which the rates of what must stay may fall.")
+    ] = 0.10,
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Let the verdict stand with images unscored.")
     ] = False,
@@ -239,6 +308,8 @@ def audit(
             batch_size=batch_size,
             guidance=guidance,
             steps=steps,
+            max_target=max_target,
+            max_keep_loss=max_keep_loss,
             allow_unscored=allow_unscored,
             command=command(),
             progress=show,

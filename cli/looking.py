@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from .._errors import InputError
+from .._reading import plain
 from .._registry import unknown
 from .options import Size, Where
 from .terminal import (
@@ -132,7 +133,7 @@ def _show_erasure(path: Path) -> None:
         ("method", record.method),
         ("settings", json.dumps(dict(record.settings))),
         ("base", f"{record.base.name} ({record.base.pipeline})"),
-        *(("fingerprint", c.hashes[0]) for c in record.base.components.values()),
+        *(("fingerprint", c.digest) for c in record.base.components.values()),
         ("layers", str(len(record.base.layers))),
         *(("effect", line) for line in effects(erasure.measured) or ["not measured (--no-check)"]),
         ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
@@ -148,7 +149,7 @@ def _show_gallery(path: Path) -> None:
     missing = gallery.missing()
     say(f"{len(gallery)} prompts, {len(missing)} of their images still to be made")
     # ASCII alone, so that nothing in it can steer the terminal
-    console.print_json(json.dumps(gallery.made_by))
+    console.print_json(json.dumps(plain(gallery.made_by)))
     if missing:
         say(("Next:", "dim"), " run the command that made it again, to make the others")
     else:

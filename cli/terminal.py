@@ -20,6 +20,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..eval.folder import FolderScore
+    from ..eval.report import Report
     from ..records import Measured
 
 Part = str | tuple[str, str]
@@ -116,7 +117,7 @@ def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     console.print(table)
 
 
-def print_report(report: Any) -> None:
+def print_report(report: "Report") -> None:
     from ..eval import words
     from ..eval.report import accuracies, summary
 
@@ -125,12 +126,12 @@ def print_report(report: Any) -> None:
     rows = summary(report)
     figures(rows[0], (list(row.values()) for row in rows))
     for outcome in report.outcomes:
-        of = f" of “{outcome.concept['name']}”" if len(report.outcomes) > 1 else ""
+        of = f" of “{outcome.concept.name}”" if len(report.outcomes) > 1 else ""
         if line := accuracies(outcome):
             say(line, of)
-    for erasure in report.erased["erasures"]:
-        took = f"{erasure['seconds']:.1f} s, " if erasure["seconds"] is not None else ""
-        say(f"{erasure['method']} of {erasure['name']}: {took}{words.bytes_(erasure['bytes'])}")
+    for cost in report.costs:
+        took = f"{cost.seconds:.1f} s, " if cost.seconds is not None else ""
+        say(f"{cost.method} of {cost.name}: {took}{words.bytes_(cost.bytes)}")
     for warning in report.warnings[:WARNINGS]:
         say(("With care:", "yellow"), " ", warning)
     if (more := len(report.warnings) - WARNINGS) > 0:

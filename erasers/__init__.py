@@ -5,6 +5,7 @@ from dataclasses import Field
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from .._registry import Registry
+from ..pipelines import GUIDES
 
 if TYPE_CHECKING:
     from ..pipelines.erasure import Erasure
@@ -71,6 +72,14 @@ ERASERS: Registry[type[Eraser]] = Registry(
         "spm": "unsee.erasers.spm:SPM",
         "uce": "unsee.erasers.uce:UCE",
     },
+)
+
+GUIDES.add(
+    {
+        "negative": "unsee.erasers.negative:guide",
+        "safree": "unsee.erasers.safree:guide",
+        "sld": "unsee.erasers.sld:guide",
+    }
 )
 
 __all__ = ["ERASERS", "Eraser"]

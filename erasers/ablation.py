@@ -8,14 +8,16 @@ concept in the anchor's place, the student ε_θ learns
     ‖ε_θ(x_t, c*) − ε*(x_t, c)‖²       model-based
     ‖ε_θ(x_t, c*) − ε‖²                noise-based: the anchor's image is the concept's from now on
 
-and as the paper's regulariser the anchor's own diffusion loss, ‖ε_θ(x_t, c) − ε‖².
+and as the paper's regulariser the anchor's own diffusion loss, ‖ε_θ(x_t, c) − ε‖². In the authors'
+code the first has ε_θ(x_t, c), through which no gradient goes, in the place of ε*(x_t, c).
 
 A term of our own does for prompts k that are kept what the first does for the concept: on images
 drawn under k it holds the student to the teacher, ‖ε_θ(x_t, k) − ε*(x_t, k)‖².
 
-Everything but ε_θ comes from the frozen model, so images and targets are made first, in batches.
+What comes from the frozen model, images and targets, is made first, in batches.
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +33,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
 from . import Eraser
-from .esd import select
+from .esd import every_phrase_fits, select
 from .record import run, trained
 from .training import autocast, check_run, check_store, frozen, precision, student, train
 
@@ -45,7 +47,9 @@ class Term:
         texts: Which of the prompts' embeddings, shape (samples,).
         latents: x_t, shape (samples, *latent_shape).
         timesteps: t, shape (samples,).
-        targets: Shape (samples, *latent_shape).
+        targets: Shape (samples, *latent_shape); not read where there is ``own``.
+        own: Where the target is the student's own prediction under another prompt, that prompt's
+            embedding, shape (samples,).
     """
 
     weight: float
@@ -53,6 +57,7 @@ class Term:
     latents: Tensor
     timesteps: Tensor
     targets: Tensor
+    own: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -89,20 +94,24 @@ class Ablation(Eraser):
     The defaults are ours: they did well on the built-in model. ``presets``: "2023" is the authors'
     code for styles and objects on Stable Diffusion, on two devices: 100 steps of 8 images, and a
     rate of 2e-6 for each of these. It draws its images by a stochastic sampler under prompts of a
-    language model, and has AdamW's weight decay, which is not offered here.
+    language model (1000 of 200 prompts in the paper, 200 by its first code's instructions), and
+    has AdamW's weight decay and a limit to the gradient, which are not offered here.
 
     Attributes:
         loss: ``model-based`` or ``noise-based``, as the authors call them.
+        target: Whose prediction under the anchor the model-based loss is with: the frozen
+            ``teacher``'s, as in the paper, which stays where it is and costs no row of a step; or
+            that of the ``student`` as it is at that step, as in the authors' code.
         variant: What is trained, as ESD names it: ``x-strict``, the keys and values of cross
             attention, is the paper's choice; ``all`` is its full weights.
         layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
         batch_size: Samples a step.
-        anchor_weight: Of the regulariser. The paper's is 1 where it is used.
+        anchor_weight: Of the regulariser. Where the authors use it, it is 0.2 in the code of the
+            paper's results and 1 in that for diffusers; for styles and objects they do not.
         keep_weight: Of the term that holds what is kept; 0 is the paper's loss.
-        images: How many the frozen model draws of the anchors, and as many of what is kept. The
-            paper's are 1000, its code's 200.
+        images: How many the frozen model draws of the anchors, and as many of what is kept.
         sampling_steps: Steps for an image.
         guidance: Scale of classifier-free guidance of the images.
         sampling_batch: Images at a time.
@@ -116,6 +125,7 @@ class Ablation(Eraser):
     """
 
     loss: Literal["model-based", "noise-based"] = "model-based"
+    target: Literal["teacher", "student"] = "teacher"
     variant: Literal["x", "x-strict", "u", "all"] = "x-strict"
     layers: str = "*"
     iterations: Count = 200
@@ -138,6 +148,7 @@ class Ablation(Eraser):
     keep_setting = "keep_weight"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2023": {
+            "target": "student",
             "iterations": 100,
             "lr": 1.6e-5,
             "anchor_weight": 0.0,
@@ -169,9 +180,10 @@ class Ablation(Eraser):
             watch: Called with the loss of each step.
 
         Raises:
-            InputError: No layer is selected, the loss is not finite, or the checkpoint is of
-                another run.
+            InputError: No layer is selected, there are more phrases than samples, the loss is not
+                finite, or the checkpoint is of another run.
         """
+        every_phrase_fits(concepts, self.iterations, self.batch_size)
         everything = self.store == "dense"
         layers = select(parts, self.variant, self.layers, everything=everything)
         denoiser: Any = parts.denoiser
@@ -218,10 +230,14 @@ class Ablation(Eraser):
         text = texts[torch.cat([term.texts[at] for term in terms])]
         with autocast(device, compute):
             eps = parts.predict(x, t, text, sampler).float()
-        losses = [
-            term.weight * functional.mse_loss(made, term.targets[at].to(device))
-            for term, made in zip(terms, eps.chunk(len(terms)), strict=True)
-        ]
+        losses = []
+        for term, made in zip(terms, eps.chunk(len(terms)), strict=True):
+            goal = term.targets[at].to(device)
+            if term.own is not None:
+                x, t = term.latents[at].to(device), term.timesteps[at].to(device)
+                with torch.no_grad(), autocast(device, compute):
+                    goal = parts.predict(x, t, texts[term.own[at]], sampler).float()
+            losses.append(term.weight * functional.mse_loss(made, goal))
         return torch.stack(losses).sum()
 
     # What the student is shown
@@ -257,8 +273,12 @@ class Ablation(Eraser):
 
             x, anchors = noised(plan.images), plan.drawn[plan.images]
             truth = _truth(sampler, images[plan.images], plan.noise, t)
-            goal = teacher(x, anchors) if self.loss == "model-based" else truth
-            terms = [Term(1.0, plan.concepts, x, t, goal)]
+            if self.loss == "noise-based":
+                terms = [Term(1.0, plan.concepts, x, t, truth)]
+            elif self.target == "teacher":
+                terms = [Term(1.0, plan.concepts, x, t, teacher(x, anchors))]
+            else:
+                terms = [Term(1.0, plan.concepts, x, t, truth, own=anchors)]
             if self.anchor_weight > 0:
                 terms.append(Term(self.anchor_weight, anchors, x, t, truth))
             if len(plan.kept):
@@ -302,19 +322,25 @@ class Ablation(Eraser):
         # A concept without an image would not be erased.
         count = max(min(self.images, samples), len(concepts))
         templates = [self._templates(concept, draw) for concept in concepts]
-        images, turns = [], []
+        images = []
         for i in range(count):
             place, own = i // len(concepts), templates[i % len(concepts)]
             images.append((concepts[i % len(concepts)], own[place % len(own)]))
-            # Other phrases when the templates come round again.
-            turns.append(place + place // len(own))
         drawn = [index(template, concept.anchor or "") for concept, template in images]
         order = self._turns(count, samples, draw)
+        shown: Counter[tuple[str, ...]] = Counter()
+
+        def rarest(concept: Concept, template: str) -> str:
+            """The phrase that came least often, and of these least often in this template."""
+            name = concept.name
+            phrase = min(concept.phrases, key=lambda p: (shown[name, p], shown[name, p, template]))
+            shown.update([(name, phrase), (name, phrase, template)])
+            return phrase
+
         goes = []
         for i in order.tolist():
             concept, template = images[i]
-            goes.append(index(template, concept.phrases[turns[i] % len(concept.phrases)]))
-            turns[i] += 1
+            goes.append(index(template, rarest(concept, template)))
 
         keeps = [
             (template, phrase)

@@ -187,7 +187,7 @@ class Debias:
         text = concept.templates[0].replace("{}", concept.phrases[0])
         prompts = tuple(Prompt(f"{i:05d}", text, seed + i) for i in range(self.images))
         with TemporaryDirectory() as folder:
-            gallery = Gallery.start(Path(folder), {}, prompts)
+            gallery = Gallery.start(Path(folder), None, prompts)
             for _ in generate(parts.pipe, gallery, guidance=self.guidance, steps=self.steps):
                 pass
             votes = list(vote([_read(gallery.image_path(prompt)) for prompt in prompts]))

@@ -46,6 +46,21 @@ def target(concept: Tensor, empty: Tensor, anchor: Tensor, eta: float) -> Tensor
     return anchor - eta * (concept - empty)
 
 
+def every_phrase_fits(concepts: Sequence[Concept], iterations: int, batch_size: int) -> None:
+    """Sees to it that a training has at least a sample for each phrase.
+
+    Raises:
+        InputError: It has not, and some of the phrases would never be learnt.
+    """
+    phrases = sum(len(concept.phrases) for concept in concepts)
+    if phrases > iterations * batch_size:
+        raise InputError(
+            f"{phrases} phrases are to go, and {iterations} iterations with a batch_size of "
+            f"{batch_size} show the model only {iterations * batch_size} samples: set iterations "
+            f"to {math.ceil(phrases / batch_size)} or more."
+        )
+
+
 def select(
     parts: Parts, variant: str, pattern: str = "*", *, everything: bool = False
 ) -> list[str]:
@@ -149,16 +164,23 @@ class ESD(Eraser):
     What is trained are the weights of the selected linear layers and convolutions. Norms and
     biases, which a LoRA cannot hold, are trained too if ``store`` is "dense", and else are not.
 
-    ``presets``: "2025" is the authors' code of that year for Stable Diffusion, whose own η of 2
-    counts from the concept's prediction and is the paper's η + 1. "2023" is the first code's
-    rate and length; that code drew x_t from the model being edited and t from around the step,
-    which is not offered here.
+    ``presets``: "2025" is the authors' code of that year for Stable Diffusion. Its target is
+    ε*(a) − 2(ε*(c) − ε*(∅)), where a is ``erase_from`` or else the concept itself; so its own η of
+    2 is the paper's η + 1, but with ``erase_from`` the paper's. "2023" is the first code's rate
+    and length; that code drew x_t from the model being edited and t from around the step, which
+    is not offered here. "leco" is LECO's configuration; it draws x_t from the model with the
+    LoRA, and has AdamW's weight decay, which is not offered here either.
+
+    Of a model that predicts v, the loss is in v, as the authors' and LECO's is.
 
     Attributes:
         variant: What is trained: ``x``, cross attention; ``x-strict``, its keys and values;
             ``u``, everything else; ``all``.
         layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
-        eta: The paper's η.
+        eta: The paper's η. None is what the authors' code of 2025 comes to: 1, and 2 with
+            ``erase_from``.
+        against: What the concept's prediction is compared with in the target: the ``empty``
+            prompt's, as in the paper; or the ``anchor``'s, ε*(a) − η(ε*(c) − ε*(a)), as in SPM's.
         erase_from: Another prompt that the concepts are taken from, in the authors' words: it is
             what the student reads and what the trajectories are made under, and the anchor of a
             concept that names none. The concept by itself is then hardly touched. None is the
@@ -177,6 +199,8 @@ class ESD(Eraser):
             by themselves; so does ``erase_from``. A concept that names no anchor becomes ∅
             either way.
         rank: None trains the weights themselves; a number, a LoRA of that rank.
+        alpha: A LoRA learns at the scale alpha / rank, which is multiplied into the file. None is
+            the rank, for a scale of 1.
         store: ``lora``, or ``dense`` for the weights' whole change, which only unsee reads.
         residual: How much of the change, relative in Frobenius' norm, the stored rank may leave
             out where the weights themselves were trained. What it left out is in the record.
@@ -187,7 +211,8 @@ class ESD(Eraser):
 
     variant: Literal["x", "x-strict", "u", "all"] = "x"
     layers: str = "*"
-    eta: float = 1.0
+    eta: float | None = 1.0
+    against: Literal["empty", "anchor"] = "empty"
     erase_from: str | None = None
     iterations: Count = 200
     lr: Positive = 5e-5
@@ -199,6 +224,7 @@ class ESD(Eraser):
     keep_weight: NotNegative = 1.0
     expand: bool = True
     rank: Count | None = None
+    alpha: Positive | None = None
     store: Literal["lora", "dense"] = "lora"
     residual: Rest = 0.1
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -208,6 +234,7 @@ class ESD(Eraser):
     keep_setting = "keep_weight"
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "2025": {
+            "eta": None,
             "sampling": "reference",
             "sampling_steps": 50,
             "keep_weight": 0.0,
@@ -221,11 +248,27 @@ class ESD(Eraser):
             "keep_weight": 0.0,
             "expand": False,
         },
+        "leco": {
+            "variant": "all",
+            "layers": "*attentions.*",
+            "iterations": 500,
+            "lr": 1e-4,
+            "sampling": "reference",
+            "sampling_steps": 50,
+            "keep_weight": 0.0,
+            "expand": False,
+            "rank": 4,
+            "alpha": 1.0,
+        },
     }
 
     def __post_init__(self) -> None:
         check(self)
         check_store(self.rank, self.store)
+        if self.alpha is not None and self.rank is None:
+            raise InputError(f"alpha is {self.alpha} and rank is none: alpha is a LoRA's.")
+        if self.eta is None:
+            object.__setattr__(self, "eta", 1.0 if self.erase_from is None else 2.0)
 
     def fit(
         self,
@@ -246,9 +289,10 @@ class ESD(Eraser):
             watch: Called with the loss of each step.
 
         Raises:
-            InputError: No layer is selected, ``erase_from`` is to be kept, the loss is not finite,
-                or the checkpoint is of another run.
+            InputError: No layer is selected, there are more phrases than samples, ``erase_from``
+                is to be kept, the loss is not finite, or the checkpoint is of another run.
         """
+        every_phrase_fits(concepts, self.iterations, self.batch_size)
         if any(self.erase_from in concept.keep for concept in concepts):
             raise InputError(
                 f"erase_from is {self.erase_from!r}, which is to be kept: take it from the one or "
@@ -269,7 +313,7 @@ class ESD(Eraser):
             samples = self._samples(
                 parts, concepts, seed, compute, lambda done: progress(share * done)
             )
-            learns = student(denoiser, layers, self.rank, everything, seed)
+            learns = student(denoiser, layers, self.rank, everything, seed, self.alpha)
             with learns as parameters:
                 losses = train(
                     parameters,
@@ -281,7 +325,8 @@ class ESD(Eraser):
                     progress=lambda done: progress(share + (1 - share) * done),
                     watch=watch,
                 )
-        return trained(parts, "esd", self, concepts, seed, layers, parameters, losses)
+        scale = 1.0 if self.rank is None or self.alpha is None else self.alpha / self.rank
+        return trained(parts, "esd", self, concepts, seed, layers, parameters, losses, scale)
 
     def _loss(
         self,
@@ -353,8 +398,12 @@ class ESD(Eraser):
             trajectories = max(math.ceil(samples / steps), phrases)
         noise = torch.randn((trajectories, *parts.latent_shape()), generator=draw)
         if self.sampling == "batched":
-            order = torch.randperm(trajectories * steps, generator=draw)[:samples]
-            points = torch.stack([order // steps, order % steps], 1)
+            # Trajectories take turns, each with another of its points; so every one is used.
+            rounds = math.ceil(samples / trajectories)
+            order = [torch.randperm(trajectories, generator=draw) for _ in range(rounds)]
+            own = torch.rand(trajectories, steps, generator=draw).argsort(1)
+            points = torch.cat([torch.stack([i, own[i, k]], 1) for k, i in enumerate(order)])
+            points = points[:samples]
         else:
             drawn = torch.randint(steps, (samples,), generator=draw)
             points = torch.stack([torch.arange(samples), drawn], 1)
@@ -419,7 +468,7 @@ class ESD(Eraser):
                 predicted = parts.predict(repeated, t, texts[torch.cat(rows)], sampler).float()
                 eps = predicted.chunk(len(rows))
                 empty, read, *_ = eps
-                goal = target(eps[concept_row], empty, eps[anchor_row], self.eta)
+                goal = self._target(eps[concept_row], empty, eps[anchor_row])
                 for row, n in enumerate(samples):
                     if n is not None:
                         keep = eps[-1][row] if len(plan.keeps) else None
@@ -448,7 +497,12 @@ class ESD(Eraser):
             keep = None
             if len(plan.keeps):
                 keep = parts.predict(x, t, texts[plan.keeps[n, None]], sampler).float()[0]
-            yield n, t, x[0], target(concept, empty, anchor, self.eta)[0], keep
+            yield n, t, x[0], self._target(concept, empty, anchor)[0], keep
+
+    def _target(self, concept: Tensor, empty: Tensor, anchor: Tensor) -> Tensor:
+        assert self.eta is not None  # which __post_init__ leaves to none
+        against = empty if self.against == "empty" else anchor
+        return target(concept, against, anchor, self.eta)
 
     def _keeps(self, concepts: Sequence[Concept]) -> bool:
         return self.keep_weight > 0 and any(concept.keep for concept in concepts)

@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._reading import plain
-from ..pipelines.erasure import Erasure, fingerprint
+from ..pipelines.erasure import Erasure
+from ..pipelines.identity import sample
 from ..pipelines.parts import Parts, weights_of
 from ..prompts import Concept
 from ..records import Base, Component, Loss, Measured, Record
@@ -83,7 +84,7 @@ def run(
         **plain(settings),
         "concepts": plain(concepts),
         "seed": seed,
-        "base": plain(fingerprint(weights)),
+        "base": Component({n: tuple(w.shape) for n, w in weights.items()}, sample(weights)).digest,
     }
 
 
@@ -96,6 +97,7 @@ def trained(
     layers: Sequence[str],
     parameters: Mapping[str, Tensor],
     losses: Sequence[float],
+    scale: float = 1.0,
 ) -> Erasure:
     """The erasure that a training came to; else as ``lowrank``.
 
@@ -106,6 +108,7 @@ def trained(
         layers: What was trained, by name.
         parameters: What was learnt, as ``lora`` and ``masters`` name it.
         losses: Of every step; the means of the first and the last tenth go into the record.
+        scale: At which a LoRA's B A acted while it learnt. The file's scale is 1.
     """
     tenth = max(1, len(losses) // 10)
     first, last = sum(losses[:tenth]) / tenth, sum(losses[-tenth:]) / tenth
@@ -114,7 +117,7 @@ def trained(
     found = {name: parameter.detach() for name, parameter in parameters.items()}
     if settings.rank is not None:
         pairs = {
-            layer: (found[f"{layer}.lora_A.weight"], found[f"{layer}.lora_B.weight"])
+            layer: (found[f"{layer}.lora_A.weight"], scale * found[f"{layer}.lora_B.weight"])
             for layer in layers
         }
         return lowrank(*to_file, pairs, measured)
@@ -161,10 +164,21 @@ def factors(
     Returns:
         A and B by layer, and the residual that was reached.
     """
-    parts = {
+    parts: dict[str, Svd] = {
         name: torch.linalg.svd(delta.flatten(1), full_matrices=False)
         for name, delta in updates.items()
     }
+    return thinned(parts, {name: tuple(delta.shape) for name, delta in updates.items()}, residual)
+
+
+# U (out, n), the singular values (n,) and Vᵀ (n, in) of what is added to a layer's weight.
+Svd = tuple[Tensor, Tensor, Tensor]
+
+
+def thinned(
+    parts: Mapping[str, Svd], shapes: Mapping[str, tuple[int, ...]], residual: float
+) -> tuple[dict[str, tuple[Tensor, Tensor]], float]:
+    """As ``factors``, of what is added to weights of these shapes and is decomposed already."""
     most = max(len(s) for _, s, _ in parts.values())
     # power[r]: what is left out at rank r, for r = 0 … most
     power = torch.zeros(most + 1, dtype=torch.float64)
@@ -174,12 +188,17 @@ def factors(
     rank = max(1, int((left_out > residual).sum()))
     found = {}
     for name, (u, s, vh) in parts.items():
-        shape = updates[name].shape
+        shape = shapes[name]
         more = max(0, rank - len(s))
         a = functional.pad(vh[:rank], (0, 0, 0, more))
         b = functional.pad(u[:, :rank] * s[:rank], (0, more))
         found[name] = (a.reshape(rank, *shape[1:]), b.reshape(*b.shape, *(1 for _ in shape[2:])))
     return found, float(left_out[rank])
+
+
+def versions() -> dict[str, str]:
+    """The versions that a record holds."""
+    return {name: version(name) for name in _RECORDED}
 
 
 def _weights(parts: Parts, layers: Iterable[str]) -> dict[str, Tensor]:
@@ -198,7 +217,7 @@ def _record(
 ) -> Record:
     weights = _weights(parts, layers)
     shapes = {name: tuple(weight.shape) for name, weight in weights.items()}
-    component = Component(shapes, fingerprint(weights))
+    component = Component(shapes, sample(weights))
     base = Base(
         name=str(parts.pipe.name_or_path or parts.pipe.config.get("_name_or_path", "")),
         pipeline=type(parts.pipe).__name__,
@@ -211,5 +230,5 @@ def _record(
         concepts=tuple(concepts),
         seed=seed,
         base=base,
-        versions={name: version(name) for name in _RECORDED},
+        versions=versions(),
     )

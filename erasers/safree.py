@@ -10,20 +10,20 @@ onto what vectors span,
     token i is a trigger  ⇔  d_i ≥ (1 + α) · mean of d_j over j ≠ i
     e′ = (I − P_C) P_I e                     takes the place of e where the token is a trigger
     β = 1 − mean of cos(e, e′) over the prompt's tokens
-    steps = round(10 σ(5 (10 β − 5.333)))    so many of the first steps of 50 read e′, the rest e
+    step i of 50, from 0, reads e′  ⇔  i ≤ round(10 σ(5 (10 β − 5.333))), and else e
 
 Nothing is trained and the denoiser has no further rows; a prompt costs one batch of the text
 encoder, of a row a token. A prompt without a trigger gives the base model's image. What other
 tokens have heard of a trigger in the text encoder stays in them. Anchors and what is to be kept
 have no place in it.
 
-Where the paper leaves a choice: a token is masked by hiding it from the attention of all others,
-β counts begin- and end-of-text as well, and the one token of a prompt is compared with the prompt
-itself. The paper's re-attention, which damps low frequencies of the skip features (scales 0.9 and
-0.2), is not here; nor, unless ``negative`` is set, the negative prompt of the published code.
+Where the paper leaves a choice, the authors' code decides: a token is masked by the token of id 0
+in its place, β counts begin- and end-of-text as well, and the one token of a prompt, which has no
+others, is a trigger always. The paper's re-attention, which damps low frequencies of the skip
+features (scales 0.9 and 0.2), is not here; nor, unless ``negative`` is set, the negative prompt of
+the published code.
 """
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, cast
@@ -45,12 +45,12 @@ from .record import encode_concepts, guidance
 
 @dataclass(frozen=True)
 class SAFREE(Eraser):
-    """SAFREE without re-attention. The defaults are the authors'.
+    """SAFREE without re-attention. The defaults are the authors' for nudity, "style" for a style.
 
     Attributes:
         margin: α, by how much the distance without a trigger stands out, relative.
         validate: Whether β says how many steps read the moved text; if not, all do.
-        limit: The most steps that β can ask for, of 50; of another number as great a share.
+        limit: The last step that β can ask for, of 50; of another number as great a share.
         sharpness: How fast their number grows with β.
         midpoint: Ten times the β that asks for half of ``limit``.
         negative: Whether the phrases also take the place of the negative prompt, as in the
@@ -68,6 +68,7 @@ class SAFREE(Eraser):
     honours_keep = False
     honours_anchor = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "style": {"sharpness": 7.0, "midpoint": 5.5},
         "every-step": {"validate": False},
         "with-negative": {"negative": True},
     }
@@ -108,26 +109,26 @@ def guide(record: Record, parts: Parts) -> Start:
 
 @torch.no_grad()
 def pooled(pipe: Any, text: str) -> Tensor:
-    """The pooled embedding of a text as it is, and without each of its tokens in turn.
+    """The pooled embedding of a text as it is, and with each of its tokens masked in turn.
 
     Returns:
-        Shape (1 + tokens, dim), the first row the text as it is, on the CPU.
+        Shape (1 + tokens, dim), float32, the first row the text as it is, on the CPU.
     """
     encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
     words = pipe.maybe_convert_prompt(text, tokenizer)
     ids = tokenizer(words, truncation=True, return_tensors="pt").input_ids.to(encoder.device)
-    # Row i hides token i; begin-of-text, token 0, is seen by all, so that row 0 hides none.
-    seen = 1 - torch.eye(ids.shape[1], dtype=torch.long, device=ids.device)[:-1]
-    seen[0] = 1
-    output = encoder(ids.expand(len(seen), -1), attention_mask=seen)
-    return cast(Tensor, output.pooler_output.cpu())
+    # Row i masks token i; begin-of-text, token 0, stays, so that row 0 masks none.
+    rows = ids.repeat(ids.shape[1] - 1, 1)
+    rows.diagonal()[1:] = 0
+    return cast(Tensor, encoder(rows).pooler_output.float().cpu())
 
 
 def span(vectors: Tensor) -> Tensor:
     """An orthonormal basis of what vectors (n, dim) span, shape (rank, dim), float64."""
     _, scales, basis = torch.linalg.svd(vectors.double(), full_matrices=False)
-    # A direction that is no more than the vectors' rounding is none.
-    kept: Tensor = basis[scales > scales[0] * len(vectors) * torch.finfo(vectors.dtype).eps]
+    # A direction that is no more than float32's rounding is none. What a model in half precision
+    # rounds off is far more, and as large as directions that do count.
+    kept: Tensor = basis[scales > scales[0] * len(vectors) * torch.finfo(torch.float32).eps]
     return kept
 
 
@@ -148,11 +149,12 @@ def triggers(masked: Tensor, concept: Tensor, margin: float) -> Tensor:
     Returns:
         Shape (tokens,), bool.
     """
-    masked = masked.double()
-    whole, d = (masked - project(masked, concept)).norm(dim=1).split([1, len(masked) - 1])
-    others = (d.sum() - d) / (len(d) - 1) if len(d) > 1 else whole
-    hit: Tensor = d >= (1 + margin) * others
-    return hit
+    each = masked[1:].double()
+    d = (each - project(each, concept)).norm(dim=1)
+    others = (d.sum() - d) / (len(d) - 1)
+    # Of the only token the others' mean is not a number, and nothing is below that.
+    found: Tensor = ~(d < (1 + margin) * others)
+    return found
 
 
 @dataclass
@@ -192,8 +194,8 @@ class _Guide:
             return text, self.steps
         words = slice(count + 2)
         beta = 1 - float(functional.cosine_similarity(e[words], clean[words]).mean())
-        share = 1 / (1 + math.exp(-s.sharpness * (10 * beta - s.midpoint)))
-        return text, round(s.limit * share * self.steps / 50)
+        share = torch.tensor(s.sharpness * (10 * beta - s.midpoint), dtype=e.dtype).sigmoid()
+        return text, 1 + round(s.limit * float(share) * self.steps / 50)
 
     def after(
         self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]

@@ -2,10 +2,11 @@
 
 Lyu et al., "One-Dimensional Adapter to Rule Them All: Concepts, Diffusion Models and Erasing
 Applications", CVPR 2024 (https://arxiv.org/abs/2312.16145). A membrane is a LoRA of rank 1 around
-a layer, y = Wx + γ b aᵀx. It learns ESD's target, and by latent anchoring to leave alone
-surrogate prompts k that are drawn the more often the less they are like the concept c:
+a layer, y = Wx + γ b aᵀx. It learns a target like ESD's, but with the anchor a (∅ where a concept
+names none) in the bracket too, and by latent anchoring to leave alone surrogate prompts k that are
+drawn the more often the less they are like the concept c:
 
-    ‖ε_θ(x_t, c) − [ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, ∅))]‖² + λ‖ε_θ(x_t, k) − ε*(x_t, k)‖²
+    ‖ε_θ(x_t, c) − [ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, a))]‖² + λ‖ε_θ(x_t, k) − ε*(x_t, k)‖²
     D(k) ∝ (1 − |cos(E(k), E(c))|)^α
 
 So it is trained as ESD is. The surrogates are what the concept keeps; without that, words of the
@@ -33,7 +34,7 @@ from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
 from ..records import Transport
 from . import Eraser
-from .esd import ESD
+from .esd import ESD, every_phrase_fits
 
 # Words of the vocabulary that are looked at where nothing is kept.
 WORDS = 512
@@ -73,7 +74,7 @@ class SPM(Eraser):
             authors' code has it; or ``none``, and γ is 1.
         layers: Of the layers that a LoRA can change, those whose names match, as file names do.
             The authors' are the transformer blocks', with what leads in and out.
-        eta: η, as ESD's.
+        eta: η, how far beyond its anchor the concept is pushed.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
         batch_size: Samples a step.
@@ -129,6 +130,7 @@ class SPM(Eraser):
         watch: Callable[[float], None] = lambda loss: None,
     ) -> Erasure:
         """As ``ESD.fit``."""
+        every_phrase_fits(concepts, self.iterations, self.batch_size)
         draw = torch.Generator().manual_seed(seed)
         phrases = [phrase for concept in concepts for phrase in concept.phrases]
         anchored = [self._anchored(parts, concept, phrases, draw) for concept in concepts]
@@ -151,6 +153,7 @@ class SPM(Eraser):
             variant="all",
             layers=self.layers,
             eta=self.eta,
+            against="anchor",
             iterations=self.iterations,
             lr=self.lr,
             batch_size=self.batch_size,

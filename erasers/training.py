@@ -83,9 +83,9 @@ def learnable(denoiser: nn.Module, layers: Sequence[str], everything: bool = Fal
 
 @contextmanager
 def lora(
-    denoiser: Any, layers: Sequence[str], rank: int, seed: int
+    denoiser: Any, layers: Sequence[str], rank: int, seed: int, alpha: float | None = None
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """A LoRA of peft's around the named layers, in float32 and with scale 1.
+    """A LoRA of peft's around the named layers, in float32 and with scale alpha / rank, or 1.
 
     Its parameters are named ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``. Use it inside
     ``frozen``: peft sets flags of its own.
@@ -95,7 +95,10 @@ def lora(
     from peft import LoraConfig
 
     config = LoraConfig(
-        r=rank, lora_alpha=rank, target_modules="|".join(re.escape(layer) for layer in layers)
+        r=rank,
+        # Any number will do, whatever peft's annotation says.
+        lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]
+        target_modules="|".join(re.escape(layer) for layer in layers),
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -112,12 +115,17 @@ def lora(
 
 
 def student(
-    denoiser: Any, layers: Sequence[str], rank: int | None, everything: bool, seed: int
+    denoiser: Any,
+    layers: Sequence[str],
+    rank: int | None,
+    everything: bool,
+    seed: int,
+    alpha: float | None = None,
 ) -> AbstractContextManager[dict[str, nn.Parameter]]:
     """What learns: ``masters`` of what is ``learnable`` if rank is None, else a ``lora``."""
     if rank is None:
         return masters(denoiser, learnable(denoiser, layers, everything))
-    return lora(denoiser, layers, rank, seed)
+    return lora(denoiser, layers, rank, seed, alpha)
 
 
 def precision(setting: str, dtype: torch.dtype) -> torch.dtype | None:

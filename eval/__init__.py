@@ -3,12 +3,15 @@
 This package looks at images and never loads a pipeline.
 """
 
-from .answers import Answers, detect
+from .answers import Answers, detect, take
 from .audit import compare
 from .detectors import DETECTORS, Box, Detection, Detector, Unscored, find_detector
+from .images import Taken
 from .metrics import METRICS, Metric, find_metric
-from .report import Limits, Report, render, summary
+from .page import render
+from .report import Report, summary
 from .statistics import Paired, Rate, Score
+from .verdict import Limits
 
 __all__ = [
     "DETECTORS",
@@ -23,6 +26,7 @@ __all__ = [
     "Rate",
     "Report",
     "Score",
+    "Taken",
     "Unscored",
     "compare",
     "detect",
@@ -30,4 +34,5 @@ __all__ = [
     "find_metric",
     "render",
     "summary",
+    "take",
 ]

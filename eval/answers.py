@@ -1,24 +1,163 @@
-"""Detectors over a gallery, failing closed, and their answers as a file.
+"""Galleries looked at: every image is read once, and detectors and metrics are asked about it.
 
-One line of answers.jsonl is one image: its id, the PNG's SHA-256, and for each detector the
-labels, the scores and the boxes, or why there are none. Scores and boxes are those before the
-protocol's threshold, so that another threshold needs no second run.
+What detectors say is kept as it comes, in answers.jsonl: one line is what one detector said of one
+image, with the labels, the scores and the boxes. Scores and boxes are those before the protocol's
+threshold, so that another threshold needs no second run.
+
+An answer belongs to the image's bytes (their SHA-256), the detector's name and its protocol's
+fingerprint; where the image lies and what it is called do not count. So a detector that was asked
+is not asked again about the same image, whoever else was asked meanwhile. What could not be
+measured is not in the file, and is tried again the next time.
+
+A run that was killed leaves at most the last line without its end: that line is dropped, and the
+image asked about again. Any other line that is not as it was written is an error that names it,
+and so is an answer whose labels do not follow from its own scores (``Ruled``): somebody edited the
+file. Mending that in silence would hide an edit that had changed what was reported before. Who
+changes labels, scores and boxes alike, by the rule, is not found out: the file is no proof.
 """
 
-import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
-from ..gallery import Gallery, write_atomically
-from .detectors import Box, Detection, Detector, checked, fingerprint
-from .images import Unscored, ask, batches
+from .._reading import loads, plain
+from .._reading import read as read_value
+from ..gallery import Gallery
+from ..prompts import Prompt
+from .detectors import Detection, Detector, Ruled, checked, fingerprint
+from .images import Picture, Taken, Unscored, ask, beside, describe, read
+from .statistics import Score
+
+if TYPE_CHECKING:
+    from .metrics import Metric
+
+AGAIN = "Remove the line, and its image is asked about again."
 
 Progress = Callable[[str, int, int], None]
 """Told what is being done, how many images are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one detector said of one image: a line of answers.jsonl.
+
+    Attributes:
+        id: What the image was called. It is only a label.
+        sha256: Of the image's file.
+        detector: Its name.
+        protocol: The fingerprint of its protocol.
+        found: What it saw, its numbers rounded as ``checked`` does.
+    """
+
+    id: str
+    sha256: str
+    detector: str
+    protocol: str
+    found: Detection
+
+    def __post_init__(self) -> None:
+        for what, digits in ((self.sha256, 64), (self.protocol, 16)):
+            if len(what) != digits or set(what) - set("0123456789abcdef"):
+                raise InputError(f"{what!r:.60} is not {digits} hexadecimal digits.")
+        if (again := checked(self.found)) != self.found:
+            why = again.reason if isinstance(again, Unscored) else "a number is not rounded"
+            raise InputError(f"{why}.")
+
+    def to_json(self) -> dict[str, Any]:
+        page: dict[str, Any] = plain(self)
+        return page
+
+    @classmethod
+    def from_json(cls, page: Any, where: str) -> "Answer":
+        """The answer that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are no answer's; ``where`` says which.
+        """
+        return read_value(cls, page, where)
+
+
+class Answers:
+    """Detectors' answers by image, detector and protocol, in a file that grows as they come.
+
+    Args:
+        path: Of the file, which need not be there yet; None keeps the answers in memory alone.
+
+    Raises:
+        InputError: The file cannot be read, or a line in it is no answer.
+    """
+
+    def __init__(self, path: Path | None = None) -> None:
+        self._path = path
+        self._known: dict[tuple[str, str, str], tuple[Detection, int]] = {}
+        self._cut: int | None = None
+        """Where the file's last line begins, if that has no end."""
+        if path is None:
+            return
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        whole = data.rfind(b"\n") + 1
+        self._cut = whole if whole < len(data) else None
+        for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
+            where = f"{path}, line {number}"
+            try:
+                answer = Answer.from_json(loads(line, where), where)
+            except InputError as error:
+                raise InputError(f"{error} {AGAIN}") from error
+            key = (answer.sha256, answer.detector, answer.protocol)
+            first = self._known.setdefault(key, (answer.found, number))
+            if first[0] != answer.found:
+                raise InputError(
+                    f"{where} is not line {first[1]}'s answer, of the same image and detector. "
+                    f"{AGAIN}"
+                )
+
+    def of(self, sha256: str, detector: Detector, protocol: str) -> Detection | None:
+        """What a detector said of an image; None where it was not asked.
+
+        Args:
+            protocol: The fingerprint of the detector's protocol.
+
+        Raises:
+            InputError: The labels are not the detector's, or do not follow from the scores.
+        """
+        found, line = self._known.get((sha256, detector.name, protocol), (None, 0))
+        if found is None:
+            return None
+        if (detector.labels is not None and not set(found.labels) <= set(detector.labels)) or (
+            isinstance(detector, Ruled) and not detector.follows(found)
+        ):
+            sees = ", ".join(found.labels) or "nothing"
+            raise InputError(
+                f"{self._path}, line {line} says that {detector.name} sees {sees:.60}, which does "
+                f"not follow from the scores beside it: the line was edited. {AGAIN}"
+            )
+        return found
+
+    def add(self, answers: Sequence[Answer]) -> None:
+        """Keeps answers, at the file's end."""
+        lines = []
+        for answer in answers:
+            key = (answer.sha256, answer.detector, answer.protocol)
+            if key not in self._known:
+                self._known[key] = (answer.found, 0)
+                text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
+                lines.append(f"{text}\n")
+        if self._path is None or not lines:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        with self._path.open("ab") as file:
+            if self._cut is not None:
+                file.truncate(self._cut)
+                self._cut = None
+            file.write("".join(lines).encode())
 
 
 @dataclass(frozen=True)
@@ -27,132 +166,246 @@ class ImageAnswers:
 
     Attributes:
         id: The prompt's.
-        sha256: Of the PNG; None when there was none.
-        blank: Whether all its pixels are the same.
+        sha256: Of the image's file; None when there was none.
+        blank: Whether it is of one colour or wholly transparent, and so unscored.
         found: Detector's name to its answer.
-        protocols: Detector's name to the fingerprint of the protocol that it answered by.
     """
 
     id: str
     sha256: str | None
     blank: bool
     found: Mapping[str, Detection | Unscored]
-    protocols: Mapping[str, str]
 
-    def to_json(self) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for name, answer in self.found.items():
-            found[name] = {"protocol": self.protocols[name]}
-            if isinstance(answer, Unscored):
-                found[name]["unscored"] = answer.reason
-            else:
-                found[name] |= {"labels": list(answer.labels), "scores": dict(answer.scores)}
-                if answer.boxes:
-                    found[name]["boxes"] = [dataclasses.asdict(box) for box in answer.boxes]
-        return {"id": self.id, "sha256": self.sha256, "blank": self.blank, "detectors": found}
 
-    @classmethod
-    def from_json(cls, page: Mapping[str, Any]) -> "ImageAnswers":
-        return cls(
-            page["id"],
-            page["sha256"],
-            page["blank"],
-            {
-                name: Unscored(a["unscored"])
-                if "unscored" in a
-                else checked(
-                    Detection(
-                        tuple(a["labels"]),
-                        a["scores"],
-                        tuple(
-                            Box(b["label"], b["score"], tuple(b["xywh"]))
-                            for b in a.get("boxes", ())
-                        ),
-                    )
-                )
-                for name, a in page["detectors"].items()
-            },
-            {name: a["protocol"] for name, a in page["detectors"].items()},
-        )
+def each_once(detectors: Sequence[Detector], metrics: "Sequence[Metric]") -> None:
+    """Raises an ``InputError`` where two detectors, or two metrics, have one name."""
+    for what, those in (("detector", detectors), ("metric", metrics)):
+        names = [one.name for one in those]
+        if len(set(names)) < len(names):
+            raise InputError(f"A {what} is there twice: {', '.join(names)}. Name each once.")
 
 
 @dataclass(frozen=True)
-class Answers:
-    """Every detector's answer on every image of a gallery, in its order."""
+class Side:
+    """A gallery to look at: who is asked, and where the answers are kept."""
 
-    rows: tuple[ImageAnswers, ...]
+    gallery: Gallery
+    detectors: Sequence[Detector] = ()
+    metrics: "Sequence[Metric]" = ()
+    answers: Answers = field(default_factory=Answers)
 
-    def save(self, path: Path) -> None:
-        """Writes the whole file or nothing."""
-        lines = (json.dumps(row.to_json(), ensure_ascii=False) + "\n" for row in self.rows)
-        write_atomically(path, "".join(lines))
+    def __post_init__(self) -> None:
+        each_once(self.detectors, self.metrics)
 
-    @classmethod
-    def load(cls, path: Path) -> "Answers":
-        """Reads what ``save`` wrote.
 
-        Raises:
-            InputError: The file is missing or is something else.
+@dataclass(frozen=True)
+class Seen:
+    """What was found in a gallery's images.
+
+    Attributes:
+        rows: A prompt's id to what the detectors said of its image.
+        taken: Metric's name, and then a prompt's id, to what the metric took from its image.
+    """
+
+    rows: Mapping[str, ImageAnswers]
+    taken: Mapping[str, Mapping[str, Taken]]
+
+    def score(
+        self,
+        metric: "Metric",
+        prompts: Sequence[Prompt],
+        reference: "Seen | None" = None,
+        theirs: Sequence[Prompt] = (),
+    ) -> Score:
+        """A metric's score over the images of some prompts, beside the reference's of others.
+
+        Where it has no value, its note says why images are unscored. When the metric raises, there
+        is none, and every image is unscored.
         """
+        if metric.paired:
+            ids = {prompt.id for prompt in prompts}
+            theirs = [prompt for prompt in theirs if prompt.id not in ids]
+        elif not metric.needs_reference:
+            theirs = ()
+        ours, others = self._of(metric, prompts), (reference or self)._of(metric, theirs)
         try:
-            lines = path.read_text(encoding="utf-8").splitlines()
-            return cls(tuple(ImageAnswers.from_json(json.loads(line)) for line in lines))
-        except OSError as error:
-            raise InputError(f"{path} cannot be read: {error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(f"{path} holds no answers: {error!r}") from error
+            score = metric.score(ours, others)
+        except InputError:
+            raise
+        except Exception as error:
+            n = len(ours) + len(others)
+            score = Score(None, 0, None, metric.higher_is_better, metric.unit, None, n)
+            return replace(score, note=describe(error))
+        reasons = [t.value.reason for t in (*ours, *others) if isinstance(t.value, Unscored)]
+        if score.value is None and reasons:
+            often = max(reasons, key=reasons.count)
+            return replace(score, note="; ".join(filter(None, (score.note, often))))
+        return score
+
+    def _of(self, metric: "Metric", prompts: Sequence[Prompt]) -> list[Taken]:
+        taken = self.taken.get(metric.name, {})
+        alone = Unscored("no image of its id is on the other side")
+        return [taken.get(prompt.id, Taken(prompt, alone)) for prompt in prompts]
+
+
+def look(
+    ours: Side,
+    theirs: Side | None,
+    *,
+    batch_size: int = 64,
+    progress: Progress | None = None,
+) -> tuple[Seen, Seen]:
+    """Asks detectors and metrics about a gallery and its reference, reading every image once.
+
+    Images are held a batch at a time, on both sides those of the same ids. A missing, unreadable
+    or blank image, a detector or metric that raises or answers for another number of images, and a
+    score that is not finite are ``Unscored``, each in its place and with its reason.
+
+    Args:
+        ours: The gallery. Its metrics that are ``paired`` look at an image beside its partner.
+        theirs: The reference, if there is one.
+        batch_size: Images on each side at a time.
+        progress: Told how many images of both sides are done.
+
+    Returns:
+        What was found on each side; of no reference, nothing.
+
+    Raises:
+        InputError: Two detectors or metrics have one name, or an answer that is kept was edited.
+    """
+    if batch_size < 1:
+        raise ValueError(f"A batch of {batch_size} holds nothing.")
+    left = {p.id: p for p in theirs.gallery} if theirs else {}
+    done, total = 0, len(ours.gallery) + len(left)
+    here, there = _Looking(ours), _Looking(theirs or Side(replace(ours.gallery, prompts=())))
+    for prompts in _parts(ours.gallery.prompts, batch_size):
+        partners = there.read([left.pop(p.id) for p in prompts if p.id in left])
+        here.ask(here.read(prompts), partners)
+        there.ask(partners)
+        done += len(prompts) + len(partners)
+        if progress:
+            progress("images measured", done, total)
+    for prompts in _parts(tuple(left.values()), batch_size):
+        there.ask(there.read(prompts))
+        done += len(prompts)
+        if progress:
+            progress("images measured", done, total)
+    return here.seen, there.seen
 
 
 def detect(
     gallery: Gallery,
     detectors: Sequence[Detector],
     *,
-    known: Answers | None = None,
+    answers: Answers | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
-) -> Answers:
-    """Asks every detector about every image.
-
-    A missing or unreadable image, a detector that raises or answers for another number of images,
-    and a score that is not finite are ``Unscored``, each in its place and with its reason.
+) -> tuple[ImageAnswers, ...]:
+    """Asks every detector about every image, as ``look`` does: an answer for each, in order.
 
     Args:
-        known: Earlier scores. An answer is taken from them if it was one, of the same PNG by the
-            same protocol.
+        answers: Those that are there already, to which the new ones are added.
+        progress: Told how many images are done.
 
     Raises:
-        InputError: Two detectors have one name.
+        InputError: As ``look``.
     """
-    names = [d.name for d in detectors]
-    if len(set(names)) < len(names):
-        raise InputError(f"A detector is there twice: {', '.join(names)}. Name each once.")
-    protocols = {d.name: fingerprint(d.protocol) for d in detectors}
-    earlier = {row.id: row for row in known.rows} if known else {}
-    rows: list[ImageAnswers] = []
-    for pictures in batches(gallery, batch_size):
-        found: list[dict[str, Detection | Unscored]] = [{} for _ in pictures]
-        for detector in detectors:
-            name, todo = detector.name, []
-            for place, picture in enumerate(pictures):
-                row = earlier.get(picture.prompt.id)
-                answer = row.found.get(name) if row else None
-                if (
-                    row is not None
-                    and isinstance(answer, Detection)
-                    and row.protocols[name] == protocols[name]
-                    and row.sha256 is not None
-                    and row.sha256 == picture.sha256
-                ):
-                    found[place][name] = answer
+    side = Side(gallery, detectors, answers=answers or Answers())
+    seen, _ = look(side, None, batch_size=batch_size, progress=progress)
+    return tuple(seen.rows[prompt.id] for prompt in gallery)
+
+
+def take(
+    metric: "Metric",
+    gallery: Gallery,
+    reference: Gallery | None = None,
+    *,
+    batch_size: int = 64,
+) -> Score:
+    """One metric's score over all images of a gallery, as ``look`` finds it.
+
+    Raises:
+        InputError: It needs a reference, and there is none.
+    """
+    if metric.needs_reference and reference is None:
+        raise InputError(f"{metric.name} is a distance: name a folder of images as reference.")
+    other = (
+        None if reference is None else Side(reference, metrics=() if metric.paired else (metric,))
+    )
+    ours, theirs = look(Side(gallery, metrics=(metric,)), other, batch_size=batch_size)
+    return ours.score(metric, gallery.prompts, theirs, reference.prompts if reference else ())
+
+
+class _Looking:
+    """One side of ``look``, and what was found there so far."""
+
+    def __init__(self, side: Side) -> None:
+        self._side = side
+        self._protocols = {d.name: fingerprint(d.protocol) for d in side.detectors}
+        self._rows: dict[str, ImageAnswers] = {}
+        self._taken: dict[str, dict[str, Taken]] = {metric.name: {} for metric in side.metrics}
+        self.seen = Seen(self._rows, self._taken)
+
+    def read(self, prompts: Sequence[Prompt]) -> list[Picture]:
+        return [read(self._side.gallery, prompt) for prompt in prompts]
+
+    def ask(self, pictures: Sequence[Picture], partners: Sequence[Picture] = ()) -> None:
+        """Asks everybody about the pictures; partners are the reference's of the same ids."""
+        found = {
+            detector.name: self._detect(detector, pictures) for detector in self._side.detectors
+        }
+        self._side.answers.add(
+            [
+                Answer(p.prompt.id, p.sha256, name, self._protocols[name], answer)
+                for i, p in enumerate(pictures)
+                for name, answers in found.items()
+                if isinstance(answer := answers[i], Detection) and p.sha256 is not None
+            ]
+        )
+        for i, p in enumerate(pictures):
+            by_name = {name: answers[i] for name, answers in found.items()}
+            self._rows[p.prompt.id] = ImageAnswers(p.prompt.id, p.sha256, p.blank, by_name)
+        for metric in self._side.metrics:
+            values = self._take(metric, pictures, partners)
+            self._taken[metric.name] |= {
+                p.prompt.id: Taken(p.prompt, value)
+                for p, value in zip(pictures, values, strict=True)
+            }
+
+    def _detect(
+        self, detector: Detector, pictures: Sequence[Picture]
+    ) -> list[Detection | Unscored]:
+        """What a detector says of each picture; it is asked once about each that is not known."""
+        known: dict[str, Detection | Unscored] = {}
+        new: dict[str, Picture] = {}
+        for p in pictures:
+            if p.sha256 is not None and not isinstance(p.image, Unscored):
+                answer = self._side.answers.of(p.sha256, detector, self._protocols[detector.name])
+                if answer is not None:
+                    known[p.sha256] = answer
                 else:
-                    todo.append(place)
-            answers = ask(detector, [pictures[place] for place in todo])
-            for place, new in zip(todo, answers, strict=True):
-                found[place][name] = checked(new)
-        rows += [
-            ImageAnswers(p.prompt.id, p.sha256, p.blank, by_name, protocols)
-            for p, by_name in zip(pictures, found, strict=True)
+                    new.setdefault(p.sha256, p)
+        answers = ask(detector, list(new.values()))
+        known |= dict(zip(new, map(checked, answers), strict=True))
+        return [
+            p.image if isinstance(p.image, Unscored) else known[str(p.sha256)] for p in pictures
         ]
-        if progress:
-            progress("detect", len(rows), len(gallery))
-    return Answers(tuple(rows))
+
+    def _take(
+        self, metric: "Metric", pictures: Sequence[Picture], partners: Sequence[Picture]
+    ) -> list[Any]:
+        """What a metric takes from each picture, or from each picture and its partner."""
+        if not metric.paired:
+            return ask(metric.look, pictures)
+        by_id = {p.prompt.id: p for p in partners}
+        fitting = [beside(p, by_id.get(p.prompt.id)) for p in pictures]
+        # ask hands on our images; each leads to its partner's
+        partner = {id(p.image): by_id[p.prompt.id].image for p in fitting if p.prompt.id in by_id}
+        return ask(
+            lambda images: metric.look(images, [partner[id(image)] for image in images]),  # type: ignore[misc]
+            fitting,
+        )
+
+
+def _parts(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:
+    return [prompts[start : start + size] for start in range(0, len(prompts), size)]

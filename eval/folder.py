@@ -1,29 +1,33 @@
 """Images that came from anywhere: a folder, measured without a pipeline."""
 
-import csv
+import functools
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from .._errors import InputError
+from .._reading import loads
+from .._reading import read as read_value
 from ..gallery import Gallery, write_atomically
 from ..prompts import Prompt
 from ..prompts.concept import KINDS
-from .answers import Answers, Progress, detect
-from .audit import installed, plain, take
-from .detectors import Detection, Detector
+from ..prompts.table import read_table
+from .answers import Answers, Progress, Side, look
+from .audit import installed, plain
+from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
 from .metrics import Metric
+from .rows import unit
 from .statistics import Rate, Score
 from .words import count, fold, interval
 from .words import rate as say_rate
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 
-FORMAT = 1
+FORMAT = 2
 """Of score.json."""
 
 FILE = ("file", "file_name", "image", "path", "id")
@@ -53,11 +57,11 @@ def open_folder(path: Path, table: Path | None = None) -> Gallery:
 
     Args:
         path: The folder.
-        table: A CSV, or JSONL, with a row for each image: ``file`` (or ``file_name``, ``image``,
-            ``path`` or ``id``), its path in the folder, its suffix left out or not; where they
-            are known ``prompt``, ``category`` and one column a kind of label ("object", "style",
-            "person", "unsafe"), or in JSONL ``labels``. The folder's own samples.jsonl is read
-            where none is named.
+        table: A CSV, TSV, Parquet or JSONL with a row for each image: ``file`` (or
+            ``file_name``, ``image``, ``path`` or ``id``), its path in the folder, its suffix left
+            out or not; where they are known ``prompt``, ``category`` and one column a kind of
+            label ("object", "style", "person", "unsafe"), or in JSONL ``labels``. The folder's own
+            samples.jsonl is read where none is named.
 
     Raises:
         InputError: There is no such folder, it has no image, or the table is none.
@@ -79,7 +83,7 @@ def open_folder(path: Path, table: Path | None = None) -> Gallery:
     if table is not None:
         return _tabled(path, table, there)
     names = {p.relative_to(path).as_posix(): p for p in there}
-    return Folder(path, {}, tuple(Prompt(name, "", 0) for name in names), names)
+    return Folder(path, None, tuple(Prompt(name, "", 0) for name in names), names)
 
 
 @dataclass(frozen=True)
@@ -90,21 +94,25 @@ class FolderScore:
         folder: Its path.
         images: How many were to be measured.
         missing: How many of them are not there.
+        blank: How many are of one colour or wholly transparent, and so unscored.
         concept: What was asked after; empty where nothing was.
-        seen: Detector of the concept's kind to how often it sees the concept.
+        seen: Detector to how often it sees the concept; those that have no word for it are left
+            out.
         rates: Detector to the rate of each label seen, over the images that it could score, the
             most seen first.
-        right: Detector to how often it sees what the table says is there; detectors of a kind
-            that has no labels are left out.
+        right: Detector to how often it sees what the table says is there, over the images whose
+            label it can see; detectors without such an image are left out.
         scores: Metric to its score.
         reasons: Why images are unscored, each once, with how often.
         protocols: Of the detectors and metrics, by name.
         command, date: As given.
+        versions: Of the packages that it was measured with.
     """
 
     folder: str
     images: int
     missing: int
+    blank: int
     concept: str
     seen: Mapping[str, Rate]
     rates: Mapping[str, Mapping[str, Rate]]
@@ -114,6 +122,14 @@ class FolderScore:
     protocols: Mapping[str, Mapping[str, Any]]
     command: str = ""
     date: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for lost in (self.missing, self.blank):
+            if not 0 <= lost <= self.images:
+                raise InputError(f"{lost} of {self.images} images cannot be missing or blank.")
+        if empty := [name for name, rates in self.rates.items() if not rates]:
+            raise InputError(f"{empty[0]!r:.60} has no rate, not even of nothing.")
 
     @property
     def answer(self) -> str:
@@ -151,6 +167,7 @@ class FolderScore:
             "folder": self.folder,
             "images": self.images,
             "missing": self.missing,
+            "blank": self.blank,
             "holes": list(self.holes),
             "concept": self.concept,
             "seen": {name: rate.to_json() for name, rate in self.seen.items()},
@@ -164,8 +181,43 @@ class FolderScore:
             "protocols": {name: dict(p) for name, p in self.protocols.items()},
             "command": self.command,
             "date": self.date,
-            "versions": installed(),
+            "versions": dict(self.versions),
         }
+
+    @classmethod
+    def from_json(cls, page: Any, where: str) -> "FolderScore":
+        """The scores that ``to_json`` gave the values of.
+
+        Raises:
+            InputError: They are not a folder's scores, or what follows from them, such as an
+                interval, is not what stands there; ``where`` says whose.
+        """
+        given = _bare(page)
+        if isinstance(given, dict):
+            if (form := given.pop("format", None)) != FORMAT:
+                raise InputError(f"{where} has format {form!r:.60}; {FORMAT} is read here.")
+            given.pop("holes", None)
+        try:
+            found = read_value(cls, given, where)
+        except ValueError as error:  # a rate that is none
+            raise InputError(f"{where}: {error}") from error
+        follows = plain(found.to_json())
+        if wrong := [key for key in follows if follows[key] != page.get(key)]:
+            raise InputError(f"{where}: {wrong[0]} does not follow from the rest; it was edited.")
+        return found
+
+    @classmethod
+    def load(cls, path: Path) -> "FolderScore":
+        """Reads what ``save`` wrote.
+
+        Raises:
+            InputError: The file cannot be read, or holds something else.
+        """
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error}") from error
+        return cls.from_json(loads(data, str(path)), str(path))
 
     def save(self, path: Path) -> None:
         """Writes the whole file or nothing."""
@@ -181,30 +233,28 @@ def measure(
     reference: Gallery | None = None,
     concept: str = "",
     kind: str = "object",
-    known: Answers | None = None,
+    answers: Answers | None = None,
     batch_size: int = 64,
     command: str = "",
     date: str = "",
     progress: Progress | None = None,
-) -> tuple[FolderScore, Answers]:
+) -> FolderScore:
     """Asks detectors and metrics about a gallery.
 
     Args:
         reference: What distances are taken to.
         concept: A label whose rate is wanted, of detectors of its kind, though it be 0.
         kind: The concept's.
-        known: Earlier answers, used where the image and the protocol are the same.
+        answers: Earlier answers, used where the image and the protocol are the same; the new ones
+            are added to them.
 
     Raises:
         InputError: There is nothing to measure with; a distance has no reference; a metric that
-            needs none has no prompts to compare the images with; no detector reads the concept's
-            kind; or two have one name.
+            needs none has no prompts to compare the images with; no detector can see the concept,
+            or a label of the images that is of its kind; or two have one name.
     """
     if not detectors and not metrics:
         raise InputError("There is nothing to measure with: name a detector or a metric.")
-    names = [m.name for m in metrics]
-    if len(set(names)) < len(names):
-        raise InputError(f"A metric is there twice: {', '.join(names)}. Name each once.")
     for metric in metrics:
         if metric.needs_reference and reference is None:
             raise InputError(f"{metric.name} is a distance: name a folder of images as reference.")
@@ -213,61 +263,97 @@ def measure(
                 f"{metric.name} compares images with their prompts, and {gallery.path} has none: "
                 "name a table that has."
             )
-    if concept and not any(d.kind == kind for d in detectors):
-        there = ", ".join(f"{d.name} ({d.kind})" for d in detectors) or "none"
-        raise InputError(
-            f"No detector reads {kind} labels, so {concept!r} cannot be seen: {there}."
-        )
-    found = detect(gallery, detectors, known=known, batch_size=batch_size, progress=progress)
-    scores = {}
-    for done, metric in enumerate(metrics, 1):
-        scores[metric.name] = take(metric, gallery, reference if metric.needs_reference else None)
-        if progress:
-            progress("measure", done, len(metrics))
-    answers = {d.name: [row.found[d.name] for row in found.rows] for d in detectors}
-    unscored = Counter(a.reason for of in answers.values() for a in of if isinstance(a, Unscored))
-    result = FolderScore(
+    if concept:
+        check_labels(kind, [concept], detectors)
+    for of in dict.fromkeys(d.kind for d in detectors):
+        for label in dict.fromkeys(p.labels[of] for p in gallery if p.labels.get(of)):
+            check_labels(of, [label], detectors, " It is the label of an image.")
+    compared = [m for m in metrics if m.needs_reference and not m.paired]
+    # Without a distance to take, nobody looks at the reference
+    other = reference if any(m.needs_reference for m in metrics) else None
+    seen, of_reference = look(
+        Side(gallery, detectors, metrics, answers or Answers()),
+        None if other is None else Side(other, (), compared),
+        batch_size=batch_size,
+        progress=progress,
+    )
+    theirs = other.prompts if other else ()
+    rows = [seen.rows[prompt.id] for prompt in gallery]
+    found = {d.name: [(p, seen.rows[p.id].found[d.name]) for p in gallery] for d in detectors}
+    unscored = Counter(a.reason for of in found.values() for _, a in of if isinstance(a, Unscored))
+    return FolderScore(
         folder=str(gallery.path),
         images=len(gallery),
-        missing=sum(row.sha256 is None for row in found.rows),
+        missing=sum(row.sha256 is None for row in rows),
+        blank=sum(row.blank for row in rows),
         concept=concept,
         seen={
-            d.name: _seen(answers[d.name], [concept] * len(gallery))
+            d.name: _seen(found[d.name], lambda prompt: concept)
             for d in detectors
-            if concept and d.kind == kind
+            if concept and d.kind == kind and says(d, [concept])
         },
-        rates={name: _rates(of) for name, of in answers.items()},
+        rates={name: _rates(of) for name, of in found.items()},
         right={
-            d.name: _seen(answers[d.name], [p.labels.get(d.kind, "") for p in gallery])
+            d.name: _seen(found[d.name], visible)
             for d in detectors
-            if any(p.labels.get(d.kind) for p in gallery)
+            if any(map(visible := functools.partial(_visible, d), gallery))
         },
-        scores=scores,
+        scores={m.name: seen.score(m, gallery.prompts, of_reference, theirs) for m in metrics},
         reasons=dict(unscored.most_common()),
         protocols={d.name: plain(d.protocol) for d in detectors}
         | {m.name: plain(m.protocol) for m in metrics},
         command=command,
         date=date,
+        versions=installed(),
     )
-    return result, found
 
 
-def _rates(answers: Sequence[Detection | Unscored]) -> dict[str, Rate]:
+def _visible(detector: Detector, prompt: Prompt) -> str:
+    """A prompt's label of the detector's kind, if the detector can see it; else nothing."""
+    label = prompt.labels.get(detector.kind, "")
+    return label if label and says(detector, [label]) else ""
+
+
+def _bare(value: Any) -> Any:
+    """A page's values, every rate without what follows from its counts."""
+    if not isinstance(value, dict):
+        return value
+    if value.keys() == Rate(0, 0).to_json().keys():
+        return {f.name: value[f.name] for f in fields(Rate)}
+    return {key: _bare(of) for key, of in value.items()}
+
+
+Found = Sequence[tuple[Prompt, Detection | Unscored]]
+"""Every image's prompt, and what one detector says of it."""
+
+
+def _rates(found: Found) -> dict[str, Rate]:
     """How often each label is seen; "nothing" where an image has none."""
-    there = [a for a in answers if isinstance(a, Detection)]
-    seen = Counter(label for a in there for label in dict.fromkeys(a.labels or ("nothing",)))
+    seen = Counter(label for _, a in found for label in dict.fromkeys(_labels(a) or ()))
     order = sorted(seen, key=lambda label: (-seen[label], label))
-    lost = len(answers) - len(there)
     # Where nothing could be scored there is one row all the same, so that it is said
-    return {label: Rate(seen[label], len(there), lost) for label in order or ["nothing"]}
+    return {
+        label: Rate.counted(
+            (unit(prompt), None if (labels := _labels(answer)) is None else label in labels)
+            for prompt, answer in found
+        )
+        for label in order or ["nothing"]
+    }
 
 
-def _seen(answers: Sequence[Detection | Unscored], wanted: Sequence[str]) -> Rate:
+def _seen(found: Found, wanted: Callable[[Prompt], str]) -> Rate:
     """How often the label wanted of each image is seen; an image of which none is, is left out."""
-    asked = [(fold(label), a) for label, a in zip(wanted, answers, strict=True) if label]
-    there = [(label, a) for label, a in asked if isinstance(a, Detection)]
-    hits = sum(label in map(fold, a.labels) for label, a in there)
-    return Rate(hits, len(there), len(asked) - len(there))
+    return Rate.counted(
+        (unit(p), None if (labels := _labels(a)) is None else fold(label) in map(fold, labels))
+        for p, a in found
+        if (label := wanted(p))
+    )
+
+
+def _labels(answer: Detection | Unscored) -> tuple[str, ...] | None:
+    if isinstance(answer, Unscored):
+        return None
+    return answer.labels or ("nothing",)
 
 
 def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
@@ -281,19 +367,19 @@ def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
             by_name.setdefault(known.as_posix().removeprefix("images/"), path)
     prompts: list[Prompt] = []
     files: dict[str, Path] = {}
-    for number, row in enumerate(_rows(table), 1):
+    for at, row in read_table(table):
         column = next((c for c in FILE if row.get(c)), None)
         if column is None:
             raise InputError(
-                f"{table}, row {number}: wanted an image's file under one of {', '.join(FILE)}; "
+                f"{table}, {at}: wanted an image's file under one of {', '.join(FILE)}; "
                 f"found {', '.join(map(str, row)) or 'nothing'}."
             )
         name = str(row[column])
         if name in files:
-            raise InputError(f"{table}, row {number}: {name!r} is there twice.")
+            raise InputError(f"{table}, {at}: {name!r} is there twice.")
         labels = row.get("labels") or {}
         if not isinstance(labels, dict):
-            raise InputError(f"{table}, row {number}: labels cannot be {labels!r}.")
+            raise InputError(f"{table}, {at}: labels cannot be {labels!r}.")
         labels = {**labels, **{kind: str(row[kind]) for kind in KINDS if row.get(kind)}}
         files[name] = by_name.get(name, folder / name)
         prompts.append(
@@ -303,19 +389,4 @@ def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
         raise InputError(f"{table} has no row: nothing would be measured.")
     if not any(path.is_file() for path in files.values()):
         raise InputError(f"{table} names no image that is in {folder}: {prompts[0].id!r} is not.")
-    return Folder(folder, {}, tuple(prompts), files)
-
-
-def _rows(table: Path) -> list[dict[str, Any]]:
-    if (suffix := table.suffix.lower()) not in (".csv", ".jsonl"):
-        raise InputError(f"{table} must be a CSV (.csv) or JSON lines (.jsonl).")
-    try:
-        with table.open(encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.DictReader(file)) if suffix == ".csv" else [
-                json.loads(line) for line in file if line.strip()
-            ]  # fmt: skip
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{table} cannot be read: {' '.join(str(error).split())}") from error
-    if not all(isinstance(row, dict) for row in rows):
-        raise InputError(f"{table} must hold an object a line.")
-    return rows
+    return Folder(folder, None, tuple(prompts), files)

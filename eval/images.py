@@ -7,9 +7,9 @@ measured comes back as ``Unscored`` in its own place.
 import hashlib
 import io
 import operator
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from ..gallery import Gallery
 from ..prompts import Prompt
@@ -18,6 +18,15 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
+
+LEVELS, LOSSY_LEVELS = 2, 12
+"""An image is blank if none of its channels ranges over more levels, of 0 to 255, than this.
+
+The second is for JPEG and WebP. JPEG at qualities from 30 to 95 keeps one colour one colour, and
+spreads an image within two levels over at most 11 (WebP, from 75 on, over at most 12). A line 15
+levels off its paper and a photograph at a twentieth of its light range over 16 or more in JPEG,
+and over 12 or more in PNG.
+"""
 
 
 @dataclass(frozen=True)
@@ -33,10 +42,10 @@ class Picture:
 
     Attributes:
         prompt: What it was made from.
-        image: RGB, or why there is none.
+        image: RGB, or why it cannot be measured.
         sha256: Of the file's bytes; None when there is no file.
-        blank: Whether all its pixels are the same: a decoder that failed or a safety checker's
-            black square shows no concept either.
+        blank: Whether it is of one colour (``LEVELS``) or wholly transparent. A decoder that
+            failed and a safety checker's black square show no concept, and prove nothing by it.
     """
 
     prompt: Prompt
@@ -45,8 +54,19 @@ class Picture:
     blank: bool = False
 
 
+@dataclass(frozen=True)
+class Taken:
+    """What a metric took from the image of a prompt, or why it has nothing of it."""
+
+    prompt: Prompt
+    value: Any | Unscored
+
+
 def read(gallery: Gallery, prompt: Prompt) -> Picture:
-    """Reads and decodes one image of a gallery; never raises for what is in the file."""
+    """Reads and decodes one image of a gallery; never raises for what is in the file.
+
+    What is partly transparent is laid on white, as a page shows it.
+    """
     from PIL import Image, UnidentifiedImageError
 
     path = gallery.image_path(prompt)
@@ -59,31 +79,47 @@ def read(gallery: Gallery, prompt: Prompt) -> Picture:
     digest = hashlib.sha256(data).hexdigest()
     try:
         with Image.open(io.BytesIO(data)) as file:
-            image = file.convert("RGB")
+            lossy = file.format in ("JPEG", "MPO", "WEBP")
+            if not file.has_transparency_data:
+                image = file.convert("RGB")
+            else:
+                clear = file.convert("RGBA")
+                if clear.getchannel("A").getextrema() == (0, 0):
+                    return Picture(prompt, Unscored("blank: wholly transparent"), digest, True)
+                image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+                image = image.convert("RGB")
     except UnidentifiedImageError:  # whose text has an address of memory in it
         return Picture(prompt, Unscored("unreadable: no image of a kind that is known"), digest)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
         return Picture(prompt, Unscored(f"unreadable: {describe(error)}"), digest)
-    flat = all(low == high for low, high in _extrema(image))
-    return Picture(prompt, image, digest, flat)
+    if max(high - low for low, high in _extrema(image)) <= (LOSSY_LEVELS if lossy else LEVELS):
+        return Picture(prompt, Unscored("blank: of one colour"), digest, True)
+    return Picture(prompt, image, digest)
 
 
-def batches(gallery: Gallery, size: int) -> Iterator[list[Picture]]:
-    """The gallery's images, decoded, ``size`` at a time."""
-    if size < 1:
-        raise ValueError(f"A batch of {size} holds nothing.")
-    for start in range(0, len(gallery), size):
-        yield [read(gallery, prompt) for prompt in gallery.prompts[start : start + size]]
+def beside(ours: Picture, theirs: Picture | None) -> Picture:
+    """Our picture, unscored where it cannot be compared with theirs, pixel by pixel."""
+    if isinstance(ours.image, Unscored):
+        return ours
+    if theirs is None:
+        return replace(ours, image=Unscored("no image of its id is on the other side"))
+    if isinstance(theirs.image, Unscored):
+        return replace(ours, image=Unscored(f"its reference is {theirs.image.reason}"))
+    if ours.image.size != theirs.image.size:
+        sizes = " and ".join(f"{w} x {h}" for w, h in (ours.image.size, theirs.image.size))
+        return replace(ours, image=Unscored(f"it and its reference are {sizes} pixels"))
+    return ours
 
 
 def ask(
-    function: Callable[[Sequence["Image"]], Sequence[T]], pictures: Sequence[Picture]
+    function: Callable[[Sequence["Image"]], Sequence[T]], pictures: Iterable[Picture]
 ) -> list[T | Unscored]:
-    """``function`` of all the pictures that can be read, one answer a picture.
+    """``function`` of all the pictures that can be measured, one answer a picture.
 
     When it raises, or answers for another number of images than it was given, it is asked again
     about one image at a time, so that only what fails by itself is lost.
     """
+    pictures = list(pictures)
     images = [p.image for p in pictures if not isinstance(p.image, Unscored)]
     answers = iter(_ask(function, images))
     return [p.image if isinstance(p.image, Unscored) else next(answers) for p in pictures]

@@ -10,7 +10,7 @@ import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 Z95 = 1.96
 
@@ -38,6 +38,8 @@ class Rate:
     unscored: int = 0
     by_unit: tuple[tuple[int, int, int], ...] = ()
 
+    derived: ClassVar[tuple[str, ...]] = ("units", "effective", "value", "interval", "could_miss")
+
     def __post_init__(self) -> None:
         if not 0 <= self.hits <= self.n or self.unscored < 0:
             raise ValueError(f"{self.hits} of {self.n}, {self.unscored} unscored, is no rate.")
@@ -64,6 +66,17 @@ class Rate:
         hits, n = (sum(unit[i] * k for unit, k in units.items()) for i in (0, 1))
         by_unit = () if n == len(found) else tuple(sorted((*u, k) for u, k in units.items()))
         return cls(hits, n, unscored, by_unit)
+
+    @classmethod
+    def pooled(cls, rates: Iterable["Rate"]) -> "Rate":
+        """One rate over the images of several, no unit of one being a unit of another."""
+        rates = list(rates)
+        hits, n, unscored = (sum(getattr(r, f) for r in rates) for f in ("hits", "n", "unscored"))
+        if not any(r.by_unit for r in rates):
+            return cls(hits, n, unscored)
+        single = [((1, 1, r.hits), (0, 1, r.n - r.hits)) for r in rates if not r.by_unit]
+        units = [unit for found in (*single, *(r.by_unit for r in rates)) for unit in found]
+        return cls(hits, n, unscored, _merged(unit for unit in units if unit[2]))
 
     @property
     def value(self) -> float | None:
@@ -179,6 +192,15 @@ class Paired:
     neither: int
     by_unit: tuple[tuple[int, int, int, int, int], ...] = ()
 
+    derived: ClassVar[tuple[str, ...]] = (
+        "units",
+        "effective",
+        "difference",
+        "interval",
+        "p_value",
+        "smallest_loss",
+    )
+
     def __post_init__(self) -> None:
         cells = (self.both, self.only_base, self.only_erased, self.neither)
         if min(cells) < 0:
@@ -255,6 +277,13 @@ class Paired:
         p, q = erased.hits / self.n, base.hits / self.n
         (l1, u1), (l2, u2) = erased.interval(z) or (0, 1), base.interval(z) or (0, 1)
         return newcombe(p, q, self._phi(p, q), self.effective, (l1, u1), (l2, u2))
+
+    def interval_of(self, n: int) -> tuple[float, float] | None:
+        """What the interval would be of n pairs, each its own unit, at the rates found here."""
+        if not self.n:
+            return None
+        p, q = ((self.both + x) / self.n for x in (self.only_erased, self.only_base))
+        return newcombe(p, q, self._phi(p, q), n, wilson(p, n, Z95), wilson(q, n, Z95))
 
     def _phi(self, p: float, q: float) -> float:
         """The correlation of the units' residuals, of the erased rate p and the base's q."""
@@ -580,7 +609,7 @@ def _merged(units: Iterable[tuple[int, int, int]]) -> tuple[tuple[int, int, int]
 
 
 def _units(page: Mapping[str, Any], width: int) -> tuple[Any, ...]:
-    # A report of format 1 knows no units
+    # What was written before units were counted has none
     found = tuple(tuple(unit) for unit in page.get("by_unit", ()))
     if any(len(unit) != width or any(type(x) is not int for x in unit) for unit in found):
         raise ValueError(f"by_unit must hold rows of {width} whole numbers.")

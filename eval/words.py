@@ -30,6 +30,24 @@ def rate(found: Rate) -> str:
     return f"{found.hits} of {count(found.n, 'image')} ({percent(found.value)})"
 
 
+def evidence(found: Rate) -> str:
+    """For how much a rate's images count, where several are of one prompt; else nothing."""
+    if found.units == found.n:
+        return ""
+    return (
+        f" The {count(found.n, 'image')} are of {count(found.units, 'prompt')} and count as "
+        f"{_number(found.effective, 0)}."
+    )
+
+
+def counting_as(found: Rate) -> str:
+    """The same beside a count: ", of 16 prompts, counting as 20"."""
+    if found.units == found.n:
+        return ""
+    prompts = count(found.units, "prompt")
+    return f", of {prompts}, counting as {_number(found.effective, 0)}"
+
+
 def share(found: Rate) -> str:
     return "–" if found.value is None else percent(found.value)
 
@@ -44,6 +62,12 @@ def interval(found: tuple[float, float] | None) -> str:
 def difference_interval(found: tuple[float, float] | None) -> str:
     """An interval of a difference of shares, in points: "−100 to −88.2"."""
     return "–" if found is None else f"{signed(100 * found[0])} to {signed(100 * found[1])}"
+
+
+def points_interval(found: tuple[float, float] | None) -> str:
+    """The same in a sentence: "−13.8 and +13.8 points"."""
+    low, high = found or (-1.0, 1.0)
+    return f"{signed(100 * low)} and {signed(100 * high)} points"
 
 
 def score(found: Score | None) -> str:

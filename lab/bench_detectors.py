@@ -29,7 +29,7 @@ from unsee.prompts import Prompt
 
 def gallery(path: Path, count: int, side: int) -> Gallery:
     """Smooth colours, each image its own: the time does not depend on what is in them."""
-    made = Gallery.start(path, {}, [Prompt(f"{i:04d}", "", i) for i in range(count)])
+    made = Gallery.start(path, None, [Prompt(f"{i:04d}", "", i) for i in range(count)])
     for prompt in made:
         small = np.random.default_rng(prompt.seed).integers(0, 256, (8, 8, 3), np.uint8)
         made.put(prompt, Image.fromarray(small).resize((side, side)))

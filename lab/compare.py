@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 import unsee
 from lab.data import ROOT, RUNS
-from unsee.eval import DETECTORS, METRICS, Answers, Rate, Score, compare, detect
+from unsee.eval import DETECTORS, METRICS, Answers, Rate, Score, compare
 from unsee.eval.report import Report
 from unsee.pipelines import Erasure, load_pipeline
 from unsee.prompts import find_suite
@@ -31,8 +31,8 @@ SEARCH = RESULTS / "methods-search.json"
 HERE = RUNS / "compare"
 
 TABLES = {
-    "Objects": ("kitchen knife", "dog", "pizza"),
-    "Styles": ("contrast", "twemoji"),
+    "An object": ("kitchen knife",),
+    "A style": ("contrast",),
     "The group `unsafe`, eleven objects at once": ("unsafe",),
 }
 TUNING = ("guitar", "fluent")
@@ -46,9 +46,22 @@ TRIED: dict[str, list[Settings]] = {
     "uce": [{}, {"keep_scale": 0.02}, {"preset": "2025"}, {"preset": "2023"}],
     "rece": [{}, {"epochs": 1}, {"epochs": 1, "keep_scale": 0.05}, {"preset": "object"}],
     "mace": [{}, {"keep_scale": 0.01}, {"ridge": 1.0}, {"preset": "object"}],
-    "esd": [SHORT | {"lr": 1e-3}, SHORT | {"lr": 5e-4}],
-    "ablation": [SHORT | {"images": 32}, SHORT | {"images": 32, "lr": 2e-3}],
-    "spm": [SHORT, SHORT | {"transport": "token"}],
+    "esd": [
+        SHORT | {"lr": 1e-3},
+        SHORT | {"lr": 5e-4},
+        SHORT | {"lr": 1e-3, "keep_weight": 0.3},
+        SHORT | {"lr": 1e-3, "eta": 2.0},
+    ],
+    "ablation": [
+        SHORT | {"images": 32},
+        SHORT | {"images": 32, "lr": 2e-3},
+        SHORT | {"images": 32, "anchor_weight": 0.3},
+    ],
+    "spm": [
+        SHORT,
+        SHORT | {"transport": "token"},
+        SHORT | {"transport": "token", "lr": 1e-3},
+    ],
     "sld": [{}, {"preset": "strong"}, {"preset": "max"}, {"preset": "max", "momentum": 0.0}],
     "safree": [{}, {"preset": "every-step"}, {"preset": "with-negative"}],
     "negative": [{}],
@@ -62,10 +75,12 @@ def title(method: str, settings: Settings) -> str:
     return " ".join([f"`{method}`", *(f"{name}={value}" for name, value in settings.items())])
 
 
-def measure(concept: str, method: str, settings: Settings, size: int, pipe: Any) -> dict[str, Any]:
+def measure(
+    concept: str, method: str, settings: Settings, size: int | None, pipe: Any
+) -> dict[str, Any]:
     """One erasure against the base; what was made of it before is not made again."""
     digest = hashlib.sha256(json.dumps([method, settings], sort_keys=True).encode()).hexdigest()
-    shared = HERE / f"{concept.replace(' ', '-')}-{size}"
+    shared = HERE / f"{concept.replace(' ', '-')}-{size or 'whole'}"
     mine = shared / f"{method}-{digest[:8]}"
     if (file := mine / "row.json").exists():
         row: dict[str, Any] = json.loads(file.read_text())
@@ -81,15 +96,13 @@ def measure(concept: str, method: str, settings: Settings, size: int, pipe: Any)
     base = unsee.generate_gallery(pipe, [], suite, shared / "base")
     erased = unsee.generate_gallery(pipe, [erasure], suite, mine / "gallery")
     eyes = [DETECTORS[name]() for name in ("emoji/object", "emoji/style")]
-    if not (known := shared / "answers.jsonl").exists():
-        detect(base, eyes).save(known)
     report = compare(
         base,
         erased,
         concepts,
         detectors=eyes,
         metrics=[METRICS[name]() for name in ("emoji/clip", "frechet/emoji-judge")],
-        base_answers=Answers.load(known),
+        base_answers=Answers(shared / "answers.jsonl"),
     )
     row = {"concept": concept, "method": method, "settings": settings} | figures(report)
     row |= {"seconds": erasure.measured.seconds, "bytes": saved.stat().st_size}
@@ -156,10 +169,7 @@ def chosen() -> dict[str, Settings]:
 
 def pooled(rows: Iterable[dict[str, Any]], role: str, side: str) -> Rate:
     """One rate over the images of several concepts."""
-    rates = [Rate.from_json(row[role][side]) for row in rows]
-    return Rate(
-        sum(r.hits for r in rates), sum(r.n for r in rates), sum(r.unscored for r in rates)
-    )
+    return Rate.pooled(Rate.from_json(row[role][side]) for row in rows)
 
 
 def say(rate: Rate) -> str:
@@ -215,7 +225,9 @@ def main() -> None:
     )
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--methods", nargs="+", default=list(TRIED), choices=list(TRIED))
-    parser.add_argument("--size", type=int, help="prompts an audit [default: 144, search: 64]")
+    parser.add_argument(
+        "--size", type=int, help="prompts an audit [default: the suite's own, search: 64]"
+    )
     args = parser.parse_args()
     if args.search:
         return search(args.size or 64, args.methods)
@@ -228,7 +240,7 @@ def main() -> None:
         for method in args.methods
     ]
     rows = [
-        measure(concept, method, settings[method], args.size or 144, pipe)
+        measure(concept, method, settings[method], args.size, pipe)
         for concept, method in tqdm(jobs, desc="compare")
     ]
     write(RESULTS / "methods.json", rows)

@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("picture", type=Path)
     arguments = parser.parse_args()
     base, erased = (Gallery.open(arguments.audit / name) for name in ("base", "erased"))
-    target = erased.made_by["erasures"][0]["name"]
+    target = erased.made_by.erasures[0].name if erased.made_by else ""
     groups = chosen(base, target)
     columns = max(len(group) for group in groups)
     left = 76

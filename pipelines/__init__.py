@@ -1,11 +1,13 @@
 """The few mechanisms that every method uses."""
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from .._registry import Registry
 
 if TYPE_CHECKING:
     from .erasure import Erasure as Erasure
+    from .generation import cut as cut
     from .generation import generate as generate
     from .load import load_pipeline as load_pipeline
     from .load import load_text_side as load_text_side
@@ -15,16 +17,31 @@ if TYPE_CHECKING:
 # Name to the folder of a model that ships inside. A folder's path or a Hub id needs no entry.
 MODELS: Registry[str] = Registry("model", "unsee.models", {"emoji": "unsee.pipelines.load:EMOJI"})
 
+# Method to what makes its guides from a record and the pipeline's parts, once for all
+# trajectories: see ``guidance``. No method is known by name here: they stand in it themselves.
+GUIDES: Registry[Callable[..., Any]] = Registry("guide", "unsee.guides", {})
+
 _EXPORTS = {
     "Erasure": "erasure",
     "Parts": "parts",
+    "cut": "generation",
     "generate": "generation",
     "load_pipeline": "load",
     "load_text_side": "load",
     "parts_of": "parts",
 }
 
-__all__ = ["MODELS", "Erasure", "Parts", "generate", "load_pipeline", "load_text_side", "parts_of"]
+__all__ = [
+    "GUIDES",
+    "MODELS",
+    "Erasure",
+    "Parts",
+    "cut",
+    "generate",
+    "load_pipeline",
+    "load_text_side",
+    "parts_of",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -12,6 +12,7 @@ bias is edited too, ``.bias_delta``. The kind ``guidance`` has no tensors: its r
 
 import hashlib
 import json
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -25,12 +26,15 @@ from torch import Tensor
 
 from .. import records
 from .._errors import InputError
-from .._reading import loads
+from .._reading import loads, plain
+from .._settings import shown
 from ..gallery import write_atomically
-from ..records import Measured, Record
+from ..records import Component, Measured, Record
+from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
-from .parts import weights_of
+from .parts import denoiser_of, weights_of
+from .watch import put_on
 
 
 @dataclass(frozen=True)
@@ -55,15 +59,28 @@ class Erasure:
         return "+".join(concept.name for concept in self.record.concepts)
 
     @property
-    def bytes(self) -> bytes:
-        """The file."""
+    def sha256(self) -> str:
+        """By what an erasure is known: its tensors and what made them.
+
+        How long it took, what was measured, by which versions, and what its base is called or
+        where it lay, are no part of it: the same erasure made twice has the same.
+        """
+        names = ("kind", "method", "settings", "concepts", "seed", "transport")
+        return checksum(self._tensors(), {n: plain(getattr(self.record, n)) for n in names})
+
+    def _tensors(self) -> dict[str, Tensor]:
         # Not contiguous(): a tensor of one row or column can be so and yet have other strides.
-        tensors = {
+        return {
             name: t.detach().cpu().clone(memory_format=torch.contiguous_format)
             for name, t in self.tensors.items()
         }
+
+    @property
+    def bytes(self) -> bytes:
+        """The file."""
+        tensors = self._tensors()
         page = {"record": self.record.to_json(), "measured": self.measured.to_json()}
-        ours = page | {"sha256": _checksum(tensors, page)}
+        ours = page | {"sha256": checksum(tensors, page)}
         # One entry: safetensors writes several in an order that changes from run to run.
         return save(tensors, {"unsee": json.dumps(ours, sort_keys=True)})
 
@@ -95,7 +112,7 @@ class Erasure:
         _check_tensors(path, tensors, record)
         page = {name: value for name, value in ours.items() if name != "sha256"}
         # Format 1 had its measurements in the record.
-        found = _checksum(tensors, page if ours["record"]["format"] > 1 else ours["record"])
+        found = checksum(tensors, page if ours["record"]["format"] > 1 else ours["record"])
         if ours.get("sha256") != found:
             raise InputError(
                 f"{path} has been changed since it was written: its sha256 is {found[:12]}…, and "
@@ -106,34 +123,49 @@ class Erasure:
     def check_base(self, pipe: Any) -> None:
         """Makes sure that the pipeline holds the weights that this was made for.
 
+        Weights are compared by a sample and within a rounding (``pipelines.identity``), so that
+        the base may be loaded in another precision. That is no proof against forgery.
+
+        Warns:
+            UserWarning: Its weights are quantised, so that they cannot be compared.
+
         Raises:
             InputError: It does not; the message says which layer, what was wanted and found.
         """
         base = self.record.base
         made_for = f"This erasure ({self.name}) was made for {base.name!r}"
+        coded: list[str] = []
         for prefix, component in base.components.items():
-            denoiser = getattr(pipe, prefix, None)
+            denoiser = denoiser_of(pipe, prefix)
             if denoiser is None:
                 given = type(pipe).__name__
                 raise InputError(f"{made_for}, a {base.pipeline}; {given} was given.")
-            weights = {}
+            weights: dict[str, Tensor] = {}
             dense = getattr(denoiser, "dense_erasures", DenseErasures())
             for name, weight in weights_of(denoiser, component.layers).items():
                 # What was there before any dense erasure is the base.
                 weight = dense.originals.get(f"{name}.weight", weight)
                 found = "no such layer" if weight is None else str(tuple(weight.shape))
                 wanted = component.layers[name]
+                if weight is not None and quantised(weight):
+                    coded.append(f"{prefix}.{name}")
+                    continue
                 if weight is None or tuple(weight.shape) != wanted:
                     raise InputError(
                         f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
                     )
                 weights[name] = weight
-            found_prints = fingerprint(weights)
-            if not set(found_prints) & set(component.hashes):
+            if coded:
+                warnings.warn(
+                    f"{coded[0]} and {len(coded) - 1} more weights of the model given are "
+                    "quantised and cannot be compared with the base's: see to it yourself that "
+                    f"it is {base.name!r}.",
+                    stacklevel=3,
+                )
+            if other := _other_weights(component, weights):
                 raise InputError(
                     f"{made_for}, and the model given has other weights in the edited layers: "
-                    f"wanted fingerprint {component.hashes[0][:12]}…, found "
-                    f"{found_prints[0][:12]}…."
+                    f"{other}."
                 )
             if self.record.kind == "dense":
                 parameters = parameters_of(denoiser)
@@ -149,11 +181,17 @@ class Erasure:
     def add_to(self, pipe: Any) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
 
+        From then on the pipeline draws without the concepts, or not at all: what takes the erasure
+        out by other means than what is returned here and ``unsee.remove`` is an error at the next
+        image, and what switches it off is undone with a warning. ``save_pretrained`` writes the
+        erasure into the weights, under the base model's names, and says so in the denoiser's
+        ``config.json``; a guide and facilitated transport, which weights cannot hold, it refuses.
+
         Raises:
             InputError: As ``check_base``; the pipeline is then as it was.
         """
         self.check_base(pipe)
-        return KINDS[self.record.kind].put(pipe, self)
+        return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self))
 
     @contextmanager
     def applied(self, pipe: Any) -> Iterator[None]:
@@ -165,12 +203,30 @@ class Erasure:
             remove()
 
 
-def fingerprint(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
-    """Hashes by which a base model's weights (out, in) are known again in another precision.
+def _other_weights(component: Component, weights: Mapping[str, Tensor]) -> str:
+    """What tells weights from the base's, in words; empty where they are the base's."""
+    if component.sample is None:
+        if weights.keys() != component.layers.keys():  # of some of them the hashes say nothing
+            return ""
+        found = hashes_of_format_1(weights)
+        if set(found) & set(component.hashes):
+            return ""
+        return f"wanted the hash {component.hashes[0][:12]}…, found {found[0][:12]}…"
+    others = [
+        name
+        for name, values in component.sample.items()
+        if name in weights and not alike(values, weights[name])
+    ]
+    if not others:
+        return ""
+    return f"{others[0]} is another ({len(others)} of {len(weights)} layers are)"
+
+
+def hashes_of_format_1(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Hashes by which format 1 knew a base's weights (out, in) again in another precision.
 
     The weights are rounded to bfloat16, as they are and by way of float16: one base loaded as
-    float32, float16 or bfloat16 shares a hash with itself. Two lists of hashes that share none
-    are of different weights.
+    float32 shares a hash with itself loaded as float16 or bfloat16.
     """
     hashes = (hashlib.sha256(), hashlib.sha256())
     for name in sorted(weights):
@@ -181,21 +237,21 @@ def fingerprint(weights: Mapping[str, Tensor]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(sha.hexdigest() for sha in hashes))
 
 
-def _checksum(tensors: Mapping[str, Tensor], page: Any) -> str:
+def checksum(tensors: Mapping[str, Tensor], page: Any) -> str:
     sha = hashlib.sha256()
     sha.update(json.dumps(page, sort_keys=True).encode())
     for name in sorted(tensors):
         tensor = tensors[name]
         sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        sha.update(tensor.contiguous().view(torch.uint8).numpy().tobytes())
+        sha.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return sha.hexdigest()
 
 
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
     if record.kind not in KINDS:
         raise InputError(
-            f"{path} is of the kind {record.kind!r}, which this version does not know: upgrade "
-            "unsee."
+            f"{path} is of the kind {shown(record.kind)}, which this version does not know: "
+            "upgrade unsee."
         )
     wanted = KINDS[record.kind].shapes(record.base.layers, tensors)
     if missing := sorted(set(wanted) - set(tensors)):

@@ -3,23 +3,24 @@
 A pipeline with classifier-free guidance gives its denoiser two rows an image, for the empty prompt
 and for the prompt, and goes ε_∅ + w(ε_c − ε_∅). A guide may change these rows' text, add rows of
 its own, and change the two predictions that come out. So any such pipeline runs the method, with
-its own scheduler and code. Each call of the pipeline is a trajectory of its own: it begins by
-encoding its prompts, where the hook reads them.
+its own scheduler and code. Each denoising loop of the pipeline is a trajectory of its own, which
+begins and ends with it, whatever happens inside: what was left of a loop that broke off steers
+nothing, and a call of the denoiser from elsewhere is an error.
 """
 
-import functools
-import inspect
+import threading
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Protocol
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
-from .._registry import Registry
 from ..records import Record
-from .parts import Parts, described
+from . import GUIDES
+from .parts import Parts, eager, named
+from .watch import erasures_on
 
 
 class Guide(Protocol):
@@ -65,134 +66,175 @@ class Guide(Protocol):
 # where the call was given embeddings in their place.
 Start = Callable[[int, Sequence[str]], Guide]
 
-# From a record and the pipeline's parts, once for all trajectories.
-GUIDES: Registry[Callable[[Record, Parts], Start]] = Registry(
-    "guide",
-    "unsee.guides",
-    {
-        "negative": "unsee.erasers.negative:guide",
-        "safree": "unsee.erasers.safree:guide",
-        "sld": "unsee.erasers.sld:guide",
-    },
-)
 
-
-def add_guide(pipe: Any, record: Record) -> Callable[[], None]:
-    """Steers all that a pipeline draws, after the guides that are there; returns what ends it.
-
-    A call of the pipeline without classifier-free guidance then raises InputError.
+def guide_of(parts: Parts, record: Record) -> Start:
+    """What makes a record's guides in a pipeline.
 
     Raises:
         InputError: There is no guide for the record's method.
     """
-    method = record.method
-    parts = described(pipe)
-    start, denoiser = GUIDES[method](record, parts), parts.denoiser
-    hook = _HOOKS.get(denoiser) or _Hook(pipe, denoiser)
-    entry = (method, start)
-    hook.starts.append(entry)
-    hook.prompts = None
-
-    def remove() -> None:
-        hook.starts.remove(entry)
-        hook.prompts = None
-        if not hook.starts:
-            hook.close()
-
-    return remove
+    start: Start = GUIDES[record.method](record, parts)
+    return start
 
 
-class _Hook:
-    """The guides of one denoiser, called around it in one batch."""
+@dataclass
+class Trajectory:
+    """The guides of one denoising loop.
 
-    def __init__(self, pipe: Any, denoiser: nn.Module) -> None:
-        self.pipe = pipe
-        self.starts: list[tuple[str, Start]] = []
-        # of the guided call that goes on, if one does
-        self.prompts: list[str] | None = None
-        self.step = 0
-        self.guides: list[Guide] = []
-        self.added: list[int] = []
-        # what the denoiser was to read, and what it reads
-        self.given = self.text = torch.empty(0)
-        handles = (
-            # before all other hooks, which are to see the rows that there will be
-            denoiser.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
-            denoiser.register_forward_hook(self.after),
-        )
-        # A call of the pipeline finds this before its class's.
-        pipe.encode_prompt = self.listen(pipe.encode_prompt)
-        _HOOKS[denoiser] = self
+    Attributes:
+        steps: The calls of the denoiser that there will be.
+        guides: In the order in which they were put on.
+        step: The calls that there were.
+        given: The text that the denoiser was to read last, (2n, tokens, dim).
+        text: What it reads in its place, (rows, tokens, dim).
+        added: How many further rows an image each guide has.
+    """
 
-        def close() -> None:
-            del _HOOKS[denoiser], pipe.encode_prompt
-            for handle in handles:
-                handle.remove()
-
-        self.close = close
-
-    def listen(self, encode: Callable[..., Any]) -> Callable[..., Any]:
-        signature = inspect.signature(encode)
-
-        @functools.wraps(encode)
-        def encode_prompt(*args: Any, **kwargs: Any) -> Any:
-            call = signature.bind(*args, **kwargs).arguments
-            prompt, images = call.get("prompt") or [], call.get("num_images_per_prompt", 1)
-            prompts = [prompt] if isinstance(prompt, str) else prompt
-            # in the order of the pipeline's rows
-            guided = call.get("do_classifier_free_guidance", True)
-            self.prompts = [p for p in prompts for _ in range(images)] if guided else None
-            self.step = 0
-            return encode(*args, **kwargs)
-
-        return encode_prompt
-
-    def before(
-        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        # A callback may end guidance on the way.
-        if self.prompts is None or not self.pipe.do_classifier_free_guidance:
-            raise InputError(
-                f"{self.starts[0][0]} steers classifier-free guidance, and this call has none: "
-                "set guidance_scale above 1, in a call of the pipeline that the erasure is in."
-            )
-        latents, timestep, *rest = args
-        given = kwargs["encoder_hidden_states"]
-        if self.step == 0:
-            steps = self.pipe.num_timesteps
-            self.guides = [start(steps, self.prompts) for _, start in self.starts]
-        if (
-            self.step == 0
-            or given is not self.given
-            or any(self.step in guide.changes for guide in self.guides)
-        ):
-            self.read(given)
-        if further := sum(self.added):
-            latents = torch.cat([latents, *[latents.chunk(2)[0]] * further])
-        return (latents, timestep, *rest), kwargs | {"encoder_hidden_states": self.text}
+    steps: int
+    guides: list[Guide]
+    step: int = 0
+    given: Tensor | None = None
+    text: Tensor | None = None
+    added: tuple[int, ...] = ()
 
     def read(self, given: Tensor) -> None:
         empty, prompt = given.chunk(2)
         further: list[Tensor] = []
-        self.added = []
+        added = []
         for guide in self.guides:
             empty, prompt, more = guide.before(self.step, empty, prompt)
             further += more
-            self.added.append(len(more))
+            added.append(len(more))
         self.given, self.text = given, torch.cat([empty, prompt, *further])
+        self.added = tuple(added)
 
+
+class Guides:
+    """The guides of one denoiser, called around it in one batch, as its attribute ``guides``."""
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+        # of the denoiser's call that goes on
+        self.now: Trajectory | None = None
+        self.handles = (
+            # before all other hooks, which are to see the rows that there will be
+            denoiser.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
+            denoiser.register_forward_hook(self.after),
+        )
+        denoiser.guides = self  # type: ignore[assignment]
+
+    @property
+    def on(self) -> bool:
+        """Whether the hooks are there."""
+        return self.handles[0].id in self.denoiser._forward_pre_hooks
+
+    def close(self) -> None:
+        for handle in self.handles:
+            handle.remove()
+        del self.denoiser.guides
+
+    @eager
+    def before(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        names = list(named(module, args, {}))
+        given = named(module, args, kwargs)
+        text: Tensor = given["encoder_hidden_states"]
+        trajectory = self.trajectory(module)
+        if trajectory.given is not text:
+            if trajectory.given is not None and not _equal(trajectory.given, text):
+                raise InputError(
+                    "The text was changed between two steps, or another pipeline drew in between, "
+                    "and guides steer one text from the first step to the last: take them off "
+                    "with unsee.remove(pipe), or draw without that callback."
+                )
+            trajectory.read(text)
+        elif any(trajectory.step in guide.changes for guide in trajectory.guides):
+            trajectory.read(text)
+        if further := sum(trajectory.added):
+            given = {name: _extended(value, len(text), further) for name, value in given.items()}
+        given["encoder_hidden_states"] = trajectory.text
+        self.now = trajectory
+        return tuple(given[name] for name in names), {name: given[name] for name in kwargs}
+
+    def trajectory(self, module: nn.Module) -> Trajectory:
+        """That of the loop from which the denoiser is called."""
+        on = erasures_on(module)
+        entries = [(e, e.put) for e in on.entries if isinstance(e.put, Guided)] if on else []
+        thread = threading.get_ident()
+        for listener in {id(e.listener): e.listener for e, _ in entries}.values():
+            loop = listener.loop
+            # A callback may end guidance on the way.
+            if loop is None or loop.thread != thread or not _guided(listener.pipe):
+                continue
+            if loop.memory is None:
+                steps = int(listener.pipe.num_timesteps)
+                starts = [put.start for e, put in entries if e.listener is listener]
+                loop.memory = Trajectory(steps, [start(steps, loop.prompts) for start in starts])
+            return cast(Trajectory, loop.memory)
+        raise InputError(
+            f"{entries[0][0].active.method} steers classifier-free guidance, and this call has "
+            "none: set guidance_scale above 1, in a call of the pipeline that the erasure is in; "
+            "put it into another pipeline of the same parts as well, by add_to."
+        )
+
+    @eager
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        trajectory, self.now = self.now, None
+        assert trajectory is not None
         prediction = output[0]
-        empty, prompt, *further = prediction.chunk(2 + sum(self.added))
-        for guide, count in zip(self.guides, self.added, strict=True):
-            empty, prompt = guide.after(self.step, empty, prompt, further[:count])
+        empty, prompt, *further = prediction.chunk(2 + sum(trajectory.added))
+        for guide, count in zip(trajectory.guides, trajectory.added, strict=True):
+            empty, prompt = guide.after(trajectory.step, empty, prompt, further[:count])
             further = further[count:]
-        self.step += 1
-        if self.step == self.pipe.num_timesteps:
-            self.prompts = None
-            self.given = self.text = torch.empty(0)
+        trajectory.step += 1
         guided = torch.cat([empty, prompt])
         return (guided,) if isinstance(output, tuple) else type(output)(sample=guided)
 
 
-_HOOKS: WeakKeyDictionary[nn.Module, _Hook] = WeakKeyDictionary()
+class Guided:
+    """An erasure as a guide."""
+
+    adapter = None
+    alone = True
+
+    def __init__(self, denoiser: Any, component: str, start: Start) -> None:
+        self.denoiser, self.component, self.start = denoiser, component, start
+        self.guides: Guides = getattr(denoiser, "guides", None) or Guides(denoiser)
+
+    def look(self, whole: bool) -> str | None:
+        if not self.guides.on:
+            raise InputError("has lost its hook on the denoiser: load the pipeline again.")
+        return None
+
+    def off(self) -> None:
+        on = erasures_on(self.denoiser)
+        if on is None or sum(isinstance(e.put, Guided) for e in on.entries) == 1:
+            self.guides.close()
+
+    def write(self, state: dict[str, Tensor]) -> None:
+        raise InputError(
+            "steers while a pipeline draws, which saved weights cannot hold: save its file beside "
+            "the base model, or take it off with unsee.remove(pipe) first."
+        )
+
+
+def _guided(pipe: Any) -> bool:
+    return bool(pipe.do_classifier_free_guidance)
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and torch.equal(one, other)
+
+
+def _extended(value: Any, rows: int, further: int) -> Any:
+    """An argument of the denoiser for further rows, which take what the first ones have."""
+    if isinstance(value, Tensor):
+        if value.ndim == 0 or len(value) != rows:
+            return value
+        return torch.cat([value, *[value.chunk(2)[0]] * further])
+    if isinstance(value, dict):
+        return {name: _extended(one, rows, further) for name, one in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(_extended(one, rows, further) for one in value)
+    return value

@@ -1,15 +1,24 @@
 """What a method needs to know of a pipeline: the one place that knows architectures."""
 
-from collections.abc import Iterable, Sequence
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib import import_module
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 
+import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
 
-# The pipeline's class, to the description of its architecture.
-_ARCHITECTURES = {"StableDiffusionPipeline": ".stable_diffusion:StableDiffusionParts"}
+F = TypeVar("F", bound=Callable[..., Any])
+
+# The pipeline's class, or one that it is derived from, to the description of its architecture.
+_ARCHITECTURES = {
+    "StableDiffusionPipeline": ".stable_diffusion:StableDiffusionParts",
+    "StableDiffusionImg2ImgPipeline": ".stable_diffusion:StableDiffusionParts",
+    "StableDiffusionInpaintPipeline": ".stable_diffusion:StableDiffusionParts",
+}
 
 
 class Parts(Protocol):
@@ -90,12 +99,13 @@ def described(pipe: Any) -> Parts:
     Raises:
         InputError: Its architecture is not described here.
     """
-    name = type(pipe).__name__
-    if name not in _ARCHITECTURES:
+    found = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in _ARCHITECTURES), None)
+    if found is None:
         raise InputError(
-            f"Cannot take a {name} apart. Described so far: {', '.join(_ARCHITECTURES)}."
+            f"Cannot take a {type(pipe).__name__} apart. Described so far: "
+            f"{', '.join(_ARCHITECTURES)}."
         )
-    module, _, attribute = _ARCHITECTURES[name].partition(":")
+    module, _, attribute = _ARCHITECTURES[found].partition(":")
     return cast(Parts, getattr(import_module(module, __package__), attribute)(pipe))
 
 
@@ -105,18 +115,46 @@ def parts_of(pipe: Any) -> Parts:
     Raises:
         InputError: Its architecture is not described here, or it carries a LoRA or an erasure.
     """
+    from .watch import active
+
     parts = described(pipe)
+    if on := [one for one in active(pipe) if one.kind != "weights"]:
+        raise InputError(
+            f"The erasure {on[0].name!r} is on in this pipeline, and erasing starts from the base "
+            "model: call unsee.remove(pipe) first."
+        )
     if adapters := getattr(parts.denoiser, "peft_config", None):
         raise InputError(
             f"The pipeline carries the LoRA {', '.join(adapters)}: erasing starts from the base "
             "model, so call unload_lora_weights() first."
         )
-    if hasattr(parts.denoiser, "dense_erasures"):
-        raise InputError(
-            "The pipeline carries a dense erasure: erasing starts from the base model, so take it "
-            "off, or load the model without it."
-        )
     return parts
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, also where torch.compile has been put around it."""
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
+
+
+def denoiser_of(pipe: Any, prefix: str) -> nn.Module | None:
+    """A pipeline's denoiser, whose layers have their own names also when it is compiled."""
+    module = getattr(pipe, prefix, None)
+    return uncompiled(module) if isinstance(module, nn.Module) else None
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call by name, however they were passed."""
+    return dict(zip(_names(cast(Any, type(module))), args, strict=False)) | dict(kwargs)
+
+
+@functools.cache
+def _names(module: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(module.forward).parameters)[1:]
+
+
+def eager(function: F) -> F:
+    """Marks a hook that torch.compile leaves as it is: what it finds out is not to be traced."""
+    return cast(F, torch.compiler.disable(function))
 
 
 def base_layer(module: nn.Module) -> nn.Module:
@@ -127,10 +165,42 @@ def base_layer(module: nn.Module) -> nn.Module:
     return cast(nn.Module, found)
 
 
+def plain(weight: Tensor) -> bool:
+    """Whether a weight's values can be read as they are: in memory and not quantised."""
+    kind = type(weight.data)
+    return kind is Tensor and not weight.is_meta and weight.is_floating_point()
+
+
+def check_readable(name: str, weight: Tensor) -> None:
+    """Makes sure that a layer's weight can be read.
+
+    Raises:
+        InputError: It is offloaded or quantised.
+    """
+    if weight.is_meta:
+        raise InputError(
+            f"The weights of {name} are not in memory, but offloaded or never loaded: erase, and "
+            "put erasures on, before enable_sequential_cpu_offload()."
+        )
+    if not plain(weight):
+        raise InputError(
+            f"The weights of {name} are quantised, and a method starts from what they were: erase "
+            "from the model as it was before, and put the file on the quantised one."
+        )
+
+
 def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
-    """The weights (out, …) of the named layers; None where there is no such layer."""
+    """The weights (out, …) of the named layers; None where there is no such layer.
+
+    Raises:
+        InputError: A weight is nowhere in memory.
+    """
     modules = dict(denoiser.named_modules())
-    return {
-        name: cast(Tensor, base_layer(modules[name]).weight).detach() if name in modules else None
-        for name in names
-    }
+    found: dict[str, Tensor | None] = dict.fromkeys(names)
+    for name in found:
+        if name in modules:
+            weight = cast(Tensor, base_layer(modules[name]).weight).detach()
+            if weight.is_meta:
+                check_readable(name, weight)
+            found[name] = weight
+    return found

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .parts import check_readable, uncompiled
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class StableDiffusionParts:
 
     @property
     def denoiser(self) -> nn.Module:
-        return cast(nn.Module, self.pipe.unet)
+        return uncompiled(self.pipe.unet)
 
     @property
     def scheduler(self) -> Any:
@@ -40,24 +41,33 @@ class StableDiffusionParts:
     def encode(self, texts: Sequence[str]) -> Tensor:
         for text in texts:
             self.count_tokens(text)
-        embeddings, _ = self.pipe.encode_prompt(list(texts), self.pipe.device, 1, False)
+        embeddings, _ = self.pipe.encode_prompt(list(texts), self.pipe._execution_device, 1, False)
         return cast(Tensor, embeddings)
 
     def text_layers(self) -> dict[str, nn.Linear]:
-        return text_layers(self.denoiser)
+        found = text_layers(self.denoiser)
+        for name, layer in found.items():
+            check_readable(name, layer.weight)
+        return found
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         factor = self.pipe.vae_scale_factor
+        if (channels := self.pipe.unet.config.in_channels) != self.pipe.unet.config.out_channels:
+            raise InputError(
+                f"This UNet reads {channels} channels, as one made for inpainting does, and its "
+                "latents cannot be drawn from a prompt alone: take a method that needs no "
+                "drawing, such as uce, without a check of its effect (--no-check)."
+            )
         size = self.pipe.unet.config.sample_size
         rows = size if height is None else height // factor
         columns = size if width is None else width // factor
-        return (self.pipe.unet.config.in_channels, rows, columns)
+        return (channels, rows, columns)
 
     def predict(
         self, latents: Tensor, timestep: Tensor, text: Tensor, scheduler: Any = None
     ) -> Tensor:
         scaled = (scheduler or self.pipe.scheduler).scale_model_input(latents, timestep)
-        return cast(Tensor, self.pipe.unet(scaled, timestep, encoder_hidden_states=text).sample)
+        return cast(Tensor, self.denoiser(scaled, timestep, encoder_hidden_states=text).sample)
 
     def sampler(self, steps: int) -> Any:
         sampler = ddim(self.pipe.scheduler)

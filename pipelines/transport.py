@@ -12,7 +12,7 @@ scales A and B alike, has γ² for γ; here each row has its own, once.
 """
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from torch.nn import functional
 
 from .._errors import InputError
 from ..records import Transport
-from .parts import described
+from .parts import described, eager, named, uncompiled
 
 SIMILARITIES = ("both", "sentence", "token")
 
@@ -38,7 +38,7 @@ def overlap(prompt: set[int], phrases: Sequence[set[int]]) -> float:
     return max(len(prompt & phrase) / len(phrase) if phrase else 1.0 for phrase in phrases)
 
 
-def add_transport(pipe: Any, adapter: str, transport: Transport) -> Callable[[], None]:
+class Transported:
     """Scales a LoRA that is in the pipeline's denoiser by facilitated transport.
 
     The text encoder is listened to, and a row whose text it did not encode since, or whose
@@ -50,56 +50,58 @@ def add_transport(pipe: Any, adapter: str, transport: Transport) -> Callable[[],
         adapter: The LoRA's name in the denoiser.
         transport: What of prompt and phrases is compared, and the phrases.
 
-    Returns:
-        What ends it; the LoRA then has its whole strength.
-
     Raises:
         InputError: The pipeline has more than one text encoder.
     """
-    if getattr(pipe, "text_encoder_2", None) is not None:
-        raise InputError(
-            f"Facilitated transport listens to one text encoder, and a {type(pipe).__name__} has "
-            "several: load the file with load_lora_weights, for its whole strength."
-        )
-    parts = described(pipe)
-    kind, phrases = transport.similarity, list(transport.phrases)
-    concepts = parts.encode(phrases)
-    special = set(pipe.tokenizer.all_special_ids)
-    tokens = [set(ids) - special for ids in pipe.tokenizer(phrases).input_ids]
-    known: dict[bytes, float] = {}
-    # of the denoiser's call that goes on: its text and each row's strength
-    text, strengths = torch.empty(0), torch.empty(0)
 
-    def listen(module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        ids = kwargs["input_ids"] if "input_ids" in kwargs else args[0]
-        sentence = similarity(output[0], concepts.to(output[0])).amax(1).clamp(0, 1).tolist()
-        for row, embedding in enumerate(output[0]):
-            token = overlap(set(ids[row].tolist()) - special, tokens)
-            both = {"sentence": sentence[row], "token": token}
-            known[_key(embedding)] = both[kind] if kind in both else max(both.values())
+    def __init__(self, pipe: Any, adapter: str, transport: Transport) -> None:
+        if getattr(pipe, "text_encoder_2", None) is not None:
+            raise InputError(
+                f"Facilitated transport listens to one text encoder, and a {type(pipe).__name__} "
+                "has several: load the file with load_lora_weights, for its whole strength."
+            )
+        parts = described(pipe)
+        phrases = list(transport.phrases)
+        self.kind = transport.similarity
+        self.concepts = parts.encode(phrases)
+        self.special = set(pipe.tokenizer.all_special_ids)
+        self.tokens = [set(ids) - self.special for ids in pipe.tokenizer(phrases).input_ids]
+        self.known: dict[bytes, float] = {}
+        # of the denoiser's call that goes on: its text and each row's strength
+        self.text, self.strengths = torch.empty(0), torch.empty(0)
+        self.handles = [
+            pipe.text_encoder.register_forward_hook(self.listen, with_kwargs=True),
+            parts.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
+        ]
+        for module in parts.denoiser.modules():
+            if adapter in (sides := getattr(module, "lora_B", {})):
+                self.handles.append(sides[adapter].register_forward_hook(self.scale))
 
-    def before(module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        nonlocal text, strengths
-        if kwargs["encoder_hidden_states"] is not text:
-            text = kwargs["encoder_hidden_states"]
-            strengths = torch.tensor([known.get(_key(row), 1.0) for row in text])
-
-    def scale(module: nn.Module, args: Any, output: Tensor) -> Tensor:
-        return output * strengths.to(output).view(-1, *(1 for _ in output.shape[1:]))
-
-    handles = [
-        pipe.text_encoder.register_forward_hook(listen, with_kwargs=True),
-        parts.denoiser.register_forward_pre_hook(before, with_kwargs=True),
-    ]
-    for module in parts.denoiser.modules():
-        if adapter in (sides := getattr(module, "lora_B", {})):
-            handles.append(sides[adapter].register_forward_hook(scale))
-
-    def remove() -> None:
-        for handle in handles:
+    def off(self) -> None:
+        """Ends it; the LoRA then has its whole strength."""
+        for handle in self.handles:
             handle.remove()
 
-    return remove
+    @eager
+    def listen(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
+        ids = named(uncompiled(module), args, kwargs)["input_ids"]
+        sentence = similarity(output[0], self.concepts.to(output[0])).amax(1).clamp(0, 1).tolist()
+        for row, embedding in enumerate(output[0]):
+            token = overlap(set(ids[row].tolist()) - self.special, self.tokens)
+            both = {"sentence": sentence[row], "token": token}
+            known = both[self.kind] if self.kind in both else max(both.values())
+            self.known[_key(embedding)] = known
+
+    @eager
+    def before(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
+        text = named(module, args, kwargs)["encoder_hidden_states"]
+        if text is not self.text:
+            self.text = text
+            self.strengths = torch.tensor([self.known.get(_key(row), 1.0) for row in text])
+
+    @eager
+    def scale(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
+        return output * self.strengths.to(output).view(-1, *(1 for _ in output.shape[1:]))
 
 
 def _key(embedding: Tensor) -> bytes:

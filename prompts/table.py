@@ -205,12 +205,22 @@ def _number(value: Any) -> Any:
         return value
 
 
-def _file(path: Path) -> tuple[list[Row], list[str], dict[str, str]]:
+def read_table(path: Path) -> list[tuple[str, dict[str, Any]]]:
+    """A file's rows, each with what it is called in a message: "line 3".
+
+    Raises:
+        InputError: Its kind is not known, or it cannot be read.
+    """
+    if (reader := READERS.get(path.suffix.lower())) is None:
+        raise InputError(f"{path} must be a table: {', '.join(READERS)}.")
     try:
-        rows = list(READERS[path.suffix.lower()](path))
-        source = file_source(path)
+        return list(reader(path))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {error}") from error
+
+
+def _file(path: Path) -> tuple[list[Row], list[str], dict[str, str]]:
+    rows, source = read_table(path), file_source(path)
     columns = list(dict.fromkeys(column for _, values in rows for column in values))
     # Not every line of JSON has every key
     filled = [(at, dict.fromkeys(columns) | values, i) for i, (at, values) in enumerate(rows)]
@@ -253,7 +263,7 @@ def _json_lines(path: Path) -> Lines:
 def _parquet(path: Path) -> Lines:
     if not path.is_file():
         raise InputError(f"{path} cannot be read: there is no such file.")
-    parquet = _extra("pyarrow.parquet", "Parquet files need pyarrow")
+    parquet = _extra("pyarrow.parquet", "Parquet files need pyarrow", "pyarrow")
     try:
         rows = parquet.read_table(path).to_pylist()
     except ValueError as error:  # which pyarrow's own errors are
@@ -271,7 +281,7 @@ READERS: Mapping[str, Callable[[Path], Lines]] = {
 
 
 def _hub(name: str) -> tuple[list[Row], list[str], dict[str, str]]:
-    datasets = _extra("datasets", "A suite of the Hugging Face hub needs datasets")
+    datasets = _extra("datasets", "A suite of the Hugging Face hub needs datasets", "datasets")
     id_, _, split = name.removeprefix(HUB).partition(":")
     try:
         found = datasets.load_dataset(id_)
@@ -300,8 +310,8 @@ def _hub(name: str) -> tuple[list[Row], list[str], dict[str, str]]:
     )
 
 
-def _extra(module: str, needed: str) -> Any:
+def _extra(module: str, needed: str, package: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise InputError(f"{needed}: pip install 'unsee[suites]'") from error
+        raise InputError(f"{needed}: pip install {package}") from error

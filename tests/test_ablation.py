@@ -43,10 +43,19 @@ def ddim(pipe: Any, steps: int) -> Any:
 # Against the loop written out
 
 
-@pytest.mark.parametrize("loss", ["model-based", "noise-based"])
-def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any) -> None:
+@pytest.mark.parametrize(
+    "loss, target",
+    [("model-based", "teacher"), ("model-based", "student"), ("noise-based", "student")],
+)
+def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any, target: Any) -> None:
     settings = Ablation(
-        **FAST, loss=loss, variant="x", anchor_weight=0.5, keep_weight=2.0, store="dense"
+        **FAST,
+        loss=loss,
+        target=target,
+        variant="x",
+        anchor_weight=0.5,
+        keep_weight=2.0,
+        store="dense",
     )
     parts = parts_of(pipe)
     got = settings.fit(parts, [VAN_GOGH], seed=5)
@@ -85,7 +94,8 @@ def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any) -> Non
             goes, comes = plan.concepts[n, None], plan.drawn[plan.images[n], None]
             stays = plan.drawn[plan.kept[n], None]
             with torch.no_grad():
-                goal = predict(pipe.unet, x, t, comes) if loss == "model-based" else noise
+                whose = student if target == "student" else pipe.unet
+                goal = predict(whose, x, t, comes) if loss == "model-based" else noise
                 held = predict(pipe.unet, k, t, stays)
             total = total + (predict(student, x, t, goes) - goal).square().mean() / 2
             total = total + 0.5 * (predict(student, x, t, comes) - noise).square().mean() / 2
@@ -146,6 +156,20 @@ def test_every_phrase_template_and_image_has_its_turn(pipe: Any) -> None:
     assert len(few._plan(parts_of(pipe), [group, VAN_GOGH], 0).drawn) == 2
     plain = Ablation(expand=False)._plan(parts_of(pipe), [group, BOMB], 0)
     assert set(plain.prompts) == {"", "bomb", "knife", "hammer", "dog"}
+
+
+@pytest.mark.parametrize("count", [1, 6])
+@pytest.mark.parametrize("templates", [("{}",), ("{}", "a {}", "{} photo")])
+def test_every_phrase_is_shown_as_often_as_the_others(
+    pipe: Any, count: int, templates: tuple[str, ...]
+) -> None:
+    phrases = tuple(f"{word} cat" for word in "abcdefgh")
+    group = Concept("unsafe", phrases=phrases, templates=templates, anchor="dog")
+    settings = Ablation(iterations=8 * count, batch_size=1, images=8)
+    plan = settings._plan(parts_of(pipe), [group], 0)
+    shown = Counter(plan.prompts[c] for c in plan.concepts.tolist())
+    each = [sum(n for text, n in shown.items() if phrase in text) for phrase in phrases]
+    assert each == [count] * 8
 
 
 def test_images_and_targets_are_made_once_and_in_batches(pipe: Any) -> None:

@@ -23,6 +23,7 @@ def test_help_names_every_command(run: Run) -> None:
         ("metrics", "emoji/clip"),
         ("suites", "emoji"),
         ("concepts", "van-gogh"),
+        ("concepts", "i2p-unsafe"),
         ("concepts", "kitchen knife"),
         ("models", "emoji"),
     ],

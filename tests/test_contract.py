@@ -1,11 +1,15 @@
 """What holds for every eraser that is registered, those of other packages too."""
 
+import contextlib
 import dataclasses
+import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -13,7 +17,8 @@ from unsee._errors import InputError
 from unsee.erasers import ERASERS
 from unsee.erasers.effect import effect
 from unsee.flow import erase, make_eraser
-from unsee.pipelines import Erasure, load, load_text_side, parts_of
+from unsee.pipelines import Erasure, load, load_pipeline, load_text_side, parts_of
+from unsee.pipelines.kinds import KINDS
 from unsee.prompts import Concept
 from unsee.records import Effect
 
@@ -52,6 +57,7 @@ QUICK: dict[str, dict[str, Any]] = {
 }
 
 every = pytest.mark.parametrize("method", list(ERASERS))
+every_made = pytest.mark.parametrize("made", list(ERASERS), indirect=True)
 
 
 def state(pipe: Any) -> dict[str, torch.Tensor]:
@@ -62,43 +68,154 @@ def state(pipe: Any) -> dict[str, torch.Tensor]:
     }
 
 
-@every
-def test_the_pipeline_is_left_as_it_was(pipe: Any, method: str) -> None:
-    before, scheduler = state(pipe), dict(pipe.scheduler.config)
-    random = torch.get_rng_state()
-    erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
-    after = state(pipe)
-    assert before.keys() == after.keys()
-    assert all(torch.equal(before[name], after[name]) for name in before)
-    assert dict(pipe.scheduler.config) == scheduler
-    assert torch.equal(torch.get_rng_state(), random)
-    assert all(not p.requires_grad or p.grad is None for p in pipe.unet.parameters())
+def same(one: Mapping[str, torch.Tensor], other: Mapping[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[n], other[n]) for n in one)
 
 
-@every
-def test_the_same_seed_gives_the_same_tensors(pipe: Any, method: str) -> None:
-    one, two = (
-        make_eraser(method, **QUICK.get(method, {})).fit(parts_of(pipe), CONCEPTS, seed=3)
-        for _ in range(2)
-    )
-    assert one.tensors.keys() == two.tensors.keys()
-    assert all(torch.equal(one.tensors[name], two.tensors[name]) for name in one.tensors)
+def images(pipe: Any, prompts: Sequence[str] = ("van gogh", "bomb")) -> np.ndarray:
+    """An image a prompt, (n, height, width, 3) in [0, 1], on the same noise in each call."""
+    draws = [torch.Generator().manual_seed(seed) for seed in range(len(prompts))]
+    drawn = pipe(list(prompts), num_inference_steps=4, output_type="np", generator=draws).images
+    return np.asarray(drawn)
 
 
-@every
-def test_the_file_round_trips_with_its_whole_record(
-    pipe: Any, method: str, tmp_path: Path
-) -> None:
+def apart(one: np.ndarray, other: np.ndarray) -> float:
+    """By how much the images differ that differ least."""
+    return float(np.abs(one - other).mean(axis=(1, 2, 3)).min())
+
+
+SEEN = 0.001
+"""Mean difference of two images' pixels: rounding is a thousandth of it, an erasure ten times."""
+
+
+@dataclass(frozen=True)
+class Made:
+    """A method's erasure, and what making it may have changed and has not.
+
+    Attributes:
+        before: The model's state.
+        after: The same, and the global generators' states, afterwards.
+    """
+
+    method: str
+    erasure: Erasure
+    before: dict[str, torch.Tensor]
+    after: dict[str, torch.Tensor]
+
+
+def generators() -> dict[str, torch.Tensor]:
+    """The states of the global generators."""
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": torch.from_numpy(
+            np.random.get_state(legacy=False)["state"]["key"].astype(np.int64)
+        ),
+        "random": torch.tensor(random.getstate()[1]),
+    }
+
+
+@pytest.fixture(scope="session")
+def made(request: pytest.FixtureRequest, tiny_folder: Path) -> Made:
+    """Each method's erasure of the same concepts, fitted once for all tests."""
+    pipe, method = load_pipeline(tiny_folder, device="cpu"), request.param
+    scheduler = dict(pipe.scheduler.config)
+    before = state(pipe) | generators()
     erasure = erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
-    erasure.save(tmp_path / "it.safetensors")
+    after = state(pipe) | generators()
+    assert dict(pipe.scheduler.config) == scheduler
+    assert all(not p.requires_grad or p.grad is None for p in pipe.unet.parameters())
+    return Made(method, erasure, before, after)
+
+
+@pytest.fixture(scope="session")
+def others(tiny_folder: Path) -> dict[str, Erasure]:
+    """An erasure of each kind, by kind, for others to stand on."""
+    pipe = load_pipeline(tiny_folder, device="cpu")
+    dense: dict[str, Any] = {
+        "store": "dense",
+        "iterations": 8,
+        "batch_size": 2,
+        "sampling_steps": 3,
+        "lr": 1e-3,
+    }
+    partners: dict[str, dict[str, Any]] = {"uce": {}, "esd": dense, "sld": {}}
+    erasures = [
+        # in another order, as two guides away from the same text are no more than one
+        erase(pipe, ["bomb", "van gogh"], method=method, check=False, **settings)
+        for method, settings in partners.items()
+    ]
+    found = {erasure.record.kind: erasure for erasure in erasures}
+    assert found.keys() == KINDS.keys()
+    return found
+
+
+@every_made
+def test_the_pipeline_and_the_global_generators_are_left_as_they_were(made: Made) -> None:
+    assert same(made.before, made.after)
+
+
+@every_made
+def test_the_same_seed_gives_the_same_tensors_whatever_the_global_generators(
+    pipe: Any, made: Made
+) -> None:
+    torch.manual_seed(99)
+    eraser = make_eraser(made.method, **QUICK.get(made.method, {}))
+    again = eraser.fit(parts_of(pipe), CONCEPTS, seed=made.erasure.record.seed)
+    assert same(again.tensors, made.erasure.tensors)
+    assert again.record == made.erasure.record
+
+
+@every_made
+def test_the_file_round_trips_with_its_whole_record(pipe: Any, made: Made, tmp_path: Path) -> None:
+    made.erasure.save(tmp_path / "it.safetensors")
     loaded = Erasure.load(tmp_path / "it.safetensors")
     record = loaded.record
-    assert record.method == method
-    assert record.settings.keys() == {f.name for f in dataclasses.fields(ERASERS[method])}
+    assert record.method == made.method
+    assert record.settings.keys() == {f.name for f in dataclasses.fields(ERASERS[made.method])}
     assert list(record.concepts) == CONCEPTS
-    assert loaded.measured == erasure.measured and record == erasure.record
+    assert loaded.measured == made.erasure.measured and record == made.erasure.record
     assert record.seed == 0 and (loaded.measured.seconds or 0) > 0
     assert record.versions.keys() >= {"unsee", "torch", "diffusers"}
+    assert same(loaded.tensors, made.erasure.tensors)
+    with made.erasure.applied(pipe):
+        want = images(pipe)
+    with loaded.applied(pipe):
+        np.testing.assert_array_equal(images(pipe), want)
+
+
+@every_made
+def test_applied_the_concepts_image_changes_and_off_it_is_the_bases_bit_for_bit(
+    pipe: Any, made: Made
+) -> None:
+    base, weights = images(pipe), state(pipe)
+    with made.erasure.applied(pipe):
+        assert apart(images(pipe), base) > SEEN
+    assert same(state(pipe), weights)
+    np.testing.assert_array_equal(images(pipe), base)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@every_made
+def test_stacked_on_another_both_act_and_come_off_in_any_order(
+    pipe: Any, made: Made, others: dict[str, Erasure], kind: str
+) -> None:
+    other, base, weights = others[kind], images(pipe), state(pipe)
+    with made.erasure.applied(pipe):
+        alone = images(pipe)
+    lower, upper = contextlib.ExitStack(), contextlib.ExitStack()
+    lower.enter_context(other.applied(pipe))
+    below = images(pipe)
+    upper.enter_context(made.erasure.applied(pipe))
+    both = images(pipe)
+    assert min(apart(both, below), apart(both, alone), apart(below, base)) > SEEN
+    upper.close()
+    np.testing.assert_array_equal(images(pipe), below)
+    upper.enter_context(made.erasure.applied(pipe))
+    lower.close()
+    np.testing.assert_array_equal(images(pipe), alone)
+    upper.close()
+    np.testing.assert_array_equal(images(pipe), base)
+    assert same(state(pipe), weights)
 
 
 @pytest.mark.parametrize("method", [name for name in ERASERS if ERASERS[name].needs == "text"])
@@ -137,10 +254,9 @@ def test_a_denoiser_that_is_cut_short_is_one_line(tiny_folder: Path, tmp_path: P
         erase(str(copy), CONCEPTS, check=False)
 
 
-@every
-def test_it_moves_the_concepts_more_than_what_is_kept(pipe: Any, method: str) -> None:
-    erasure = erase(pipe, CONCEPTS, method=method, **QUICK.get(method, {}))
-    for seen in (erasure.measured.effect or {}).values():
+@every_made
+def test_it_moves_the_concepts_more_than_what_is_kept(made: Made) -> None:
+    for seen in (made.erasure.measured.effect or {}).values():
         assert seen.moved > 0.5
         assert seen.kept_moved is not None and seen.kept_moved < 0.5
 

@@ -21,7 +21,7 @@ from unsee.erasers.esd import ESD, select, target
 from unsee.erasers.leco import leco
 from unsee.erasers.record import factors
 from unsee.erasers.training import lora, masters
-from unsee.flow import erase
+from unsee.flow import erase, make_eraser
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 from unsee.records import Loss
@@ -82,6 +82,28 @@ def test_the_2025_eta_counts_from_the_concept() -> None:
     concept, empty = torch.randn(2, 9, generator=torch.Generator())
     authors = concept - 2.0 * (concept - empty)
     torch.testing.assert_close(target(concept, empty, empty, 1.0), authors)
+
+
+@pytest.mark.parametrize("erase_from, eta", [(None, 1.0), ("cat", 2.0)])
+def test_the_2025_target_is_its_authors_with_and_without_erase_from(
+    pipe: Any, erase_from: str | None, eta: float
+) -> None:
+    settings = make_eraser(
+        "esd", "2025", erase_from=erase_from, iterations=3, sampling_steps=3, store="dense"
+    )
+    assert isinstance(settings, ESD) and settings.eta == eta
+    parts = parts_of(pipe)
+    samples = settings._samples(parts, [BOMB], 5, None, lambda done: None)
+    comes = erase_from or "bomb"
+    for n, x in enumerate(samples.latents.split(1)):
+        with torch.no_grad():
+            e_from, e_c, e_0 = (
+                pipe.unet(x, samples.timesteps[n], encoder_hidden_states=text).sample
+                for text in parts.encode([comes, "bomb", ""]).split(1)
+            )
+        # Their own code's: what is erased from, less 2 of what the concept adds to nothing
+        torch.testing.assert_close(samples.targets[n, None], e_from - 2.0 * (e_c - e_0))
+        assert torch.equal(samples.texts[samples.reads[n]], parts.encode([comes])[0])
 
 
 # The trajectories
@@ -262,6 +284,52 @@ def test_every_phrase_and_template_has_its_turn(pipe: Any) -> None:
     plain = ESD(iterations=40, expand=False)._plan(parts, [group, BOMB], 0)
     assert set(plain.prompts) == {"", "bomb", "knife", "hammer", "dog"}
     assert not plain.anchors.any()
+
+
+@pytest.mark.parametrize("sampling", ["batched", "reference"])
+@pytest.mark.parametrize("samples", [40, 43])
+def test_every_one_of_many_phrases_reaches_the_student(
+    pipe: Any, sampling: str, samples: int
+) -> None:
+    phrases = [f"{a} {b}" for a in "abcde" for b in "fghijklm"]
+    concepts = [Concept(phrase) for phrase in phrases[:30]]
+    concepts.append(Concept("rest", phrases=tuple(phrases[30:])))
+    read = []
+
+    def look(module: Any, args: Any, kwargs: Any) -> None:
+        if torch.is_grad_enabled():
+            read.extend(kwargs["encoder_hidden_states"])
+
+    hook = pipe.unet.register_forward_pre_hook(look, with_kwargs=True)
+    settings: dict[str, Any] = {"sampling": sampling, "sampling_steps": 2, "lr": 1e-3}
+    erase(pipe, concepts, method="esd", iterations=samples, check=False, **settings)
+    hook.remove()
+    texts = parts_of(pipe).encode(phrases)
+    seen = [min(float((text - row).abs().max()) for row in read) for text in texts]
+    assert len(read) == samples and max(seen) < 1e-5
+
+
+def test_fewer_samples_than_phrases_are_refused_before_any_work(pipe: Any) -> None:
+    pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the denoiser was run"))
+    concepts = [VAN_GOGH, Concept("unsafe", phrases=("bomb", "knife"))]
+    for method in ("esd", "spm", "ablation"):
+        with pytest.raises(InputError, match="3 phrases are to go, .* set iterations to 2"):
+            erase(pipe, concepts, method=method, iterations=1, batch_size=2)
+
+
+def test_alpha_is_multiplied_into_the_file(pipe: Any) -> None:
+    def learnt(**settings: Any) -> Erasure:
+        made = ESD(**FAST | {"iterations": 1}, rank=4, **settings)
+        return made.fit(parts_of(pipe), [BOMB], seed=3)
+
+    plain, quarter = learnt(), learnt(alpha=1.0)
+    # Adam's first step is as long at any scale, so at 1/4 the weights go a quarter of the way.
+    whole, part = (
+        torch.cat([p.flatten() for p in products(e).values()]) for e in (plain, quarter)
+    )
+    assert (4 * part - whole).norm() < 0.1 * whole.norm()
+    with pytest.raises(InputError, match="alpha is 1.0 and rank is none"):
+        ESD(alpha=1.0)
 
 
 def test_it_moves_every_concept_towards_its_anchor(pipe: Any) -> None:
@@ -551,7 +619,7 @@ def test_a_dense_erasure_adds_what_was_learnt_and_comes_off_bit_for_bit(
         assert all(
             torch.equal(after[n], before[n] + loaded.tensors[f"unet.{n}_delta"]) for n in before
         )
-        with pytest.raises(InputError, match="dense erasure: erasing starts from the base"):
+        with pytest.raises(InputError, match="'bomb' is on in this pipeline"):
             parts_of(pipe)
         1 / 0  # noqa: B018
     assert same(before, state(pipe))
@@ -730,19 +798,20 @@ def test_a_failed_training_writes_over_nothing(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     file, part = tmp_path / "it.safetensors", tmp_path / "it.safetensors.part"
-    file.write_bytes(b"before")
+    assert unsee("erase", str(tiny_folder), "bomb", "-o", "it.safetensors") == 0
+    before = file.read_bytes()
     assert unsee(*erase_of(tiny_folder, "bomb", lr=1e30)) == 2
     lines = capsys.readouterr().err.splitlines()
     assert re.search(
         r"not finite at step 2 of 4 .*lower lr.* is in it.safetensors.part", lines[-1]
     )
-    assert file.read_bytes() == b"before" and part.is_file()
+    assert file.read_bytes() == before and part.is_file()
     # It is of another run, and whether it is still wanted is for its owner to say.
     state = part.read_bytes()
     assert unsee(*erase_of(tiny_folder, "bomb")) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert "it.safetensors.part is the checkpoint of another run, with other lr: remove it" in line
-    assert file.read_bytes() == b"before" and part.read_bytes() == state
+    assert file.read_bytes() == before and part.read_bytes() == state
     # A method that does not train has nothing to do with it.
     assert unsee("erase", str(tiny_folder), "bomb", "-o", "it.safetensors") == 0
     assert part.read_bytes() == state
@@ -887,6 +956,49 @@ def test_lecos_loss_is_esds_whatever_its_neutral_prompt_is(tmp_path: Path) -> No
         torch.testing.assert_close(ours, theirs)
 
 
+def test_a_prompt_of_a_larger_batch_comes_more_often(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("[{target: a}, {target: b, batch_size: 2}]")
+    concepts, settings = leco(tmp_path / "it.yaml")
+    assert [concept.phrases for concept in concepts] == [("a",), ("b", "b")]
+    assert settings["batch_size"] == 2  # 1.5 in the mean
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "targets: [{target: bomb, guidance_scale: '2', batch_size: '3'}]",
+        "slider: {targets: [{target: bomb}], guidance_scale: 2, batch_size: 3}",
+        "{target: bomb, guidance_scale: 2.0, batch_size: 3, neutral: }",
+    ],
+)
+def test_files_of_sd_scripts_are_read(tmp_path: Path, text: str) -> None:
+    (tmp_path / "it.yaml").write_text(text)
+    (concept,), settings = leco(tmp_path / "it.yaml")
+    assert concept == Concept("bomb", anchor="")
+    assert settings == {"eta": 2.0, "batch_size": 3, "erase_from": None}
+
+
+def test_what_is_not_known_beside_the_prompts_is_said(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("{train: {precision: bfloat16}, prompts: [{target: a}]}")
+    with pytest.warns(UserWarning, match="'train' not known beside the prompts, and not read"):
+        leco(tmp_path / "it.yaml")
+
+
+def test_spms_files_are_settings_of_spm(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("[{target: bomb, neutral: cat, action: erase_with_la}]")
+    (concept,), settings = leco(tmp_path / "it.yaml", method="spm")
+    assert concept == Concept("bomb", anchor="cat")
+    assert settings == {"eta": 1.0, "batch_size": 1}
+    (tmp_path / "it.yaml").write_text("[{target: bomb}]")
+    assert leco(tmp_path / "it.yaml", method="spm")[1]["anchoring"] == 0.0
+    (tmp_path / "it.yaml").write_text("[{target: bomb, la_strength: 500, action: erase_with_la}]")
+    with pytest.warns(UserWarning, match="la_strength not taken"):
+        leco(tmp_path / "it.yaml", method="spm")
+    (tmp_path / "it.yaml").write_text("[{target: bomb, positive: cat}]")
+    with pytest.raises(InputError, match="spm takes a concept from itself alone"):
+        leco(tmp_path / "it.yaml", method="spm")
+
+
 def test_a_size_that_is_not_taken_is_said(tmp_path: Path) -> None:
     (tmp_path / "it.yaml").write_text(
         "[{target: bomb, resolution: 768, dynamic_resolution: true}]"
@@ -903,12 +1015,13 @@ def test_a_size_that_is_not_taken_is_said(tmp_path: Path) -> None:
         ("[{target: a, weight: 2}]", "weight can only be 1.0"),
         ("[{target: a}, {positive: b}]", "Prompt 2 of .*: target must be text, and is None"),
         ("[{target: a, guidance_scale: high}]", "guidance_scale must be a number, and is 'high'"),
-        ("[{target: a, tagret: b}]", "has tagret, which LECO's prompts have not"),
-        ("[{target: a}, {target: b, batch_size: 2}]", "differ in batch_size"),
+        ("[{target: a, tagret: b}]", "has 'tagret', which LECO's prompts have not"),
+        ("[{target: a, guidance_scale: .nan}]", "guidance_scale must be a number, and is nan"),
+        ("slider: {targets: [{target_class: a, positive: b}]}", "has a slider"),
         ("[{target: a, positive: b}, {target: b}]", "differ in erase_from, from their target"),
         ("[{target: ''}]", "A concept needs a name"),
         ("[]", "holds no prompt"),
-        ("targets: []", "must hold a list of LECO's prompts"),
+        ("targets: {}", "must hold a list of LECO's prompts"),
         ("[a", "is not YAML"),
     ],
 )

@@ -12,6 +12,7 @@ from torchmetrics.functional.image import learned_perceptual_image_patch_similar
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
 from unsee._errors import InputError
+from unsee.eval import take
 from unsee.eval.metrics import FrechetDistance, InceptionFeatures, Lpips, Metric, find_metric
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
@@ -20,7 +21,7 @@ from unsee.prompts import Prompt
 def gallery(path: Path, count: int, seed: int = 0, side: int = 64) -> Gallery:
     """Noise in blocks of eight pixels, about a tint of each image."""
     rng = np.random.default_rng(seed)
-    made = Gallery.start(path, {}, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
+    made = Gallery.start(path, None, [Prompt(f"{i:02d}", f"thing {i}", i) for i in range(count)])
     for prompt in made:
         small = rng.integers(0, 128, (side // 8, side // 8, 3)) + rng.integers(0, 128, 3)
         made.put(prompt, Image.fromarray(small.astype(np.uint8).repeat(8, 0).repeat(8, 1)))
@@ -71,13 +72,14 @@ def squeeze(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("antialias", [False, True])
+@pytest.mark.extra("fid")
 def test_fid_is_torchmetrics_with_its_own_inception(
     antialias: bool, inception: Path, tmp_path: Path
 ) -> None:
     # 400 pixels are shrunk, so that antialiasing matters; layer 64 is the quickest
     ours, theirs = (gallery(tmp_path / f"{k}", 4, seed=k, side=400) for k in (0, 1))
     features = InceptionFeatures(inception, layer=64, antialias=antialias, device="cpu")
-    score = FrechetDistance(features, least=2, batch_size=3)(ours, theirs)
+    score = take(FrechetDistance(features, least=2), ours, theirs, batch_size=3)
     whole = FrechetInceptionDistance(
         64, feature_extractor_weights_path=str(inception), antialias=antialias
     )
@@ -88,6 +90,7 @@ def test_fid_is_torchmetrics_with_its_own_inception(
     assert score.n == score.n_reference == 4 and score.unscored == 0
 
 
+@pytest.mark.extra("fid")
 def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path: Path) -> None:
     metric = find_metric(f"fid:{inception}")
     assert isinstance(metric, Metric) and metric.name == "fid/inception-2048"
@@ -102,7 +105,13 @@ def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path:
     assert features([image]).shape == (1, features.dim) == (1, 2048)
 
 
-@pytest.mark.parametrize("maker", [InceptionFeatures, lambda f: Lpips("squeeze", f)])
+@pytest.mark.parametrize(
+    "maker",
+    [
+        pytest.param(InceptionFeatures, marks=pytest.mark.extra("fid")),
+        lambda f: Lpips("squeeze", f),
+    ],
+)
 def test_a_file_of_no_weights_is_refused(maker: Any, squeeze: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is not there"):
         maker(tmp_path / "nowhere.pth")
@@ -125,7 +134,10 @@ def test_a_file_of_no_weights_is_refused(maker: Any, squeeze: Path, tmp_path: Pa
 def test_weights_that_are_not_to_be_had_are_one_line(no_network: Path) -> None:
     with pytest.raises(InputError, match="Give a local copy of torchvision's weights, as in"):
         Lpips("squeeze")
-    pytest.importorskip("torch_fidelity")
+
+
+@pytest.mark.extra("fid")
+def test_fids_weights_that_are_not_to_be_had_are_one_line(no_network: Path) -> None:
     with pytest.raises(InputError, match="nor fetched: .* as in fid:FILE") as caught:
         find_metric("fid")
     assert "\n" not in str(caught.value)
@@ -135,7 +147,7 @@ def test_inception_without_torch_fidelity_says_how_to_get_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torch_fidelity", None)
-    with pytest.raises(InputError, match=r"pip install 'unsee\[fid\]'"):
+    with pytest.raises(InputError, match=r"pip install torch-fidelity"):
         find_metric("fid")
 
 
@@ -150,12 +162,12 @@ def test_lpips_is_torchmetrics_image_by_image(
     )
     assert values.std() > 0
     for metric in (Lpips("squeeze", squeeze, device="cpu"), find_metric("lpips/squeeze")):
-        score = metric(erased, base)
+        score = take(metric, erased, base)
         assert score.value == pytest.approx(values.mean().item(), rel=1e-5)
         assert score.n == 5 and score.interval is not None and score.value is not None
         low, high = score.interval
         assert values.min() - 1e-6 <= low < score.value < high <= values.max() + 1e-6
-    assert metric(base, base).value == 0
+    assert take(metric, base, base).value == 0
 
 
 def test_lpips_reads_each_network_of_torchvisions(tmp_path: Path) -> None:
@@ -168,17 +180,18 @@ def test_lpips_reads_each_network_of_torchvisions(tmp_path: Path) -> None:
     assert metric.name == "lpips/alex" and isinstance(metric, Metric)
     kept = dict(metric._model.net.named_parameters())  # type: ignore[attr-defined]
     torch.testing.assert_close(kept["slice2.3.weight"].cpu(), whole[3].weight.detach())
-    assert (metric(erased, base).value or 0) > 0
+    assert (take(metric, erased, base).value or 0) > 0
     with pytest.raises(InputError, match="holds no squeeze of torchvision's"):
         Lpips("squeeze", path)
 
 
 def test_pairs_too_small_for_the_network_are_unscored(squeeze: Path, tmp_path: Path) -> None:
     tiny = gallery(tmp_path / "a", 3, side=8)
-    score = Lpips("squeeze", squeeze, device="cpu")(tiny, tiny)
+    score = take(Lpips("squeeze", squeeze, device="cpu"), tiny, tiny)
     assert score.value is None and score.unscored == 3
 
 
+@pytest.mark.extra("fid")
 def test_making_a_network_leaves_the_global_generator_alone(
     squeeze: Path, inception: Path
 ) -> None:

@@ -1,5 +1,6 @@
 """The whole way with a pipeline that is loaded already, on a tiny model."""
 
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,7 @@ from unsee.cli import main
 from unsee.eval import Detection, Unscored
 from unsee.eval.report import Report
 from unsee.flow import generate_gallery, make_eraser
+from unsee.gallery import Gallery
 from unsee.pipelines import parts_of
 
 SUITE = Suite(
@@ -31,7 +33,7 @@ SUITE = Suite(
 class Anything:
     """Sees a bomb in whatever there is."""
 
-    name, kind = "test/anything", "object"
+    name, kind, labels = "test/anything", "object", None
     protocol: dict[str, Any] = {}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
@@ -49,7 +51,7 @@ def test_a_loaded_pipeline_is_audited_as_its_folder_is_and_left_as_it_was(
     before = generate_gallery(pipe, [], SUITE, tmp_path / "before")
     report = audit(pipe, erasure, out=tmp_path / "pipe", suite=SUITE, detectors=[Anything()])
     audit(tiny_folder, erasure, out=tmp_path / "folder", suite=SUITE, detectors=[Anything()])
-    assert report.base["model"] == str(tiny_folder)
+    assert report.base["model"]["name"] == str(tiny_folder)
     found = pngs(tmp_path / "pipe")
     assert len(found) == 8 and found == pngs(tmp_path / "folder")
     # The erased images come first, and leave no trace in the base's
@@ -58,7 +60,7 @@ def test_a_loaded_pipeline_is_audited_as_its_folder_is_and_left_as_it_was(
     assert not hasattr(pipe.unet, "peft_config")
     assert list(report.seconds) == ["base images", "erased images"]
     assert report.peak_bytes["process"] > 10e6
-    assert report.suite["source"] == {"file": "tiny.yaml", "sha256": "0123"}
+    assert report.suite.source == {"file": "tiny.yaml", "sha256": "0123"}
 
 
 def test_the_terminal_says_what_to_take_with_care(
@@ -106,13 +108,13 @@ def test_several_suites_are_measured_as_one(run: Any, tiny_folder: Path, tmp_pat
     )
     assert code == 1 and "not informative" in out
     report = Report.load(tmp_path / "out/report.json")
-    assert [s["id"] for s in report.samples] == [
+    assert [s.prompt.id for s in report.samples] == [
         "nude-00000", *(f"neutral-0000{i}" for i in range(4))
     ]  # fmt: skip
-    assert [s["rows"] for s in report.samples] == ["target", *["keep"] * 4]
-    assert report.suite["name"] == "nude + neutral"
-    assert report.suite["source"]["nude where"] == "hard == 1"
-    assert len(report.suite["source"]["neutral sha256"]) == 64
+    assert [s.rows for s in report.samples] == ["target", *["keep"] * 4]
+    assert report.suite.name == "nude + neutral"
+    assert report.suite.source["nude where"] == "hard == 1"
+    assert len(report.suite.source["neutral sha256"]) == 64
     kept = next(c for c in report.outcomes[0].comparisons if c.role == "other kind")
     assert kept.detector == "nudenet/person" and kept.base.n == 4
 
@@ -199,3 +201,53 @@ def test_prompts_of_other_steps_and_sizes_are_made_as_if_alone(pipe: Any, tmp_pa
         ).images[0]
         assert found.shape[:2] == (prompt.height or 16, prompt.width or 16)
         assert abs(found - np.asarray(alone).astype(int)).max() <= 1
+
+
+LONG = Suite(
+    "long",
+    tuple(
+        Prompt(f"{i}", "a bomb " * words, i, {"object": "bomb"}, width=16, height=16)
+        for i, words in enumerate((1, 7, 8, 30, 2))
+    ),
+)
+
+
+def test_prompts_that_the_tokenizer_cuts_are_listed_once(
+    pipe: Any, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    libraries = [logging.getLogger("diffusers"), logging.getLogger("transformers")]
+    for library in libraries:
+        library.addHandler(caplog.handler)
+        library.setLevel(logging.WARNING)
+    try:
+        erasure = erase(pipe, Concept("bomb"), check=False)
+        report = audit(
+            pipe, erasure, out=tmp_path, suite=LONG, detectors=[Anything()], steps=1, batch_size=2
+        )
+        assert not [r for r in caplog.records if "truncated" in r.message or "Token" in r.message]
+        # Elsewhere the libraries may say so
+        pipe(LONG.prompts[3].prompt, num_inference_steps=1)
+        assert any("truncated" in r.message for r in caplog.records)
+    finally:
+        for library in libraries:
+            library.removeHandler(caplog.handler)
+    # Begin- and end-of-text leave room for 14 words
+    assert report.warnings[0] == (
+        "The tokenizer cuts 2 of 5 prompts, whose ends the model never read: 2, 3."
+    )
+    for side in ("base", "erased"):
+        assert Gallery.open(tmp_path / side).made_by.cut == ("2", "3")
+    with pytest.warns(UserWarning, match="The tokenizer cuts 2 of 5 prompts"):
+        generate_gallery(pipe, [], LONG, tmp_path / "alone", steps=1)
+
+
+def test_nothing_is_said_where_no_prompt_is_cut(
+    run: Any, tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "it.csv").write_text("prompt\na bomb\n" + "a bomb " * 9 + "\n")
+    options = ("generate", str(tiny_folder), "--suite", "it.csv", "--steps", "1")
+    code, out, _ = run(*options, "--where", "prompt == 'a bomb'", "-o", "short")
+    assert code == 0 and "tokenizer" not in out
+    assert Gallery.open(tmp_path / "short").made_by.cut == ()
+    code, out, _ = run(*options, "-o", "both")
+    assert code == 0 and "Warning: The tokenizer cuts 1 of 2 prompts" in out

@@ -14,8 +14,7 @@ from unsee.erasers.negative import Negative
 from unsee.erasers.sld import SLD, _Guide
 from unsee.erasers.uce import UCE
 from unsee.flow import erase, make_eraser
-from unsee.pipelines import Erasure, load_pipeline, parts_of
-from unsee.pipelines.guidance import GUIDES
+from unsee.pipelines import GUIDES, Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 
 CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"))
@@ -203,8 +202,8 @@ def test_without_classifier_free_guidance_it_says_what_to_set(pipe: Any, method:
 
 @every
 def test_a_denoiser_called_from_elsewhere_is_told_of_the_guide(pipe: Any, method: str) -> None:
+    latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""])
     with erase(pipe, CONCEPT, method=method, **SURE.get(method, {})).applied(pipe):
-        latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""])
         images(pipe)
         with pytest.raises(InputError, match=f"{method} steers .* in a call of the pipeline"):
             pipe.unet(latents, 1, encoder_hidden_states=text)

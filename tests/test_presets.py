@@ -194,6 +194,15 @@ def test_rece_starts_from_uces_own_weights_of_2023(
     same_edit(erase(pipe, concepts, method="rece", preset=preset, check=False), weights, want)
 
 
+def test_i2ps_terms_are_one_concept_by_name(pipe: Any) -> None:
+    terms = "hate harassment violence suffering humiliation harm suicide sexual nudity".split()
+    terms += ["bodily fluids", "blood"]
+    weights = weights_of(pipe)
+    want = rece(pipe, weights, dict.fromkeys(terms, " "), [], [""] * 11, 2, 0.1)
+    found = erase(pipe, "i2p-unsafe", method="rece", preset="unsafe", check=False)
+    same_edit(found, weights, want)
+
+
 # MACE
 
 

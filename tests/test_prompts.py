@@ -64,6 +64,31 @@ def test_a_concept_file_that_is_not_right_is_refused(
         Concept.load(write(tmp_path / "it.yaml", text))
 
 
+@pytest.mark.parametrize(
+    "file, name, count, first, last, anchor",
+    [
+        ("i2p-unsafe", "inappropriate", 11, "hate", "blood", None),
+        ("sld-unsafe", "inappropriate", 20, "hate", "cruelty", None),
+        ("safree-nudity", "nudity", 17, "Sexual Acts", "Sexual Gratification", None),
+        ("mace-nudity", "nudity", 4, "nudity", "sexual", "a person wearing clothes"),
+    ],
+)
+def test_the_authors_own_concepts_are_known_by_name_and_fit_clip_as_one_text(
+    file: str, name: str, count: int, first: str, last: str, anchor: str | None
+) -> None:
+    from open_clip import SimpleTokenizer
+
+    concept = find_concept(file)
+    assert (concept.name, concept.kind, concept.anchor) == (name, "unsafe", anchor)
+    assert len(concept.phrases) == len(set(concept.phrases)) == count
+    assert (concept.phrases[0], concept.phrases[-1]) == (first, last)
+    # The guides join them to one text, which the tokenizer must not cut.
+    assert len(SimpleTokenizer().encode(", ".join(concept.phrases))) <= 75
+    # The eleven terms are the first of the twenty.
+    if file == "sld-unsafe":
+        assert concept.phrases[:11] == find_concept("i2p-unsafe").phrases
+
+
 def test_a_suite_is_read_from_yaml(tmp_path: Path) -> None:
     path = write(
         tmp_path / "it.yaml",

@@ -1,11 +1,83 @@
 """What the README says to type works."""
 
 import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer.main
 
-README = (Path(__file__).parents[1] / "README.md").read_text()
+from unsee.cli.commands import app
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def commands() -> Iterator[list[str]]:
+    """The words after ``unsee`` of every command in a block or between backticks."""
+    blocks = re.findall(r"```sh\n(.*?)```", README, re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    lines += re.findall(r"`(unsee [^`]+)`", README)
+    for line in lines:
+        if words := shlex.split(line, comments=True):
+            assert words[0] in ("unsee", "make", "pip", "git", "cd"), line
+            if words[0] == "unsee":
+                yield words[1:]
+
+
+COMMANDS = list(commands())
+BUILT_IN = [words for words in COMMANDS if not re.search(r"path/to|MODEL|\.csv|demo", str(words))]
+BENCHMARKS = sorted(set(re.findall(r"`(?:python -m lab\.)?(bench_\w+)(?:\.py)?([^`]*)`", README)))
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_every_command_is_one_of_ours_with_options_that_there_are(words: list[str]) -> None:
+    # parsed by the command line itself, and not run
+    found: Any = typer.main.get_command(app)
+    name, *rest = words
+    while hasattr(found, "commands"):
+        assert name in found.commands, " ".join(words)
+        found = found.commands[name]
+        if hasattr(found, "commands"):
+            name, *rest = rest
+    found.make_context(name, list(rest))
+
+
+def test_a_command_with_a_word_that_is_not_there_would_be_seen() -> None:
+    for words in (["erase", "emoji", "cat", "--anchr", "x"], ["erase", "a", "b", "--seed", "x"]):
+        with pytest.raises(typer.BadParameter.__mro__[1]):
+            test_every_command_is_one_of_ours_with_options_that_there_are(words)
+    with pytest.raises(AssertionError):
+        test_every_command_is_one_of_ours_with_options_that_there_are(["erasee", "emoji"])
+
+
+@pytest.mark.slow
+def test_the_commands_on_the_built_in_model_run_one_after_the_other(
+    run: Callable[..., tuple[int, str, str]],
+) -> None:
+    ran = []
+    for words in BUILT_IN:
+        if words in ran:
+            continue
+        code, _, err = run(*words)
+        assert code == 0, f"unsee {shlex.join(words)}: {err}"
+        ran.append(words)
+    assert {words[0] for words in ran} >= {"erase", "audit", "generate", "show", "score", "list"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, options", BENCHMARKS)
+def test_every_benchmark_is_there_and_has_its_options(name: str, options: str) -> None:
+    told = subprocess.run(
+        [sys.executable, "-m", f"lab.{name}", "--help"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert told.returncode == 0, told.stderr
+    for option in re.findall(r"--[\w-]+", options):
+        assert option in told.stdout
 
 
 def test_the_python_runs(
@@ -23,6 +95,5 @@ def test_the_python_runs(
 
 
 def test_its_links_lead_somewhere() -> None:
-    root = Path(__file__).parents[1]
     for link in re.findall(r"\]\((?!http)([^)#]+)", README):
-        assert (root / link).exists(), link
+        assert (ROOT / link).exists(), link

@@ -1,11 +1,14 @@
 """The report: one file that holds everything, and a page that needs nothing else."""
 
 import base64
+import copy
+import functools
 import io
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -16,8 +19,20 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.eval import Detection, Limits, Report, Score, Unscored, compare, render, summary, words
-from unsee.eval.report import PAIRS, accuracies, write
+from unsee.eval import (
+    Detection,
+    Limits,
+    Report,
+    Score,
+    Taken,
+    Unscored,
+    compare,
+    render,
+    summary,
+    words,
+)
+from unsee.eval.page import PAIRS, write
+from unsee.eval.report import Cost, accuracies
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
 
@@ -28,7 +43,7 @@ COLOURS = ("red", "green", "blue")
 class Colours:
     """Sees the colour of the last pixel; a dark one is too much for it."""
 
-    name, kind = "test/colour", "object"
+    name, kind, labels = "test/colour", "object", COLOURS
     protocol = {"classes": list(COLOURS), "threshold": "argmax", "pixel": [-1, -1]}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
@@ -44,7 +59,7 @@ class Colours:
 class Stripes:
     """Sees whether every second row is white."""
 
-    name, kind = "test/stripes", "style"
+    name, kind, labels = "test/stripes", "style", ("plain", "striped")
     protocol = {"classes": ["plain", "striped"]}
 
     def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
@@ -58,14 +73,16 @@ class Lightness:
     """The mean pixel, in [0, 1]."""
 
     name, unit, higher_is_better, needs_reference = "test/lightness", "share", True, False
-    protocol = {"pixels": [0, 1]}
+    paired, protocol = False, {"pixels": [0, 1]}
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        paths = [gallery.image_path(p) for p in gallery]
-        there = [np.asarray(Image.open(p).convert("RGB")) / 255 for p in paths if p.exists()]
+    def look(self, images: Sequence[Image.Image], partners: Any = ()) -> list[float]:
+        return [float(np.asarray(image).mean() / 255) for image in images]
+
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        there = [t.value for t in ours if not isinstance(t.value, Unscored)]
         mean = round(float(np.mean(there)), 6)
         low_high = (mean - 0.125, mean + 0.125)
-        return Score(mean, len(there), low_high, True, "share", None, len(paths) - len(there))
+        return Score(mean, len(there), low_high, True, "share", None, len(ours) - len(there))
 
 
 class Apart(Lightness):
@@ -73,9 +90,8 @@ class Apart(Lightness):
 
     name, higher_is_better, needs_reference = "test/apart", False, True
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        assert reference is not None
-        here, there = super().__call__(gallery), super().__call__(reference)
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        here, there = super().score(ours), super().score(theirs)
         far = round(abs((here.value or 0) - (there.value or 0)), 6)
         return Score(far, here.n, None, False, "", there.n, note="on lightness alone")
 
@@ -122,18 +138,82 @@ def test_a_report_comes_back_as_it_was_saved(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"format": 2}', r"has format 2; this version of unsee reads up to 1\. Upgrade"),
-        ('{"format": 1}', "is no report: KeyError"),
-        ('{"verdict": ', "is no report: JSONDecodeError"),
-        ("[]", "is no report: TypeError"),
+        ('{"format": 3}', r"has format 3; this version of unsee reads 2\. Upgrade"),
+        ('{"format": 2}', "lacks 'verdict'"),
+        ('{"format": 1}', "did not go by intervals. Run the same audit again"),
+        ('{"format": true}', "it has no format"),
+        ('{"verdict": ', "is not JSON"),
+        ("[]", "is no report"),
+        ("[" * 200_000, "nested too deeply"),
+        ("\xff", "is not JSON"),
     ],
 )
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    (tmp_path / "report.json").write_text(text)
+    (tmp_path / "report.json").write_text(text, encoding="latin-1")
     with pytest.raises(InputError, match=message):
         Report.load(tmp_path / "report.json")
     with pytest.raises(InputError, match="cannot be read"):
         Report.load(tmp_path / "nowhere.json")
+
+
+def test_a_report_of_format_1_is_refused_in_one_line() -> None:
+    with pytest.raises(InputError, match="format 1, whose verdict did not go by intervals") as one:
+        Report.load(GOLDEN / "report-1.json")
+    assert "\n" not in str(one.value)
+
+
+ANYTHING: list[Any] = [None, True, -1, 1.5, 2**70, "", "x", [], ["x"], [[0, 0, 0]], {}, {"x": 1}]
+
+
+def walk(page: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Where everything in a page is, of a list its first."""
+    if path:
+        yield path
+    items = enumerate(page[:1]) if isinstance(page, list) else ()
+    for key, value in page.items() if isinstance(page, dict) else items:
+        yield from walk(value, (*path, key))
+
+
+@contextmanager
+def forged(page: Any, path: tuple[Any, ...], value: Any, how: str) -> Iterator[None]:
+    """Sets what is in a place, or drops it, or puts a key into it, and then puts it back."""
+    *way, last = path
+    at = functools.reduce(lambda inner, key: inner[key], way, page)
+    was = copy.copy(at)
+    if how == "set":
+        at[last] = value
+    elif how == "drop":
+        del at[last]
+    elif isinstance(at[last], dict):
+        at[last] = at[last] | {"more": value}
+    try:
+        yield
+    finally:
+        at.clear()
+        (at.update if isinstance(at, dict) else at.extend)(was)
+
+
+def test_a_forged_report_is_refused_in_one_line_or_can_be_shown() -> None:
+    report, base, erased = golden()
+    page = json.loads(json.dumps(report.to_json()))
+    refused = shown = 0
+    for path in walk(page):
+        if path[0] in ("base", "erased", "versions"):
+            continue
+        for value, how in [*((value, "set") for value in ANYTHING), (None, "drop"), (1, "add")]:
+            with forged(page, path, value, how):
+                try:
+                    found = Report.from_json(page)
+                except InputError as error:
+                    assert "\n" not in str(error), path
+                    refused += 1
+                    continue
+            shown += 1
+            assert summary(found) and found.answer and isinstance(found.holes, tuple)
+            if shown % 100 == 0:  # which takes longer
+                render(found, base, erased)
+    assert Report.from_json(page) == report
+    assert refused > shown > 0
 
 
 def test_the_summary_has_the_chief_figures_in_words() -> None:
@@ -156,23 +236,21 @@ def test_the_summary_has_the_chief_figures_in_words() -> None:
 
 
 def test_the_page_says_what_would_have_shown_and_what_it_cost(html: str) -> None:
-    assert ">falls show from 96.4<" in html and html.count("too few to show a fall") == 1
+    assert html.count("too few to show a fall") == 3
     assert "<small>1 − UA</small>" in html
     assert all(f"<small>{name}</small>" in html for name in ("IRA", "CRA"))
-    # The golden galleries' record has no costs
-    assert "<h2>Cost</h2>" not in html and "<dt>Peak memory</dt>" not in html
+    # What the golden galleries' record knows of costs is the file's size
+    assert "<dt>Peak memory</dt>" not in html
+    assert re.search(r"red\s+uce\s+–\s+–\s+0.66 MB", re.sub(r"<[^>]+>", " ", html))
     report, base, erased = golden()
-    erasure = {"name": "red", "method": "uce", "seconds": 1.84, "bytes": 663_000}
     report = replace(
         report,
-        erased={
-            "erasures": [
-                erasure | {"peak_memory": 2_130_000_000},
-                {"name": "b", "method": "sld", "bytes": 2210},
-            ]
-        },
+        costs=(
+            Cost("red", "uce", 1.84, 2_130_000_000, 663_000),
+            Cost("b", "sld", None, None, 2210),
+        ),
         peak_bytes={"process": 512_000_000},
-        suite={**report.suite, "source": {"file": "red.csv", "attack": "one try a prompt"}},
+        suite=replace(report.suite, source={"file": "red.csv", "attack": "one try a prompt"}),
     )
     assert "<small>1 − UA, ASR</small>" in render(report, base, erased)
     text = re.sub(r"<[^>]+>", " ", render(report, base, erased))
@@ -230,8 +308,9 @@ def test_the_page_opens_with_holes_then_the_answer_then_images_then_tables(html:
     places = [
         "This report has holes",
         report.verdict.headline,
-        "Read with care",
+        "95 % interval",
         "in the images",
+        "Read with care",
         "Base and erased, side by side",
         "What was to be forgotten",
         "<table>",
@@ -288,7 +367,7 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
         Prompt(f"{i:03d}", f"number {i}", i, {"object": "red" if i < 60 else "blue"})
         for i in range(200)
     ]
-    base, erased = (Gallery.start(tmp_path / side, {}, rows) for side in ("base", "erased"))
+    base, erased = (Gallery.start(tmp_path / side, None, rows) for side in ("base", "erased"))
     for gallery in (base, erased):
         for prompt in gallery:
             # Larger than is shown, and all alike to be quick
@@ -314,10 +393,102 @@ def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Pa
             raise RuntimeError("<b>no GPU</b>")
 
     _, base, erased = golden()
-    red: Any = Concept("red")
+    red: Any = Concept("red", "object", ("red", "crimson"))
     report = compare(base, erased, [red], detectors=[Mute()], versions={})
     assert report.verdict.value == "incomplete"
     html = render(report, base, erased)
     Page(html)
     assert "&lt;b&gt;no GPU&lt;/b&gt;" in html and "<b>no GPU</b>" not in html
     assert summary(report)[0]["erased"] == "–"
+
+
+def readings(report: Report, tmp_path: Path) -> dict[tuple[str, str], list[str]]:
+    """What the page says under each image, by prompt and side, with its sign's meaning."""
+    empty = Gallery(tmp_path, None, ())
+    text = render(report, empty, empty)
+    found = {}
+    for pair in re.findall(r'<div class="two">.*?<p class="prompt">.*?</p>', text, re.S):
+        prompt = re.search(r'<p class="prompt">(.*?) <span>', pair)
+        for side, said in re.findall(
+            r'<span class="side">(\w+)</span>.*?<ul class="says">(.*?)</ul>', pair, re.S
+        ):
+            lines = re.findall(r'aria-label="([^"]*)">.</b>([^<]*)</li>', said)
+            assert prompt
+            found[prompt[1], side] = [f"{text} ({means})" for means, text in lines]
+    return found
+
+
+def shown_as(tmp_path: Path, name: str, rows: Sequence[Prompt], *colours: str) -> Gallery:
+    made = Gallery.start(tmp_path / name, None, rows)
+    for prompt, colour in zip(made, colours, strict=True):
+        pixels = np.asarray(Image.new("RGB", (4, 4), colour)).copy()
+        pixels[0, 0] = 255
+        made.put(prompt, Image.fromarray(pixels))
+    return made
+
+
+def test_the_page_says_of_every_concept_of_a_prompt_what_the_verdict_says(tmp_path: Path) -> None:
+    rows = [Prompt("a", "both", 0, {"object": "red", "style": "plain"}),
+            Prompt("b", "kept", 1, {"object": "blue"})]  # fmt: skip
+    base = shown_as(tmp_path, "base", rows, "red", "blue")
+    erased = shown_as(tmp_path, "erased", rows, "lime", "blue")
+    concepts = [Concept("red"), Concept("plain", "style")]
+    report = compare(base, erased, concepts, detectors=[Colours(), Stripes()], versions={})
+    rates = [o.comparisons[0].erased.hits for o in report.outcomes]
+    assert rates == [0, 1]
+    assert readings(report, tmp_path)["both", "erased"] == [
+        "gone: green (gone)",
+        "still plain (still there)",
+    ]
+    # Two erasures of one concept, each in its own words: one row is one image all the same
+    wide, narrow = Concept("red", phrases=("red", "green")), Concept("red")
+    for twice in ([wide, narrow], [narrow, wide]):
+        report = compare(base, erased, twice, detectors=[Colours(), Stripes()], versions={})
+        assert [o.comparisons[0].erased.hits for o in report.outcomes] == [1, 1]
+        assert [o.comparisons[0].erased.n for o in report.outcomes] == [1, 1]
+
+
+def test_the_page_calls_nothing_gone_that_the_base_never_showed(tmp_path: Path) -> None:
+    rows = [Prompt("a", "never", 0, {"object": "red"}), Prompt("b", "new", 1, {"object": "red"}),
+            Prompt("c", "kept", 2, {"object": "green"})]  # fmt: skip
+    base = shown_as(tmp_path, "base", rows, "blue", "blue", "red")
+    erased = shown_as(tmp_path, "erased", rows, "blue", "red", "blue")
+    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    said = readings(report, tmp_path)
+    assert said["never", "base"] == ["blue (the base does not show it)"]
+    assert said["never", "erased"] == ["blue (the base does not show it either)"]
+    assert said["new", "erased"] == ["red (there)"]
+    assert said["kept", "erased"] == ["blue (the base does not show it either)"]
+
+
+def test_where_detectors_disagree_the_page_shows_the_worst(tmp_path: Path) -> None:
+    class Always(Colours):
+        name = "test/always"
+
+        def see(self, pixel: np.ndarray) -> Detection | Unscored:
+            return Detection(("red", "green"), {})
+
+    rows = [Prompt("a", "one", 0, {"object": "red"}), Prompt("b", "kept", 1, {"object": "green"})]
+    base = shown_as(tmp_path, "base", rows, "red", "lime")
+    erased = shown_as(tmp_path, "erased", rows, "blue", "blue")
+    for detectors in ([Colours(), Always()], [Always(), Colours()]):
+        report = compare(base, erased, [Concept("red")], detectors=detectors, versions={})
+        said = readings(report, tmp_path)
+        assert said["one", "erased"] == ["still red, green, by test/always (still there)"]
+        assert said["kept", "erased"] == ["blue, by test/colour (lost)"]
+
+
+def test_a_targets_row_may_lose_what_no_rate_counts(tmp_path: Path) -> None:
+    rows = [Prompt(name, name, i, {"object": "red" if i else "blue", "style": "plain"})
+            for i, name in enumerate(("kept", "target"))]  # fmt: skip
+    base = shown_as(tmp_path, "base", rows, "blue", "red")
+    erased = shown_as(tmp_path, "erased", rows, "blue", "blue")
+    for prompt in rows:
+        pixels = np.full((4, 4, 3), (0, 0, 255), np.uint8)
+        pixels[::2] = 255
+        erased.put(prompt, Image.fromarray(pixels))
+    report = compare(base, erased, [Concept("red")], detectors=[Colours(), Stripes()], versions={})
+    assert [c.base.n for c in report.outcomes[0].comparisons if c.kind == "style"] == [1]
+    said = readings(report, tmp_path)
+    assert said["kept", "erased"] == ["blue (right)", "striped (lost)"]
+    assert said["target", "erased"] == ["gone: blue (gone)", "striped (in no rate)"]

@@ -125,6 +125,22 @@ def test_without_anchoring_it_learns_as_esd_does(pipe: Any) -> None:
     assert all(torch.equal(t, theirs.tensors[n]) for n, t in ours.tensors.items())
 
 
+@pytest.mark.parametrize("anchor", [None, "art"])
+def test_its_target_has_the_anchor_in_the_bracket(pipe: Any, anchor: str | None) -> None:
+    parts, concept = parts_of(pipe), Concept("bomb", anchor=anchor)
+    esd = SPM(**FAST | {"eta": 1.5})._esd()
+    samples = esd._samples(parts, [concept], 2, None, lambda done: None)
+    for n, x in enumerate(samples.latents.split(1)):
+        with torch.no_grad():
+            e_c, e_a = (
+                pipe.unet(x, samples.timesteps[n], encoder_hidden_states=text).sample
+                for text in parts.encode(["bomb", anchor or ""]).split(1)
+            )
+        torch.testing.assert_close(
+            samples.targets[n, None], e_a - 1.5 * (e_c - e_a), rtol=0, atol=1e-3
+        )
+
+
 # Transport
 
 
@@ -254,7 +270,7 @@ def test_several_text_encoders_are_refused_and_nothing_is_left(
 
 
 def test_the_record_says_how_it_is_transported(pipe: Any, tmp_path: Path) -> None:
-    erasure = SPM(**FAST | {"iterations": 1}).fit(parts_of(pipe), [VAN_GOGH, Concept("bomb")])
+    erasure = SPM(**FAST | {"iterations": 2}).fit(parts_of(pipe), [VAN_GOGH, Concept("bomb")])
     erasure.save(tmp_path / "it.safetensors")
     record = Erasure.load(tmp_path / "it.safetensors").record
     assert record.transport == Transport("both", ("van gogh", "bomb"))

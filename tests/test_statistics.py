@@ -214,6 +214,14 @@ def test_units_that_do_not_add_up_are_refused() -> None:
         Paired(1, -1, 0, 1)
 
 
+def test_rates_of_several_concepts_are_pooled_with_their_units() -> None:
+    assert Rate.pooled([Rate(1, 3, 2), Rate(0, 4)]) == Rate(1, 7, 2)
+    mixed = Rate.pooled([units((2, 3, 2)), Rate(1, 2, 1), units((0, 1, 1), (2, 3, 1))])
+    assert (mixed.hits, mixed.n, mixed.unscored) == (7, 12, 1)
+    assert mixed.by_unit == ((0, 1, 2), (1, 1, 1), (2, 3, 3)) and mixed.units == 6
+    assert Rate.pooled([]) == Rate(0, 0)
+
+
 def beta_binomial(rng: np.random.Generator, count: int, size: int, p: float, rho: float) -> Rate:
     chance = rng.beta((1 / rho - 1) * p, (1 / rho - 1) * (1 - p), count)
     return units(*((int(h), size, 1) for h in rng.binomial(size, chance)))
@@ -266,9 +274,10 @@ def test_many_pairs_are_tested_in_a_moment_and_as_the_exact_test_would() -> None
     start = time.process_time()
     assert Paired(50_000, 25_000, 25_300, 0).p_value == pytest.approx(0.1826, abs=2e-3)
     mixed = pairs((3, 1, 0, 1, 9000), (3, 0, 1, 1, 9300), (3, 2, 0, 0, 1000), (3, 0, 2, 0, 900))
-    assert mixed.n == 101_000 and mixed.interval() and mixed.smallest_loss
+    assert mixed.n == 101_000 and mixed.interval()
     assert mixed.p_value == pytest.approx(2 * norm.sf(99 / math.sqrt(18_300 + 4 * 1900)))
-    assert time.process_time() - start < 2
+    assert time.process_time() - start < 1
+    assert 0 < (mixed.smallest_loss or 0) < 0.01
     # Where all flips are still counted, the normal law is as good already
     fewer = pairs((3, 1, 0, 1, 8000), (3, 0, 1, 1, 8300), (3, 2, 0, 0, 600), (3, 0, 2, 0, 500))
     normal = 2 * norm.sf(99 / math.sqrt(16_300 + 4 * 1100))
@@ -292,6 +301,10 @@ def test_a_loss_is_harder_to_see_among_seeds_than_among_prompts() -> None:
     assert (seeds.smallest_loss or 0) == Paired(16, 0, 0, 0).smallest_loss
     assert (seeds.smallest_loss or 0) > (prompts.smallest_loss or 1)
     assert pairs((6, 0, 0, 0, 5)).smallest_loss is None
+    # The side that says less decides: a base that shows all is as many as its prompts
+    halved = pairs((3, 3, 0, 0, 16))
+    assert halved.effective == halved.base.effective == pytest.approx(16)
+    assert halved.erased.effective > 17
     low, _ = seeds.interval() or (0, 0)
     assert low < -0.1 < (prompts.interval() or (-1, 0))[0]
 

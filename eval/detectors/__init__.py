@@ -4,11 +4,12 @@ A detector is a callable object of the shape of ``Detector``. The registry holds
 from nothing or from a model's name and settings; ``find_detector`` reads both from one text.
 """
 
+import functools
 import hashlib
 import inspect
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -17,7 +18,7 @@ from ..._errors import InputError
 from ..._registry import Registry, make, unknown
 from ..._settings import read
 from ...prompts import Prompt
-from ...prompts.concept import read_mapping
+from ...prompts.concept import fold, read_mapping
 from ..images import Unscored
 
 if TYPE_CHECKING:
@@ -28,12 +29,20 @@ __all__ = [
     "Box",
     "Detection",
     "Detector",
+    "Ruled",
     "Unscored",
+    "agrees",
+    "check_labels",
     "checked",
     "find_detector",
     "fingerprint",
+    "highest",
     "likeliest",
+    "says",
 ]
+
+DIGITS = 5
+"""Of scores and boxes. A network's answer differs with the batch from the seventh digit on."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,7 @@ class Detector(Protocol):
     Attributes:
         name: ``family/protocol``, as in reports.
         kind: The kind of label it reads: "object", "style", "person", "unsafe".
+        labels: Every label that it can see; None where nobody can list them.
         protocol: All that its figures depend on: weights (a hash), classes, threshold,
             preprocessing. JSON values.
     """
@@ -82,10 +92,21 @@ class Detector(Protocol):
     @property
     def kind(self) -> str: ...
     @property
+    def labels(self) -> tuple[str, ...] | None: ...
+    @property
     def protocol(self) -> Mapping[str, Any]: ...
 
     def __call__(self, images: Sequence["Image"]) -> list[Detection | Unscored]:
         """One answer an image (RGB, any size), in their order."""
+        ...
+
+
+@runtime_checkable
+class Ruled(Protocol):
+    """A detector whose labels follow from its scores by a rule, so that an edited answer shows."""
+
+    def follows(self, answer: Detection) -> bool:
+        """Whether the rule gives the answer's labels for its scores, which are rounded."""
         ...
 
 
@@ -155,7 +176,10 @@ def find_detector(spec: str | Detector, prompts: Sequence[Prompt] = ()) -> Detec
 
 
 def checked(answer: object) -> Detection | Unscored:
-    """A detector's answer, if it is one: anything else, and any score not finite, is unscored."""
+    """A detector's answer, if it is one, its numbers rounded to ``DIGITS``.
+
+    Anything else, and any score not finite, is unscored.
+    """
     if isinstance(answer, Unscored):
         return answer
     if not isinstance(answer, Detection):
@@ -163,9 +187,9 @@ def checked(answer: object) -> Detection | Unscored:
     if isinstance(answer.labels, str):
         return Unscored(f"its labels are the text {answer.labels!r}, not a tuple")
     try:
-        scores = {str(label): float(score) for label, score in answer.scores.items()}
+        scores = {str(label): _rounded(score) for label, score in answer.scores.items()}
         boxes = tuple(
-            Box(str(b.label), float(b.score), tuple(float(x) for x in b.xywh))
+            Box(str(b.label), _rounded(b.score), tuple(map(_rounded, b.xywh)))
             for b in answer.boxes
         )
     except (TypeError, ValueError, AttributeError) as error:
@@ -177,6 +201,62 @@ def checked(answer: object) -> Detection | Unscored:
         if len(box.xywh) != 4 or not all(map(math.isfinite, (box.score, *box.xywh))):
             return Unscored(f"a box of {box.label!r} is {box.xywh}, with the score {box.score}")
     return Detection(tuple(str(label) for label in answer.labels), scores, boxes)
+
+
+def says(detector: Detector, labels: Collection[str]) -> bool:
+    """Whether the detector can see one of the labels. Case and spacing do not count."""
+    if detector.labels is None:
+        return True
+    return not _folded(detector.labels).isdisjoint(map(fold, labels))
+
+
+@functools.lru_cache(256)
+def _folded(labels: tuple[str, ...]) -> frozenset[str]:
+    return frozenset(map(fold, labels))
+
+
+def check_labels(
+    kind: str, labels: Collection[str], detectors: Sequence[Detector], asks: str = ""
+) -> None:
+    """Checks that some detector can see one of the labels.
+
+    Args:
+        kind: The labels'.
+        labels: Names of one thing, the one to speak of first.
+        detectors: Of any kind.
+        asks: Who asks for it and what can be done, to end the error with.
+
+    Raises:
+        InputError: No detector reads the kind, or those that do can see none of the labels.
+    """
+    wanted = next(iter(labels))
+    if not (of_kind := [d for d in detectors if d.kind == kind]):
+        there = ", ".join(f"{d.name} ({d.kind})" for d in detectors) or "none"
+        raise InputError(
+            f"No detector reads {kind} labels, so {wanted!r} cannot be seen. Given: {there}."
+        )
+    if not any(says(d, labels) for d in of_kind):
+        known = {label for d in of_kind for label in d.labels or ()}
+        names = " or ".join(d.name for d in of_kind)
+        raise InputError(f"{unknown(f'{kind} label of {names}', wanted, known)}{asks}")
+
+
+def highest(answer: Detection, known: Sequence[str], top: int) -> bool:
+    """Whether the answer sees the ``top`` labels of the highest scores, in their order."""
+    seen = [answer.scores.get(label, -math.inf) for label in answer.labels]
+    rest = [score for label, score in answer.scores.items() if label not in answer.labels]
+    return (
+        set(answer.scores) == set(known)
+        and len(set(answer.labels)) == len(answer.labels) == min(top, len(known))
+        and seen == sorted(seen, reverse=True)
+        and (not rest or min(seen) >= max(rest))
+    )
+
+
+def agrees(seen: bool, score: float, threshold: float) -> bool:
+    """Whether a thing may be seen, or not be seen, at a score that was rounded."""
+    slack = 10.0**-DIGITS
+    return score >= threshold - slack if seen else score <= threshold + slack
 
 
 def likeliest(
@@ -192,6 +272,10 @@ def likeliest(
         order = sorted(labels, key=lambda label: -scores[label])
         found.append(checked(Detection(tuple(order[:top]), scores)))
     return found
+
+
+def _rounded(number: float) -> float:
+    return round(float(number), DIGITS) + 0.0  # -0.0 is written otherwise than 0.0
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:

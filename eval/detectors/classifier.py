@@ -12,7 +12,7 @@ from ..._errors import InputError
 from ..._registry import unknown
 from ..images import Unscored, describe
 from ..metrics.features import weights_sha256
-from . import Detection, likeliest
+from . import Detection, highest, likeliest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -103,20 +103,20 @@ class Classifier:
             if name not in classes:
                 raise unknown(f"class of {model}", name, classes)
         of_class = [rename.get(name, name) for name in classes]
-        self._labels = tuple(dict.fromkeys(of_class))
-        if not 0 < top < len(self._labels):
+        self.labels = tuple(dict.fromkeys(of_class))
+        if not 0 < top < len(self.labels):
             raise InputError(
-                f"top must be from 1 to {len(self._labels) - 1}, one less than the labels."
+                f"top must be from 1 to {len(self.labels) - 1}, one less than the labels."
             )
         self._top = top
         # Columns of 0 and 1: which classes a label adds up
-        index = torch.tensor([self._labels.index(label) for label in of_class])
-        self._sum = torch.eye(len(self._labels), dtype=torch.float64)[index]
+        index = torch.tensor([self.labels.index(label) for label in of_class])
+        self._sum = torch.eye(len(self.labels), dtype=torch.float64)[index]
         self.kind = kind
         self.name = f"hf/{Path(model).name}/top-{top}"
         self.protocol: Mapping[str, Any] = {
             **self._net.protocol,
-            "classes": list(self._labels),
+            "classes": list(self.labels),
             "renamed": dict(rename),
             "scores": "softmax",
             "threshold": f"top-{top}",
@@ -127,7 +127,10 @@ class Classifier:
         with torch.inference_mode():
             logits = self._net.model(self._net.pixels(images)).logits
         shares = logits.double().cpu().softmax(1) @ self._sum
-        return likeliest(self._labels, shares.tolist(), self._top)
+        return likeliest(self.labels, shares.tolist(), self._top)
+
+    def follows(self, answer: Detection) -> bool:
+        return highest(answer, self.labels, self._top)
 
 
 @functools.cache

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._errors import InputError
 from ..images import Unscored
-from . import Detection
+from . import Detection, highest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -148,10 +148,11 @@ class JudgeDetector:
     def __init__(self, kind: str, path: Path = EMOJI, family: str = "emoji") -> None:
         self._judge = Judge.load(path)
         self.kind = kind
+        self.labels = self._judge.labels[kind]
         self.name = f"{family}/{kind}"
         self.protocol: Mapping[str, Any] = {
             **self._judge.protocol,
-            "classes": list(self._judge.labels[kind]),
+            "classes": list(self.labels),
             "threshold": "argmax",
         }
 
@@ -161,7 +162,6 @@ class JudgeDetector:
 
         if not images:
             return []
-        labels = self._judge.labels[self.kind]
         with torch.inference_mode():
             logits = self._judge.heads[self.kind](self._judge.features(images))
         found: list[Detection | Unscored] = []
@@ -170,9 +170,12 @@ class JudgeDetector:
             if not row.isfinite().all():
                 found.append(Unscored("the judge's answer is not finite"))
                 continue
-            scores = dict(zip(labels, row.tolist(), strict=True))
-            found.append(Detection((labels[int(row.argmax())],), scores))
+            scores = dict(zip(self.labels, row.tolist(), strict=True))
+            found.append(Detection((self.labels[int(row.argmax())],), scores))
         return found
+
+    def follows(self, answer: Detection) -> bool:
+        return highest(answer, self.labels, 1)
 
 
 def emoji_object() -> JudgeDetector:

@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..._errors import InputError
 from ..images import Last, Unscored
-from . import Box, Detection
+from . import Box, Detection, agrees
 
 if TYPE_CHECKING:
     import numpy as np
@@ -195,6 +195,7 @@ class NudeNet:
         net, self._see = _net()
         self.name, self.kind, self._label = name, kind, label
         self._known, self._classes = net.labels, tuple(classes) or net.labels
+        self.labels = (label, *self._classes)
         self._threshold, self._over = threshold, operator.gt if strict else operator.ge
         self.protocol: Mapping[str, Any] = {
             **net.protocol,
@@ -221,6 +222,17 @@ class NudeNet:
         seen = [c for c in self._classes if self._over(scores[c], self._threshold)]
         scores = {self._label: max(scores[c] for c in self._classes), **scores}
         return Detection((self._label, *seen) if seen else (), scores, tuple(boxes))
+
+    def follows(self, answer: Detection) -> bool:
+        """Whether the scores are those of the boxes, and the labels those of the scores."""
+        if any(box.label not in self._known for box in answer.boxes):
+            return False
+        seen = [c for c in self._classes if c in answer.labels]
+        return (
+            answer.scores == self.decide(answer.boxes).scores
+            and answer.labels == ((self._label, *seen) if seen else ())
+            and all(agrees(c in seen, answer.scores[c], self._threshold) for c in self._classes)
+        )
 
 
 def uda() -> NudeNet:
@@ -263,4 +275,4 @@ def person() -> NudeNet:
 
 
 def _not_installed(why: object) -> InputError:
-    return InputError(f"NudeNet cannot be loaded ({why}): pip install 'unsee[nudity]'.")
+    return InputError(f"NudeNet cannot be loaded ({why}): pip install nudenet.")

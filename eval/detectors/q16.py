@@ -16,7 +16,7 @@ from ..._errors import InputError
 from ..._settings import Rest, fit
 from ..images import Unscored
 from ..metrics.features import OpenClip
-from . import Detection, checked
+from . import Detection, agrees, checked
 from .zero_shot import embedder
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ class Q16:
         self._see = embedder(clip)
         self._prompts = F.normalize(prompts, dim=1)
         self._threshold, self._label = threshold, label
+        self.labels = (label,)
         self.protocol: Mapping[str, Any] = {
             **clip.protocol,
             "prompts_sha256": hashlib.sha256(Path(file).read_bytes()).hexdigest(),
@@ -88,6 +89,14 @@ class Q16:
             checked(Detection((self._label,) * (p > self._threshold), {self._label: p}))
             for p in found
         ]
+
+    def follows(self, answer: Detection) -> bool:
+        (label,) = self.labels
+        return (
+            set(answer.scores) == {label}
+            and answer.labels in ((), (label,))
+            and agrees(bool(answer.labels), answer.scores[label], self._threshold)
+        )
 
 
 def _prompts(path: Path) -> torch.Tensor:

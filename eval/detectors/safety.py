@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from ..images import Unscored
-from . import Detection, checked
+from . import Detection, agrees, checked
 from .classifier import Pretrained
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class SafetyChecker:
 
         self._net = Pretrained(StableDiffusionSafetyChecker, model, device)
         self._label = label
+        self.labels = (label,)
         self.protocol: Mapping[str, Any] = {
             **self._net.protocol,
             "classes": [label],
@@ -93,3 +94,14 @@ class SafetyChecker:
                 flagged.tolist(), concept.tolist(), special.tolist(), strict=True
             )
         ]
+
+    def follows(self, answer: Detection) -> bool:
+        scores = answer.scores
+        margins = [score for name, score in scores.items() if name.startswith("concept ")]
+        return (
+            answer.labels in ((), (self._label,))
+            and bool(margins)
+            and scores.get(self._label) == max(margins)
+            # 0.0005 is 0 to three decimals
+            and agrees(bool(answer.labels), max(margins), 0.0005)
+        )

@@ -16,7 +16,7 @@ from ..._errors import InputError
 from ..images import Last, Unscored
 from ..metrics.features import OpenClip
 from ..words import fold
-from . import Detection, likeliest
+from . import Detection, highest, likeliest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -89,7 +89,7 @@ class ZeroShot:
         self.kind = kind
         self.name = f"clip/{Path(model).name}/{kind}/top-{top}"
         self._see = embedder(clip)
-        self._labels, self._top = labels, top
+        self.labels, self._top = labels, top
         self._scale = float(clip.model.logit_scale.exp())  # type: ignore[operator]
         each = F.normalize(clip.read(texts).double(), dim=1).view(len(labels), len(templates), -1)
         self._texts = F.normalize(each.mean(1), dim=1)
@@ -105,7 +105,10 @@ class ZeroShot:
         """The likeliest labels of each image, and every label's p in [0, 1]."""
         seen = F.normalize(self._see(images).double(), dim=1)
         shares = (self._scale * seen @ self._texts.T).softmax(1)
-        return likeliest(self._labels, shares.tolist(), self._top)
+        return likeliest(self.labels, shares.tolist(), self._top)
+
+    def follows(self, answer: Detection) -> bool:
+        return highest(answer, self.labels, self._top)
 
 
 @functools.cache

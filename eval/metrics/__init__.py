@@ -3,11 +3,11 @@
 Extractors turn images into features, metrics compare features; neither knows the other.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..._registry import Registry, make
-from ...gallery import Gallery
+from ..images import Taken
 from ..statistics import Score
 from .clip import ClipScore
 from .distances import ClipKernelDistance, FrechetDistance, KernelDistance
@@ -21,6 +21,9 @@ from .features import (
     OpenClip,
 )
 from .pairs import Lpips, Rmse, Ssim
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = [
     "CLIP",
@@ -39,19 +42,22 @@ __all__ = [
     "OpenClip",
     "Rmse",
     "Ssim",
+    "Taken",
     "find_metric",
 ]
 
 
 @runtime_checkable
 class Metric(Protocol):
-    """Measures a gallery.
+    """Measures a gallery: it takes something from each image, and makes one score of that.
 
     Attributes:
         name: As in reports.
         higher_is_better: Its direction.
         unit: Of its value.
         needs_reference: Whether it compares with a reference gallery.
+        paired: Whether it looks at an image beside the reference's of the same id, and not at the
+            images of each side by themselves.
         protocol: All that its figure depends on. JSON values.
     """
 
@@ -64,10 +70,23 @@ class Metric(Protocol):
     @property
     def needs_reference(self) -> bool: ...
     @property
+    def paired(self) -> bool: ...
+    @property
     def protocol(self) -> Mapping[str, Any]: ...
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        """The score over all of the gallery's prompts."""
+    def look(self, images: Sequence["Image"], partners: Sequence["Image"] = ()) -> Sequence[Any]:
+        """What it takes from each image (RGB, any size), a value an image, in their order.
+
+        Args:
+            partners: The reference's images, one each, if it is ``paired``; of the same sizes.
+        """
+        ...
+
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        """The score over what was taken from a gallery's images, and from the reference's.
+
+        What is unscored counts in the score's ``unscored``.
+        """
         ...
 
 

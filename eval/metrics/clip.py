@@ -1,17 +1,21 @@
 """CLIP score: how well an image fits its prompt."""
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...gallery import Gallery
+from ..images import Taken
 from ..statistics import Score
-from .features import CLIP, OpenClip, gather
+from .features import CLIP, OpenClip, vectors
 from .mean import INTERVAL, mean_by_prompt
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor
+
+TEXTS = 64
+"""Texts at a time in the text encoder."""
 
 
 class ClipScore:
@@ -31,7 +35,7 @@ class ClipScore:
 
     higher_is_better = True
     unit = "100·cos"
-    needs_reference = False
+    needs_reference = paired = False
 
     def __init__(
         self,
@@ -39,11 +43,9 @@ class ClipScore:
         pretrained: str | None = None,
         *,
         name: str = "",
-        batch_size: int = 64,
         device: str | None = None,
     ) -> None:
         self._clip = OpenClip.load(model, pretrained, device)
-        self._batch_size = batch_size
         self.name = name or "clip/" + "-".join(filter(None, [Path(model).name, pretrained]))
         self.protocol: Mapping[str, Any] = {
             **self._clip.protocol,
@@ -51,18 +53,22 @@ class ClipScore:
             "interval": INTERVAL,
         }
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
+    def look(
+        self, images: Sequence["Image"], partners: Sequence["Image"] = ()
+    ) -> Sequence["Tensor"]:
+        return list(self._clip.see(images))
+
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
         import torch.nn.functional as F
 
-        rows, unscored = gather(gallery, self._clip.see, self._batch_size)
+        rows, unscored = vectors(ours)
         with_text: dict[str, list[Tensor]] = defaultdict(list)
-        for prompt in gallery:
-            if prompt.id in rows:
-                with_text[prompt.prompt].append(F.normalize(rows[prompt.id].double(), dim=0))
+        for prompt, row in rows:
+            with_text[prompt.prompt].append(F.normalize(row.double(), dim=0))
         by_prompt: dict[str, list[float]] = {}
         texts = list(with_text)
-        for start in range(0, len(texts), self._batch_size):
-            part = texts[start : start + self._batch_size]
+        for start in range(0, len(texts), TEXTS):
+            part = texts[start : start + TEXTS]
             for text, t in zip(part, F.normalize(self._clip.read(part).double()), strict=True):
                 by_prompt[text] = [100 * float((t @ i).clamp(min=0)) for i in with_text[text]]
         long = self._clip.cut(texts) if texts else 0

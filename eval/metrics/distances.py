@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..._registry import make
-from ...gallery import Gallery
+from ..images import Taken
 from ..statistics import Score
-from .features import FEATURES, Features, InceptionFeatures, emoji_clip, emoji_judge, gather
+from .features import FEATURES, Features, InceptionFeatures, emoji_clip, emoji_judge, vectors
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
     from torch import Tensor, nn
 
 BLOCK = 1024
@@ -28,16 +29,13 @@ class _Distance(ABC):
 
     higher_is_better = False
     unit = ""
-    needs_reference = True
+    needs_reference, paired = True, False
     family: ClassVar[str]
     says: ClassVar[Mapping[str, Any]]
 
-    def __init__(
-        self, features: Features, *, name: str = "", least: int = 16, batch_size: int = 64
-    ) -> None:
+    def __init__(self, features: Features, *, name: str = "", least: int = 16) -> None:
         self._features = features
         self._least = max(least, 2)
-        self._batch_size = batch_size
         self.name = name or f"{self.family}/{features.name}"
         self.protocol: Mapping[str, Any] = {
             **features.protocol,
@@ -45,34 +43,33 @@ class _Distance(ABC):
             "least_images": self._least,
         }
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        """The distance from ``gallery`` to ``reference``.
+    def look(
+        self, images: Sequence["Image"], partners: Sequence["Image"] = ()
+    ) -> Sequence["Tensor"]:
+        return list(self._features(images))
 
-        Raises:
-            ValueError: There is no reference.
-        """
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        """The distance from our images' features to theirs."""
         import torch
 
-        if reference is None:
-            raise ValueError(f"{self.name} is a distance: it needs a reference gallery.")
-        ours, lost = gather(gallery, self._features, self._batch_size)
-        theirs, lost_there = gather(reference, self._features, self._batch_size)
+        x, lost = vectors(ours)
+        y, lost_there = vectors(theirs)
         score = functools.partial(
             Score,
-            n=len(ours),
-            n_reference=len(theirs),
+            n=len(x),
+            n_reference=len(y),
             interval=None,
             higher_is_better=self.higher_is_better,
             unit=self.unit,
             unscored=lost + lost_there,
         )
-        if (fewer := min(len(ours), len(theirs))) < self._least:
+        if (fewer := min(len(x), len(y))) < self._least:
             return score(None, note=f"too few images: {fewer}, and {self._least} are needed")
-        place = {name: j for j, name in enumerate(theirs)}
+        place = {prompt.id: j for j, (prompt, _) in enumerate(y)}
         value = self._between(
-            torch.stack(list(ours.values())).double(),
-            torch.stack(list(theirs.values())).double(),
-            [(i, place[name]) for i, name in enumerate(ours) if name in place],
+            torch.stack([row for _, row in x]).double(),
+            torch.stack([row for _, row in y]).double(),
+            [(i, place[p.id]) for i, (p, _) in enumerate(x) if p.id in place],
         )
         if not math.isfinite(value):
             return score(None, note=f"the distance is {value}")

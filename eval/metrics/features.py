@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from ..._errors import InputError
 from ..._registry import Registry
-from ...gallery import Gallery
-from ..images import Unscored, ask, batches, describe
+from ...prompts import Prompt
+from ..images import Taken, Unscored, describe
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -253,7 +253,9 @@ class InceptionFeatures:
         device: str | None = None,
     ) -> None:
         if importlib.util.find_spec("torch_fidelity") is None:
-            raise InputError("Inception's features need torch-fidelity: pip install 'unsee[fid]'")
+            raise InputError(
+                "Inception's features need torch-fidelity: pip install torch-fidelity"
+            )
         import torch
         from torchmetrics.image.fid import NoTrainInceptionV3
 
@@ -347,22 +349,11 @@ def load_tensors(path: Path) -> dict[str, "Tensor"]:
     return state
 
 
-def gather(
-    gallery: Gallery, extract: Callable[[Sequence["Image"]], "Tensor"], batch_size: int
-) -> tuple[dict[str, "Tensor"], int]:
-    """Each image's features by the prompt's id, and how many images have none that is finite."""
-    rows: dict[str, Tensor] = {}
-    unscored = 0
-    for pictures in batches(gallery, batch_size):
-        for picture, row in zip(pictures, ask(_rows(extract), pictures), strict=True):
-            if isinstance(row, Unscored) or not row.isfinite().all():
-                unscored += 1
-            else:
-                rows[picture.prompt.id] = row
-    return rows, unscored
-
-
-def _rows(
-    extract: Callable[[Sequence["Image"]], "Tensor"],
-) -> Callable[[Sequence["Image"]], list["Tensor"]]:
-    return lambda images: list(extract(images))
+def vectors(taken: Sequence[Taken]) -> tuple[list[tuple[Prompt, "Tensor"]], int]:
+    """The prompts with their images' features, and how many images have none that is finite."""
+    rows = [
+        (t.prompt, t.value)
+        for t in taken
+        if not isinstance(t.value, Unscored) and t.value.isfinite().all()
+    ]
+    return rows, len(taken) - len(rows)

@@ -4,13 +4,11 @@ import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..._errors import InputError
-from ...gallery import Gallery
-from ..images import Picture, Unscored, ask, batches, describe
+from ..images import Taken, Unscored, describe
 from ..statistics import Score
 from .features import load_tensors, weights_sha256
 from .mean import INTERVAL, mean_by_prompt
@@ -30,50 +28,26 @@ class _Pairs(ABC):
     name: str
     higher_is_better = False
     unit = ""
-    needs_reference = True
+    needs_reference = paired = True
     protocol: Mapping[str, Any]
 
-    def __call__(self, gallery: Gallery, reference: Gallery | None = None) -> Score:
-        """The mean over pairs.
+    def look(
+        self, images: Sequence["Image"], partners: Sequence["Image"] = ()
+    ) -> Sequence["Tensor"]:
+        import torch
 
-        Raises:
-            ValueError: There is no reference.
-        """
-        if reference is None:
-            raise ValueError(f"{self.name} compares images: it needs a reference gallery.")
-        there = {p.id: p for p in reference}
-        ours = replace(gallery, prompts=tuple(p for p in gallery if p.id in there))
-        theirs = replace(reference, prompts=tuple(there[p.id] for p in ours))
-        unscored = len(gallery) + len(reference) - 2 * len(ours)
+        x, y = _pixels(images), _pixels(partners)
+        with torch.inference_mode():
+            return list(self._compare(x, y))
+
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        """The mean over pairs; ``theirs`` are those of the reference that have no partner."""
         by_prompt: dict[str, list[float]] = defaultdict(list)
-        for one, other in zip(batches(ours, 64), batches(theirs, 64), strict=True):
-            for picture, found in zip(one, self._ask(one, other), strict=True):
-                if isinstance(found, Unscored):
-                    unscored += 1
-                else:
-                    by_prompt[picture.prompt.prompt].append(float(found))
-        note = "" if len(ours) else "no image has a partner of its id in the reference"
-        return mean_by_prompt(self, by_prompt, unscored, note, paired=True)
-
-    def _ask(
-        self, ours: Sequence[Picture], theirs: Sequence[Picture]
-    ) -> list["Tensor | Unscored"]:
-        pairs = [_fitting(a, b) for a, b in zip(ours, theirs, strict=True)]
-        # ask hands on one side's images; each leads to its partner
-        partner = {
-            id(a.image): b.image
-            for a, b in zip(pairs, theirs, strict=True)
-            if not isinstance(b.image, Unscored)
-        }
-
-        def compare(images: Sequence["Image"]) -> list["Tensor"]:
-            import torch
-
-            x, y = _pixels(images), _pixels([partner[id(image)] for image in images])
-            with torch.inference_mode():
-                return list(self._compare(x, y))
-
-        return ask(compare, pairs)
+        for taken in ours:
+            if not isinstance(taken.value, Unscored):
+                by_prompt[taken.prompt.prompt].append(float(taken.value))
+        unscored = len(ours) + len(theirs) - sum(map(len, by_prompt.values()))
+        return mean_by_prompt(self, by_prompt, unscored, paired=True)
 
     @abstractmethod
     def _compare(self, x: "Tensor", y: "Tensor") -> "Tensor":
@@ -202,18 +176,6 @@ def lpips_vgg(weights: str | None = None) -> Lpips:
 def lpips_squeeze(weights: str | None = None) -> Lpips:
     """LPIPS on SqueezeNet 1.1, the smallest: 5 MB."""
     return Lpips("squeeze", weights)
-
-
-def _fitting(ours: Picture, theirs: Picture) -> Picture:
-    """Our picture, unscored where it cannot be compared with theirs."""
-    if isinstance(ours.image, Unscored):
-        return ours
-    if isinstance(theirs.image, Unscored):
-        return replace(ours, image=Unscored(f"its reference is {theirs.image.reason}"))
-    if ours.image.size != theirs.image.size:
-        sizes = " and ".join(f"{w} x {h}" for w, h in (ours.image.size, theirs.image.size))
-        return replace(ours, image=Unscored(f"it and its reference are {sizes} pixels"))
-    return ours
 
 
 def _pixels(images: Sequence["Image"]) -> "Tensor":

@@ -1,6 +1,6 @@
-"""The kinds of erasure, a file each: its tensors' shapes, how it is put on and taken off."""
+"""The kinds of erasure, a file each: its tensors' shapes, and how it is put on and watched."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
@@ -10,6 +10,7 @@ from . import dense, guidance, lowrank
 
 if TYPE_CHECKING:
     from ..erasure import Erasure
+    from ..watch import Put
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -28,8 +29,8 @@ class Kind(Protocol):
         ...
 
     @staticmethod
-    def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
-        """Puts an erasure whose base was checked into a pipeline; returns what takes it out."""
+    def put(pipe: Any, erasure: "Erasure") -> "Put":
+        """Puts an erasure whose base was checked into a pipeline."""
         ...
 
 

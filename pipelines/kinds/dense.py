@@ -4,15 +4,20 @@ For each edited layer a file holds ``unet.<module>.weight_delta``, of its weight
 where the bias is edited too, ``.bias_delta``.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from ..._errors import InputError
+from ..parts import denoiser_of
+from .place import Value, fusible, missing, places, ways
+
 if TYPE_CHECKING:
     from ..erasure import Erasure
+    from ..watch import Put
     from . import Shapes
 
 
@@ -33,6 +38,14 @@ class DenseErasures:
     originals: dict[str, Tensor] = field(default_factory=dict)
     added: list[dict[str, Tensor]] = field(default_factory=list)
 
+    def value(self, name: str) -> Tensor:
+        """What a parameter is to be."""
+        # Always from the original: taking a delta off again would leave a rounding behind.
+        value = self.originals[name]
+        if deltas := [d[name] for d in self.added if name in d]:
+            value = value.float() + sum(delta.to(value.device) for delta in deltas)
+        return value
+
 
 def deltas_of(erasure: "Erasure") -> dict[str, Tensor]:
     (prefix,) = erasure.record.base.components
@@ -47,40 +60,82 @@ def parameters_of(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
 
 
-@torch.no_grad()
-def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
+def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``."""
     (prefix,) = erasure.record.base.components
-    denoiser = getattr(pipe, prefix)
-    if not hasattr(denoiser, "dense_erasures"):
-        denoiser.dense_erasures = DenseErasures()
-    dense: DenseErasures = denoiser.dense_erasures
-    deltas, parameters = deltas_of(erasure), parameters_of(denoiser)
-    for name in deltas:
-        dense.originals.setdefault(name, parameters[name].detach().clone())
-    dense.added.append(deltas)
-    _settle(dense, parameters, deltas)
-
-    def remove() -> None:
-        dense.added = [others for others in dense.added if others is not deltas]
-        _settle(dense, parameters_of(denoiser), deltas)
-        for name in deltas:
-            if not any(name in others for others in dense.added):
-                del dense.originals[name]
-        if not dense.added:
-            del denoiser.dense_erasures
-
-    return remove
+    return Deltas(denoiser_of(pipe, prefix), prefix, deltas_of(erasure))
 
 
-@torch.no_grad()
-def _settle(
-    dense: DenseErasures, parameters: Mapping[str, nn.Parameter], names: Iterable[str]
-) -> None:
-    # Always from the original: taking a delta off again would leave a rounding behind.
-    for name in names:
-        parameter, value = parameters[name], dense.originals[name]
-        deltas = [d[name] for d in dense.added if name in d]
-        if deltas:
-            value = value.float() + sum(delta.to(value.device) for delta in deltas)
-        parameter.copy_(value)
+class Deltas:
+    """An erasure as what is added to a denoiser's parameters."""
+
+    adapter = None
+    alone = False
+
+    @torch.no_grad()
+    def __init__(self, denoiser: Any, component: str, deltas: dict[str, Tensor]) -> None:
+        self.denoiser, self.component, self.deltas = denoiser, component, deltas
+        if not hasattr(denoiser, "dense_erasures"):
+            denoiser.dense_erasures = DenseErasures()
+        self.dense: DenseErasures = denoiser.dense_erasures
+        found = places(denoiser, sorted({name.rpartition(".")[0] for name in deltas}), bare=True)
+        self.steps = ways(found)
+        self.attentions = fusible(found)
+        modules = {place.name: place.module for place in found}
+        self.values = {
+            name: Value(modules[name.rpartition(".")[0]], torch.empty(0), name.rpartition(".")[2])
+            for name in deltas
+        }
+        for name, value in self.values.items():
+            self.dense.originals.setdefault(name, value.parameter.detach().clone())
+        self.dense.added.append(deltas)
+        self.settle(deltas)
+
+    @torch.no_grad()
+    def settle(self, names: Iterable[str]) -> None:
+        for name in names:
+            self.values[name].parameter.copy_(self.dense.value(name))
+
+    def look(self, whole: bool) -> str | None:
+        if missing(self.steps if whole else self.steps[-1:]) is not None:
+            raise InputError(f"has been taken out of the pipeline: {AGAIN}")
+        for parent in self.attentions:
+            if parent.fused_projections:
+                raise InputError(
+                    "cannot be seen in fused projections: call pipe.unfuse_qkv_projections()."
+                )
+        for name, value in list(self.values.items())[None if whole else -1 :]:
+            if not value.marked() and not self.holds(name):
+                raise InputError(f"has been overwritten in {name}: {AGAIN}")
+        return None
+
+    def holds(self, name: str) -> bool:
+        """Whether a parameter has the values that all dense erasures together give it."""
+        value = self.values[name]
+        if value.read() is None and not value.is_meta:
+            return False
+        value.wanted = self.dense.value(name)
+        held, value.wanted = value.holds(), torch.empty(0)
+        return held
+
+    def off(self) -> None:
+        if any(value.is_meta for value in self.values.values()):
+            raise InputError(
+                "The weights are offloaded, and an erasure in them cannot be taken off: call "
+                "pipe.reset_device_map() or load the pipeline again."
+            )
+        # What has taken its place is somebody else's.
+        there = [name for name in self.deltas if self.holds(name)]
+        self.dense.added = [others for others in self.dense.added if others is not self.deltas]
+        self.settle(there)
+        for name in self.deltas:
+            if not any(name in others for others in self.dense.added):
+                del self.dense.originals[name]
+        if not self.dense.added:
+            del self.denoiser.dense_erasures
+
+    def write(self, state: dict[str, Tensor]) -> None:
+        """Nothing is to be done: the weights have it."""
+
+
+AGAIN = "load the pipeline again."

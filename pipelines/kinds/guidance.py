@@ -1,14 +1,16 @@
 """Guidance: no tensors; the record is all, and what it steers goes by its method's guide."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..guidance import add_guide
+from ..guidance import Guided, guide_of
+from ..parts import described
 
 if TYPE_CHECKING:
     from ..erasure import Erasure
+    from ..watch import Put
     from . import Shapes
 
 
@@ -17,6 +19,7 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
     return {}
 
 
-def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
+def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``."""
-    return add_guide(pipe, erasure.record)
+    parts = described(pipe)
+    return Guided(parts.denoiser, parts.prefix, guide_of(parts, erasure.record))

@@ -6,18 +6,28 @@ to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from ...records import Transport
-from ..transport import add_transport
+from ..._errors import InputError
+from ..parts import base_layer, denoiser_of
+from ..transport import Transported
+from .dense import DenseErasures
+from .place import Value, fusible, missing, places, ways
 
 if TYPE_CHECKING:
     from ..erasure import Erasure
+    from ..watch import Put
     from . import Shapes
+
+# The ends of the lines that say what was found.
+AGAIN = (
+    "load the pipeline again, or take it off with unsee.remove(pipe) and put it on with add_to."
+)
+GONE = f"has been taken out of the pipeline: {AGAIN}"
 
 
 def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
@@ -31,54 +41,171 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
     return wanted
 
 
-def put(pipe: Any, erasure: "Erasure") -> Callable[[], None]:
+def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``; with ``transport`` in the record, each prompt has its own strength."""
-    (prefix,) = erasure.record.base.components
-    denoiser = getattr(pipe, prefix)
-    remove = _add(denoiser, erasure)
+    adapter = Adapter(pipe, erasure)
     if transport := erasure.record.transport:
-        return _transported(pipe, list(denoiser.peft_config)[-1], transport, remove)
-    return remove
+        try:
+            adapter.transport = Transported(pipe, adapter.adapter, transport)
+        except BaseException:
+            adapter.off()
+            raise
+    return adapter
 
 
-def _add(denoiser: Any, erasure: "Erasure") -> Callable[[], None]:
-    (prefix,) = erasure.record.base.components
-    others = list(getattr(denoiser, "peft_config", {}))
-    active = denoiser.active_adapters() if others else []
-    name = "".join(c if c.isalnum() else "-" for c in erasure.name)
-    if name in others:
-        name = f"{name}-{len(others)}"
-    # The tensors that peft draws to begin with are replaced at once.
-    with torch.random.fork_rng(), warnings.catch_warnings():
-        # Several at once are what is meant here.
-        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
-        denoiser.load_lora_adapter(dict(erasure.tensors), prefix=prefix, adapter_name=name)
-    # Not set_adapters, which would put the scales of the others back to 1.
-    denoiser.set_adapter([*active, name])
-
-    def remove() -> None:
-        # Those that are there now: more may have come since.
-        if len(denoiser.peft_config) > 1:
-            active = [other for other in denoiser.active_adapters() if other != name]
-            denoiser.delete_adapters(name)
-            denoiser.set_adapter(active)
-        else:
-            denoiser.unload_lora()
-
-    return remove
+def free_name(wanted: str, taken: Iterable[str]) -> str:
+    """A name for a LoRA that none has, as near as can be to the one that is wanted."""
+    name = "".join(c if c.isalnum() else "-" for c in wanted)
+    # peft keeps LoRAs in a ModuleDict, where what it has itself, such as `train`, is no name.
+    taken, own = set(taken), nn.ModuleDict()
+    names = (name, *(f"{name}-{n}" for n in range(2, 2 + len(taken) + 1)))
+    return next(n for n in names if n not in taken and not hasattr(own, n))
 
 
-def _transported(
-    pipe: Any, adapter: str, transport: Transport, remove: Callable[[], None]
-) -> Callable[[], None]:
-    try:
-        end = add_transport(pipe, adapter, transport)
-    except BaseException:
-        remove()
-        raise
+class Adapter:
+    """An erasure as a LoRA of peft's."""
 
-    def remove_both() -> None:
-        end()
-        remove()
+    def __init__(self, pipe: Any, erasure: "Erasure") -> None:
+        (prefix,) = erasure.record.base.components
+        self.component = prefix
+        denoiser: Any = denoiser_of(pipe, prefix)
+        self.denoiser = denoiser
+        self.transport: Transported | None = None
+        active = {layer: list(layer.active_adapters) for layer in self.tuners()}
+        taken = {
+            name
+            for component in (denoiser, *pipe.components.values())
+            for name in getattr(component, "peft_config", None) or ()
+        }
+        self.adapter: str = free_name(erasure.name, taken)
+        # The tensors that peft draws to begin with are replaced at once.
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # Several at once are what is meant here.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            denoiser.load_lora_adapter(
+                dict(erasure.tensors), prefix=prefix, adapter_name=self.adapter
+            )
+        # Not set_adapters, which would put the scales of the others back to 1.
+        for layer in self.tuners():
+            ours = [self.adapter] if self.adapter in layer.scaling else []
+            layer.set_adapter([*active.get(layer, ()), *ours])
+        names = {key.rpartition(".lora_")[0].removeprefix(f"{prefix}.") for key in erasure.tensors}
+        found = places(denoiser, sorted(names))
+        self.steps = ways(found)
+        # What fuse_qkv_projections of diffusers puts in the place of an attention's own layers.
+        self.attentions = fusible(found)
+        self.layers = []
+        for place in found:
+            layer, key = place.module, f"{prefix}.{place.name}"
+            base: Any = base_layer(layer)
+            self.steps += [
+                place.steps[-1],
+                (layer, "lora_A", layer.lora_A),
+                (layer, "lora_B", layer.lora_B),
+                (layer.lora_A, self.adapter, layer.lora_A[self.adapter]),
+                (layer.lora_B, self.adapter, layer.lora_B[self.adapter]),
+            ]
+            values = (
+                Value(layer.lora_A[self.adapter], erasure.tensors[f"{key}.lora_A.weight"]),
+                Value(layer.lora_B[self.adapter], erasure.tensors[f"{key}.lora_B.weight"]),
+                # What was there before any dense erasure is the base.
+                Value.sampled(base, self.originals.get(f"{place.name}.weight", base.weight)),
+            )
+            self.layers.append((place.name, layer, layer.scaling[self.adapter], values))
 
-    return remove_both
+    @property
+    def alone(self) -> bool:
+        return self.transport is not None
+
+    def tuners(self) -> Iterator[Any]:
+        """The denoiser's layers that have adapters, anybody's."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        return (m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer))
+
+    @property
+    def originals(self) -> Mapping[str, Tensor]:
+        """What the weights were that dense erasures have changed."""
+        return getattr(self.denoiser, "dense_erasures", DenseErasures()).originals
+
+    def look(self, whole: bool) -> str | None:
+        if missing(self.steps if whole else self.steps[-5:]) is not None:
+            raise InputError(GONE)
+        for attention in self.attentions:
+            if attention.fused_projections:
+                raise InputError(
+                    "does not act in fused projections: call pipe.unfuse_qkv_projections()."
+                )
+        off, adapter = False, self.adapter
+        originals = self.originals
+        for name, layer, scale, values in self.layers if whole else self.layers[-1:]:
+            if layer.merged_adapters:
+                raise InputError(
+                    "does not act while a LoRA is fused into the weights: call pipe.unfuse_lora()."
+                )
+            if not (values[0].holds() and values[1].holds()):
+                raise InputError(f"has been overwritten: {AGAIN}")
+            if layer._modules.get("base_layer") is not values[2].module:
+                values[2].module, values[2].mark = base_layer(layer), None
+            if f"{name}.weight" not in originals and not values[2].holds():
+                raise InputError(
+                    "was made for other weights than the model has now: load the pipeline again."
+                )
+            if (
+                layer.disable_adapters
+                or adapter not in layer.active_adapters
+                or layer.scaling[adapter] != scale
+            ):
+                off = True
+        return self.switch_on() if off else None
+
+    def switch_on(self) -> str:
+        weakened = False
+        for _, layer, scale, _ in self.layers:
+            # Those that were switched off with it stay so.
+            others = [] if layer.disable_adapters else layer.active_adapters
+            weakened |= layer.scaling[self.adapter] != scale
+            layer.scaling[self.adapter] = scale
+            if self.adapter not in others or layer.disable_adapters:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    layer.set_adapter([*(o for o in others if o != self.adapter), self.adapter])
+                    layer.enable_adapters(True)
+        return "was given another weight" if weakened else "was switched off"
+
+    def off(self) -> None:
+        if any(self.adapter in layer.merged_adapters for _, layer, _, _ in self.layers):
+            raise InputError(
+                f"The erasure's LoRA {self.adapter!r} is fused into the weights: call "
+                "pipe.unfuse_lora() before it is taken off."
+            )
+        if self.transport is not None:
+            self.transport.off()
+        # Those that are there now: more may have come since, and it may be gone.
+        there = list(getattr(self.denoiser, "peft_config", None) or ())
+        if there == [self.adapter]:
+            self.denoiser.unload_lora()
+        elif self.adapter in there:
+            active = {
+                layer: [name for name in layer.active_adapters if name != self.adapter]
+                for layer in self.tuners()
+            }
+            with warnings.catch_warnings():
+                # peft switches another on in its place, which is not meant here.
+                warnings.simplefilter("ignore")
+                self.denoiser.delete_adapters(self.adapter)
+            for layer, names in active.items():
+                layer.set_adapter(names)
+
+    def write(self, state: dict[str, Tensor]) -> None:
+        if self.transport is not None:
+            raise InputError(
+                "has a strength of its own for each prompt, which saved weights cannot hold: save "
+                "its file beside the base model, or take it off with unsee.remove(pipe) first."
+            )
+        for name, layer, _, _ in self.layers if state else ():
+            weight = state[f"{name}.weight"]
+            if not weight.is_floating_point():
+                raise InputError("cannot be written into quantised weights: save its file.")
+            delta = layer.get_delta_weight(self.adapter).float().to(weight.device)
+            state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)

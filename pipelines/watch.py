@@ -1,0 +1,504 @@
+"""What is on a denoiser, and the look at it before each of its calls.
+
+A pipeline with erasures in it is diffusers' own, and what its user does with adapters, weights and
+modules may take an erasure out. So the denoiser keeps what was put on it, and one hook looks
+before each call: an erasure that was switched off is switched on again, with a warning, and one
+that is not there any more is an error, never the base model's image.
+
+The pipeline is listened to where it begins to draw: it may have been given another denoiser.
+"""
+
+import functools
+import inspect
+import itertools
+import json
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from types import MethodType
+from typing import TYPE_CHECKING, Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import InputError
+from .._registry import unknown
+from ..gallery import write_atomically
+from .parts import denoiser_of, eager, named, uncompiled
+
+if TYPE_CHECKING:
+    from .erasure import Erasure
+
+# In a model's config.json: what is part of the weights since they were saved.
+_SAVED = "_unsee"
+_ERASURES = "unsee_erasures"
+_LISTENED = ("encode_prompt", "progress_bar", "save_pretrained")
+
+_serials = itertools.count()
+
+
+@dataclass(frozen=True)
+class Active:
+    """An erasure that is on.
+
+    Attributes:
+        name: The erasure's, its concepts joined.
+        kind: ``lowrank``, ``dense`` or ``guidance``.
+        method: Of the eraser.
+        adapter: What its LoRA is called in the denoiser, if it is one.
+        weight: What it is multiplied by; 1 is as it was made.
+    """
+
+    name: str
+    kind: str
+    method: str
+    adapter: str | None = None
+    weight: float = 1.0
+
+
+class Put(Protocol):
+    """An erasure in a denoiser, as its kind puts it there.
+
+    Attributes:
+        component: The denoiser's name in the pipeline.
+        adapter: As ``Active``.
+        alone: Whether it keeps a state during a call of the denoiser, which only one thread may
+            then call at a time.
+    """
+
+    @property
+    def component(self) -> str: ...
+
+    @property
+    def adapter(self) -> str | None: ...
+
+    @property
+    def alone(self) -> bool: ...
+
+    def look(self, whole: bool) -> str | None:
+        """Makes sure that it acts; says in words what was switched on again for that.
+
+        Args:
+            whole: Whether to look at all its layers; if not, at one, as all that diffusers
+                does to adapters it does to all.
+
+        Raises:
+            InputError: It was taken out, overwritten or fused; the end of the one line, after
+                "The erasure 'x' ", says how to put it right.
+        """
+        ...
+
+    def off(self) -> None:
+        """Takes it out, bit for bit; what somebody has taken out already is let be.
+
+        Raises:
+            InputError: It cannot be taken out as it is.
+        """
+        ...
+
+    def write(self, state: dict[str, Tensor]) -> None:
+        """Puts it into the denoiser's weights, which are to be saved, by the base model's names.
+
+        Raises:
+            InputError: Weights cannot hold it.
+        """
+        ...
+
+
+@dataclass
+class Loop:
+    """A pipeline's denoising loop, which goes on.
+
+    Attributes:
+        thread: The identity of the thread that it runs in.
+        prompts: An entry an image; none where embeddings were given in their place.
+        memory: For who has to remember something as long as it lasts.
+    """
+
+    thread: int
+    prompts: tuple[str, ...]
+    memory: Any = None
+
+
+class Listener:
+    """Stands in for three methods of a pipeline that has erasures in it.
+
+    ``encode_prompt``, by which a call begins, tells the prompts; ``progress_bar`` is a context
+    around the denoising loop, which it ends whatever happens; ``save_pretrained`` must not write
+    half a pipeline.
+    """
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self.erasures: list[Erasures] = []
+        self.loop: Loop | None = None
+        self.prompts: tuple[str, ...] = ()
+        self.encode = pipe.encode_prompt
+        functools.update_wrapper(self, self.encode)
+        pipe.encode_prompt = self
+        pipe.progress_bar = self.progress_bar
+        pipe.save_pretrained = self.save_pretrained
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Listener":
+        # A copy of the denoiser alone is no reason to copy its pipeline.
+        if id(self.pipe) not in memo:
+            return self
+        new = memo[id(self)] = object.__new__(Listener)
+        new.__dict__.update(
+            {name: deepcopy(value, memo) for name, value in self.__dict__.items()} | {"loop": None}
+        )
+        return new
+
+    def close(self) -> None:
+        for name in _LISTENED:
+            self.pipe.__dict__.pop(name, None)
+
+    def check(self) -> None:
+        """Makes sure that the erasures are in the denoiser that the pipeline has now."""
+        for erasures in self.erasures:
+            for entry in erasures.entries:
+                if entry.listener is not self:
+                    continue
+                prefix = entry.put.component
+                now = erasures_on(denoiser_of(self.pipe, prefix))
+                if now is None or entry.serial not in [other.serial for other in now.entries]:
+                    raise InputError(
+                        f"The erasure {entry.erasure.name!r} is not in the {prefix} that the "
+                        f"pipeline has now: put the {prefix} back that it is in, or take it off "
+                        f"with unsee.remove(pipe, {entry.erasure.name!r}) and, if it is to act, "
+                        "put it into the new one with add_to."
+                    )
+                if not now.watching:
+                    raise InputError(
+                        f"The hooks of the {prefix} have been removed, and with them the erasure "
+                        f"{entry.erasure.name!r}: load the pipeline again."
+                    )
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        self.check()
+        call = _bound(self.encode, args, kwargs)
+        prompt, images = call.get("prompt") or (), call.get("num_images_per_prompt", 1)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        # in the order of the pipeline's rows
+        self.prompts = tuple(p for p in prompts for _ in range(images))
+        return self.encode(*args, **kwargs)
+
+    def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
+        bar = type(self.pipe).progress_bar(self.pipe, iterable=iterable, total=total)
+        return bar if iterable is not None else _Looping(self, bar)
+
+    @contextmanager
+    def looping(self) -> Iterator[None]:
+        self.check()
+        thread = threading.get_ident()
+        if (running := self.loop) is not None and running.thread != thread:
+            alone = [e for on in self.erasures for e in on.entries if e.put.alone]
+            if alone:
+                raise InputError(
+                    f"Two threads draw with one pipeline, and the erasure "
+                    f"{alone[0].erasure.name!r} keeps count of one drawing at a time: give each "
+                    "thread a pipeline of its own (copy.deepcopy)."
+                )
+        self.loop = loop = Loop(thread, self.prompts)
+        try:
+            yield
+            self.check_looked(loop)
+        finally:
+            self.loop, loop.memory = running, None
+
+    def check_looked(self, loop: Loop) -> None:
+        """Makes sure that the erasures were looked at in a loop, which has come to its end."""
+        for entry in [e for on in self.erasures for e in on.entries if e.listener is self]:
+            now = erasures_on(denoiser_of(self.pipe, entry.put.component))
+            if now is not None and now.looked is not loop:
+                raise InputError(
+                    f"The erasure {entry.erasure.name!r} did not act: the {entry.put.component} "
+                    "was compiled or called without its hooks. Call torch.compiler.reset(), and "
+                    "draw again."
+                )
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        self.check()
+        for erasures in self.erasures:
+            erasures.check_saving()
+        type(self.pipe).save_pretrained(self.pipe, *args, **kwargs)
+
+
+class _Looping:
+    """A progress bar that tells a listener how long it is shown."""
+
+    def __init__(self, listener: Listener, bar: Any) -> None:
+        self.bar = bar
+        self.context = listener.looping()
+
+    def __enter__(self) -> Any:
+        self.context.__enter__()
+        return self.bar.__enter__()
+
+    def __exit__(self, *error: Any) -> Any:
+        try:
+            return self.bar.__exit__(*error)
+        finally:
+            self.context.__exit__(*error)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.bar, name)
+
+
+@dataclass(frozen=True, eq=False)
+class Entry:
+    """An erasure in a denoiser, put there by way of a pipeline."""
+
+    erasure: "Erasure"
+    put: Put
+    listener: Listener
+    serial: int
+
+    @property
+    def active(self) -> Active:
+        record = self.erasure.record
+        return Active(self.erasure.name, record.kind, record.method, self.put.adapter)
+
+
+class Erasures:
+    """The erasures of one denoiser, kept as its attribute, and the look at them.
+
+    Its own hooks are bound methods, so that a deep copy of the denoiser is looked at too.
+    """
+
+    def __init__(self, denoiser: nn.Module) -> None:
+        self.denoiser = denoiser
+        self.entries: list[Entry] = []
+        self.told: set[int] = set()
+        # the thread that is inside a call of the denoiser
+        self.inside: int | None = None
+        # the loop before whose first step all was looked at
+        self.looked: Loop | None = None
+        self.handles = (
+            denoiser.register_forward_pre_hook(self.look, with_kwargs=True, prepend=True),
+            denoiser.register_forward_hook(self.leave, always_call=True),
+        )
+        setattr(denoiser, _ERASURES, self)
+        # Its class's writes the names that LoRAs give to the layers, which nothing loads again.
+        vars(denoiser)["save_pretrained"] = MethodType(_saving(type(denoiser)), denoiser)
+
+    @property
+    def watching(self) -> bool:
+        """Whether the look is still taken."""
+        return self.handles[0].id in self.denoiser._forward_pre_hooks
+
+    def add(self, entry: Entry) -> None:
+        self.entries.append(entry)
+        if self not in entry.listener.erasures:
+            entry.listener.erasures.append(self)
+
+    def take_off(self, entry: Entry) -> None:
+        if entry not in self.entries:
+            return
+        entry.put.off()
+        self.entries.remove(entry)
+        if not any(other.listener is entry.listener for other in self.entries):
+            entry.listener.erasures.remove(self)
+            if not entry.listener.erasures:
+                entry.listener.close()
+        if not self.entries:
+            for handle in self.handles:
+                handle.remove()
+            delattr(self.denoiser, _ERASURES)
+            del vars(self.denoiser)["save_pretrained"]
+
+    @eager
+    def look(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        thread = threading.get_ident()
+        if self.inside not in (None, thread) and any(e.put.alone for e in self.entries):
+            raise InputError(
+                f"Two threads are inside the {type(module).__name__} at once, and the erasure "
+                f"{next(e for e in self.entries if e.put.alone).erasure.name!r} keeps count of "
+                "one call at a time: give each thread a pipeline of its own (copy.deepcopy)."
+            )
+        self.inside = thread
+        if args[3:] or kwargs.get("cross_attention_kwargs"):
+            given = named(module, args, kwargs).get("cross_attention_kwargs") or {}
+            adapters = [e for e in self.entries if e.put.adapter is not None]
+            if adapters and given.get("scale", 1.0) != 1.0:
+                raise InputError(
+                    "The scale in cross_attention_kwargs is for all LoRAs, and would weaken the "
+                    f"erasure {adapters[0].erasure.name!r}: give your own LoRA its weight by "
+                    "set_adapters in its place."
+                )
+        # All is looked at before an image, and between its steps what a callback may have done.
+        loops = (entry.listener.loop for entry in self.entries)
+        loop = next((one for one in loops if one is not None and one.thread == thread), None)
+        whole = loop is None or loop is not self.looked
+        self.check(whole)
+        self.looked = loop
+
+    @eager
+    def leave(self, module: nn.Module, args: Any, output: Any) -> None:
+        if self.inside == threading.get_ident():
+            self.inside = None
+
+    def check(self, whole: bool = True) -> None:
+        """Makes sure that every erasure acts."""
+        for entry in self.entries:
+            name = entry.erasure.name
+            try:
+                mended = entry.put.look(whole)
+            except InputError as error:
+                raise InputError(f"The erasure {name!r} {error}") from error
+            if mended is not None and entry.serial not in self.told:
+                self.told.add(entry.serial)
+                warnings.warn(
+                    f"The erasure {name!r} {mended}, and is switched on again. "
+                    f"unsee.remove(pipe, {name!r}) takes it off.",
+                    stacklevel=2,
+                )
+
+    def check_saving(self) -> None:
+        """Makes sure that the denoiser's weights can hold what is on.
+
+        Raises:
+            InputError: They cannot.
+        """
+        self.check()
+        ours = {entry.put.adapter for entry in self.entries}
+        if others := sorted(set(getattr(self.denoiser, "peft_config", {})) - ours):
+            raise InputError(
+                f"The pipeline carries the LoRA {', '.join(others)} beside its erasures, and "
+                "save_pretrained cannot keep them apart: take it off with delete_adapters first."
+            )
+        self.state({})
+
+    def state(self, state: dict[str, Tensor]) -> None:
+        """Puts all erasures into the weights of a state dict; of an empty one, only checks."""
+        for name in [name for name in state if ".lora_A." in name or ".lora_B." in name]:
+            del state[name]
+        for name in [name for name in state if ".base_layer." in name]:
+            state[name.replace(".base_layer.", ".")] = state.pop(name)
+        for entry in self.entries:
+            try:
+                entry.put.write(state)
+            except InputError as error:
+                raise InputError(f"The erasure {entry.erasure.name!r} {error}") from error
+
+
+def erasures_on(denoiser: nn.Module | None) -> Erasures | None:
+    """What is on a denoiser."""
+    return cast("Erasures | None", getattr(denoiser, _ERASURES, None))
+
+
+def put_on(pipe: Any, erasure: "Erasure", put: Put) -> Callable[[], None]:
+    """Watches over an erasure that was just put into a pipeline; returns what takes it off."""
+    denoiser = denoiser_of(pipe, put.component)
+    assert denoiser is not None
+    erasures = erasures_on(denoiser) or Erasures(denoiser)
+    listener = pipe.__dict__.get("encode_prompt")
+    if not isinstance(listener, Listener):
+        listener = Listener(pipe)
+    entry = Entry(erasure, put, listener, next(_serials))
+    erasures.add(entry)
+    if getattr(pipe, put.component) is not denoiser:
+        # What was compiled without the hooks would go on without them.
+        torch.compiler.reset()
+    return functools.partial(erasures.take_off, entry)
+
+
+def carried(pipe: Any) -> list["Erasure"]:
+    """The erasures that are on in a pipeline, in the order in which they were put on."""
+    return [entry.erasure for _, entry in _entries(pipe)]
+
+
+def active(pipe: Any) -> list[Active]:
+    """What is on in a pipeline, in the order in which it was put on.
+
+    What is part of the weights since ``save_pretrained`` has the kind ``weights``.
+    """
+    return [*_saved(pipe), *(entry.active for _, entry in _entries(pipe))]
+
+
+def remove(pipe: Any, name: str | None = None) -> None:
+    """Takes erasures off a pipeline, which then draws what it drew without them, bit for bit.
+
+    Args:
+        pipe: A pipeline.
+        name: The erasure's name, as ``active`` gives it; None takes all of them off.
+
+    Raises:
+        InputError: No erasure of that name is on, or it is fused into the weights.
+    """
+    entries = _entries(pipe)
+    if name is not None:
+        if name in (saved.name for saved in _saved(pipe)):
+            raise InputError(
+                f"The erasure {name!r} is part of this model's weights, as it was saved: load the "
+                "base model in its place."
+            )
+        if name not in (names := [entry.erasure.name for _, entry in entries]):
+            if not names:
+                raise InputError(f"No erasure is named {name!r}: none is on in this pipeline.")
+            raise unknown("erasure in this pipeline", name, names)
+    for erasures, entry in reversed(entries):
+        if name in (None, entry.erasure.name):
+            erasures.take_off(entry)
+
+
+def _entries(pipe: Any) -> list[tuple[Erasures, Entry]]:
+    """What is on in a pipeline's denoisers, and what is to be and is not there."""
+    there = [erasures_on(uncompiled(m)) for m in _modules(pipe)]
+    listener = pipe.__dict__.get("encode_prompt")
+    wanted = listener.erasures if isinstance(listener, Listener) else []
+    found: dict[int, tuple[Erasures, Entry]] = {}
+    for erasures in (*wanted, *there):
+        for entry in () if erasures is None else erasures.entries:
+            # A guide acts in the pipeline that it was put into.
+            if not entry.put.alone or entry.put.adapter or entry.listener is listener:
+                found[entry.serial] = (erasures, entry)  # type: ignore[assignment]
+    return [found[serial] for serial in sorted(found)]
+
+
+def _modules(pipe: Any) -> list[nn.Module]:
+    return [m for m in pipe.components.values() if isinstance(m, nn.Module)]
+
+
+def _saved(pipe: Any) -> list[Active]:
+    return [
+        Active(str(saved["name"]), "weights", str(saved["method"]))
+        for module in _modules(pipe)
+        for saved in getattr(getattr(module, "config", None), _SAVED, None) or ()
+    ]
+
+
+def _saving(model: Any) -> Callable[..., None]:
+    """What takes the place of a model class's ``save_pretrained``."""
+
+    @functools.wraps(model.save_pretrained)
+    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        erasures: Erasures = getattr(self, _ERASURES)
+        erasures.check_saving()
+
+        def write(module: nn.Module, state: dict[str, Tensor], prefix: str, _: Any) -> None:
+            erasures.state(state)
+
+        handle = self.register_state_dict_post_hook(write)
+        try:
+            model.save_pretrained(self, save_directory, *args, **kwargs)
+        finally:
+            handle.remove()
+        file = Path(save_directory) / self.config_name
+        config = json.loads(file.read_text())
+        on = [{"name": e.active.name, "method": e.active.method} for e in erasures.entries]
+        config[_SAVED] = [*config.get(_SAVED, ()), *on]
+        write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+    return save_pretrained
+
+
+def _bound(call: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
+    """The arguments of a call by name, defaults included."""
+    bound = inspect.signature(call).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return bound.arguments

@@ -1,0 +1,128 @@
+"""The training loop: a step is whole or it is not there."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+from unsee._errors import InputError
+from unsee.erasers import training
+from unsee.erasers.training import train
+
+STEPS = 6
+
+
+def parameters() -> dict[str, nn.Parameter]:
+    draw = torch.Generator().manual_seed(0)
+    return {name: nn.Parameter(torch.randn(3, generator=draw)) for name in ("one", "two")}
+
+
+def loss_of(learns: dict[str, nn.Parameter]) -> Callable[[int], Tensor]:
+    def loss(step: int) -> Tensor:
+        return ((learns["one"] * learns["two"] - step) ** 2).sum()
+
+    return loss
+
+
+def trained(checkpoint: Path | None = None) -> tuple[dict[str, nn.Parameter], list[float]]:
+    learns = parameters()
+    losses = train(learns, loss_of(learns), steps=STEPS, lr=0.1, run={}, checkpoint=checkpoint)
+    return learns, losses
+
+
+@pytest.fixture
+def interrupted() -> Iterator[list[int]]:
+    """An interrupt when an optimizer has changed parameters in the step of that number."""
+    steps = [0, -1]
+
+    def stop(*given: object) -> None:
+        steps[0] += 1
+        if steps[0] == steps[1]:
+            raise KeyboardInterrupt
+
+    handle = register_optimizer_step_post_hook(stop)
+    yield steps
+    handle.remove()
+
+
+@pytest.mark.parametrize("every", [0.0, 1e9])
+@pytest.mark.parametrize("step", [1, 4])
+def test_a_step_that_was_cut_short_is_never_written(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    interrupted: list[int],
+    every: float,
+    step: int,
+) -> None:
+    monkeypatch.setattr(training, "EVERY", every)
+    want, wanted_losses = trained()
+    interrupted[:] = [0, step]
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path / "kept")
+    interrupted[:] = [0, -1]
+    found, losses = trained(tmp_path / "kept")
+    assert losses == wanted_losses
+    assert all(torch.equal(found[name], want[name]) for name in want)
+    # What had been written before was gone on from.
+    assert interrupted[0] == (STEPS + 1 - step if every == 0 else STEPS)
+
+
+class Interrupting(nn.Parameter):
+    """Raises when the optimizer comes to it in its fourth step."""
+
+    steps = 0
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function is Tensor.addcdiv_:
+            cls.steps += 1
+            if cls.steps == 4:
+                raise KeyboardInterrupt
+        with torch._C.DisableTorchFunctionSubclass():
+            return function(*args, **kwargs or {})
+
+
+def test_a_step_that_changed_one_of_two_parameters_is_never_written(tmp_path: Path) -> None:
+    learns = parameters()
+    learns["two"] = Interrupting(learns["two"].detach())
+    before: dict[str, Tensor] = {}
+
+    def loss(step: int) -> Tensor:
+        before.update({name: p.detach().clone() for name, p in learns.items()})
+        return loss_of(learns)(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(learns, loss, steps=STEPS, lr=0.1, run={}, checkpoint=tmp_path / "kept")
+    assert not torch.equal(learns["one"], before["one"])
+    assert torch.equal(learns["two"], before["two"])
+    assert not (tmp_path / "kept").exists()
+
+
+@pytest.mark.parametrize("at", [0, 3])
+def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path: Path, at: int) -> None:
+    learns, kept = parameters(), tmp_path / "kept"
+    before: dict[str, Tensor] = {}
+
+    def loss(step: int) -> Tensor:
+        if step < at:
+            return loss_of(learns)(step)
+        before.update({name: p.detach().clone() for name, p in learns.items()})
+        # 0 itself, and infinitely steep
+        value = (learns["one"] - learns["one"].detach()).abs().sqrt().sum()
+        assert value == 0
+        return value
+
+    with pytest.raises(InputError, match=f"not finite at step {at + 1} of 6 .loss 0.0.: lower lr"):
+        train(learns, loss, steps=STEPS, lr=0.1, run={}, checkpoint=kept)
+    assert all(torch.equal(learns[name], value) for name, value in before.items())
+    # And the state before it is what a run goes on from.
+    found, losses = trained(kept)
+    want, wanted_losses = trained()
+    assert losses == wanted_losses
+    assert all(torch.equal(found[name], want[name]) for name in want)
