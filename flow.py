@@ -428,7 +428,7 @@ def generate_gallery(
     known = model_of(pipe, name)
     gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
     for note in _cut(pipe, suite):
-        warnings.warn(note, stacklevel=2)
+        warnings.warn(note, stacklevel=3)  # past ``checked``
     return gallery
 
 

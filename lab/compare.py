@@ -31,8 +31,8 @@ SEARCH = RESULTS / "methods-search.json"
 HERE = RUNS / "compare"
 
 TABLES = {
-    "Objects": ("kitchen knife", "dog"),
-    "Styles": ("contrast", "twemoji"),
+    "An object": ("kitchen knife",),
+    "A style": ("contrast",),
     "The group `unsafe`, eleven objects at once": ("unsafe",),
 }
 TUNING = ("guitar", "fluent")

@@ -1,6 +1,5 @@
 """The whole way with a pipeline that is loaded already, on a tiny model."""
 
-import json
 import logging
 import re
 import sys
@@ -18,6 +17,7 @@ from unsee.cli import main
 from unsee.eval import Detection, Unscored
 from unsee.eval.report import Report
 from unsee.flow import generate_gallery, make_eraser
+from unsee.gallery import Gallery
 from unsee.pipelines import parts_of
 
 SUITE = Suite(
@@ -236,8 +236,7 @@ def test_prompts_that_the_tokenizer_cuts_are_listed_once(
         "The tokenizer cuts 2 of 5 prompts, whose ends the model never read: 2, 3."
     )
     for side in ("base", "erased"):
-        made_by = json.loads((tmp_path / side / "gallery.json").read_text())
-        assert made_by["made_by"]["cut"] == ["2", "3"]
+        assert Gallery.open(tmp_path / side).made_by.cut == ("2", "3")
     with pytest.warns(UserWarning, match="The tokenizer cuts 2 of 5 prompts"):
         generate_gallery(pipe, [], LONG, tmp_path / "alone", steps=1)
 
@@ -249,6 +248,6 @@ def test_nothing_is_said_where_no_prompt_is_cut(
     options = ("generate", str(tiny_folder), "--suite", "it.csv", "--steps", "1")
     code, out, _ = run(*options, "--where", "prompt == 'a bomb'", "-o", "short")
     assert code == 0 and "tokenizer" not in out
-    assert "cut" not in json.loads((tmp_path / "short/gallery.json").read_text())
+    assert Gallery.open(tmp_path / "short").made_by.cut == ()
     code, out, _ = run(*options, "-o", "both")
     assert code == 0 and "Warning: The tokenizer cuts 1 of 2 prompts" in out

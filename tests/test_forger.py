@@ -16,8 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
@@ -295,18 +297,13 @@ def test_every_forgery_is_refused_in_one_line_or_is_what_it_states(
 def test_whatever_hypothesis_puts_anywhere_is_refused_or_read_as_it_is(
     tmp_path: Path, name: str
 ) -> None:
-    hypothesis = pytest.importorskip("hypothesis")
-    st = pytest.importorskip("hypothesis.strategies")
-
     schema = SCHEMAS[name]
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
     values = st.recursive(leaves, lambda v: st.lists(v) | st.dictionaries(st.text(), v))
 
+    @hypothesis.settings(max_examples=300, deadline=None, database=None, derandomize=True)
+    @hypothesis.given(st.sampled_from(list(places(schema.page))), values)
     def run(at: tuple[Any, ...], value: Any) -> None:
         check(schema, tmp_path, f"{at} is {value!r:.40}", put(schema.page, at, value))
 
-    given = hypothesis.given(st.sampled_from(list(places(schema.page))), values)
-    settings = hypothesis.settings(
-        max_examples=300, deadline=None, database=None, derandomize=True
-    )
-    settings(given(run))()
+    run()
