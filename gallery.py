@@ -338,7 +338,7 @@ class _Used1:
 class _MadeBy1:
     """What format 1 wrote: a model's name, and nothing by which it could be known."""
 
-    model: str = ""
+    model: str
     suite: Mapping[str, str] = field(default_factory=dict)
     erasures: tuple[_Used1, ...] = ()
     batch_size: int | None = None

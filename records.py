@@ -7,13 +7,14 @@ seconds and memory above all, is another each time and no part of it.
 """
 
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from ._errors import InputError
 from ._reading import plain, read
-from ._settings import NotNegative, Range
+from ._settings import NotNegative, Range, shown
 from .prompts import Concept
 
 FORMAT = 2
@@ -40,6 +41,8 @@ class Component:
     hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        if odd := [name for name in self.layers if not re.fullmatch(r"[\w.]{1,300}", name)]:
+            raise InputError(f"{shown(odd[0])} is no name of a layer.")
         if bare := [name for name, shape in self.layers.items() if not shape]:
             raise InputError(f"layer {bare[0]!r} has no shape.")
         if (self.sample is None) != bool(self.hashes):
@@ -77,6 +80,11 @@ class Base:
     name: str
     pipeline: str
     components: Mapping[str, Component]
+
+    def __post_init__(self) -> None:
+        for component in self.components:
+            if not re.fullmatch("[a-z][a-z0-9_]{0,99}", component):
+                raise InputError(f"{shown(component)} is no name of a pipeline's component.")
 
     @property
     def layers(self) -> dict[str, Shape]:

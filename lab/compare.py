@@ -31,9 +31,8 @@ SEARCH = RESULTS / "methods-search.json"
 HERE = RUNS / "compare"
 
 TABLES = {
-    "Objects": ("kitchen knife", "dog"),
-    "Styles": ("contrast", "twemoji"),
-    "The group `unsafe`, eleven objects at once": ("unsafe",),
+    "An object": ("kitchen knife",),
+    "A style": ("contrast",),
 }
 TUNING = ("guitar", "fluent")
 """In none of the tables, so that no setting is chosen by the figures that are shown."""

@@ -27,6 +27,7 @@ from torch import Tensor
 from .. import records
 from .._errors import InputError
 from .._reading import loads, plain
+from .._settings import shown
 from ..gallery import write_atomically
 from ..records import Component, Measured, Record
 from .identity import alike, quantised
@@ -249,8 +250,8 @@ def checksum(tensors: Mapping[str, Tensor], page: Any) -> str:
 def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
     if record.kind not in KINDS:
         raise InputError(
-            f"{path} is of the kind {record.kind!r}, which this version does not know: upgrade "
-            "unsee."
+            f"{path} is of the kind {shown(record.kind)}, which this version does not know: "
+            "upgrade unsee."
         )
     wanted = KINDS[record.kind].shapes(record.base.layers, tensors)
     if missing := sorted(set(wanted) - set(tensors)):

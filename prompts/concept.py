@@ -10,6 +10,7 @@ import yaml
 
 from .._errors import InputError
 from .._files import read_text
+from .._settings import shown
 
 DEEPEST = 32
 """How deep a YAML file may be nested; a suite is five deep."""
@@ -40,9 +41,10 @@ class Concept:
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip():
             raise InputError("A concept needs a name, and this one is empty.")
+        who = f"Concept {shown(self.name)}"
         if self.kind not in KINDS:
             raise InputError(
-                f"Concept {self.name!r} has kind {self.kind!r}; wanted one of {', '.join(KINDS)}."
+                f"{who} has kind {shown(self.kind)}; wanted one of {', '.join(KINDS)}."
             )
         if not self.phrases:
             object.__setattr__(self, "phrases", (self.name,))
@@ -51,23 +53,22 @@ class Concept:
             if not isinstance(values, (list, tuple)) or not all(
                 isinstance(value, str) for value in values
             ):
-                raise InputError(f"Concept {self.name!r}: {field} must be a list of phrases.")
+                raise InputError(f"{who}: {field} must be a list of phrases.")
             object.__setattr__(self, field, tuple(values))
         if self.anchor is not None and not isinstance(self.anchor, str):
-            raise InputError(f"Concept {self.name!r}: the anchor must be a text.")
+            raise InputError(f"{who}: the anchor must be a text.")
         if any(not phrase.strip() for phrase in self.phrases):
-            raise InputError(f"Concept {self.name!r} has an empty phrase: name what is to go.")
+            raise InputError(f"{who} has an empty phrase: name what is to go.")
         if any(template.count("{}") != 1 for template in self.templates):
-            raise InputError(f"Concept {self.name!r}: each template must have one '{{}}'.")
+            raise InputError(f"{who}: each template must have one '{{}}'.")
         for phrase in self.phrases:
             if self.anchor is not None and fold(phrase) == fold(self.anchor):
                 raise InputError(
-                    f"Concept {self.name!r} is its own anchor: {self.anchor!r} is what is to go."
+                    f"{who} is its own anchor: {shown(self.anchor)} is what is to go."
                 )
             if any(fold(phrase) == fold(kept) for kept in self.keep):
                 raise InputError(
-                    f"Concept {self.name!r} is in its own keep list: {phrase!r} cannot both go "
-                    "and stay."
+                    f"{who} is in its own keep list: {shown(phrase)} cannot both go and stay."
                 )
 
     @classmethod

@@ -82,9 +82,7 @@ class Prompt:
             InputError: They are no prompt's; the message has the first thing that is wrong.
         """
         if not isinstance(values, dict):
-            raise InputError(
-                f"A prompt must be a mapping of its fields, and is {str(values):.80}."
-            )
+            raise InputError(f"A prompt must be a mapping of its fields, and is {shown(values)}.")
         wrong = _faults(values)
         if wrong:
             raise InputError(f"A prompt cannot be read ({str(values)[:80]} …): {wrong[0]}")
@@ -120,20 +118,21 @@ class Suite:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        who = f"Suite {shown(self.name)}"
         if not self.prompts:
-            raise InputError(f"Suite {self.name!r} has no prompts: nothing would be measured.")
+            raise InputError(f"{who} has no prompts: nothing would be measured.")
         for prompt in self.prompts:
             values = {f.name: getattr(prompt, f.name) for f in dataclasses.fields(prompt)}
             unset = {k for k in OPTIONAL if values[k] is None}
             if wrong := _faults({k: v for k, v in values.items() if k not in unset}):
-                raise InputError(f"Suite {self.name!r}, prompt {shown(prompt.id)}: {wrong[0]}")
+                raise InputError(f"{who}, prompt {shown(prompt.id)}: {wrong[0]}")
         # Some systems take A.png and a.png for one file
         folded = Counter(p.id.casefold() for p in self.prompts)
         if (most := folded.most_common(1)[0])[1] > 1:
             same = [p.id for p in self.prompts if p.id.casefold() == most[0]]
             raise InputError(
-                f"Suite {self.name!r} has the id {same[0]!r} {len(same)} times"
-                + (f", once as {same[-1]!r}." if same[-1] != same[0] else ".")
+                f"{who} has the id {shown(same[0])} {len(same)} times"
+                + (f", once as {shown(same[-1])}." if same[-1] != same[0] else ".")
             )
 
     @property
@@ -192,7 +191,9 @@ class Suite:
             if fits(dict.fromkeys(columns) | dict(p.labels) | dataclasses.asdict(p), p.id)
         )
         if not found:
-            raise InputError(f"--where {text!r} fits none of the {len(self.prompts)} prompts.")
+            raise InputError(
+                f"--where {shown(text)} fits none of the {len(self.prompts)} prompts."
+            )
         return dataclasses.replace(self, prompts=found, source={**self.source, "where": text})
 
     @classmethod
@@ -274,9 +275,11 @@ def read_list(values: Mapping[str, Any]) -> tuple[list[Prompt], list[str]]:
     """The prompts of a YAML file's list that are right, and what is wrong with the others."""
     rows, common = values.get("prompts"), values.get("common", {})
     if not isinstance(rows, list) or not rows:
-        return [], [f"wanted a list of prompts under 'prompts', found {rows!r}."]
+        return [], [f"wanted a list of prompts under 'prompts', found {shown(rows)}."]
     if not isinstance(common, dict):
-        return [], [f"wanted a mapping of a prompt's fields under 'common', found {common!r}."]
+        return [], [
+            f"wanted a mapping of a prompt's fields under 'common', found {shown(common)}."
+        ]
     named = []
     for number, row in enumerate(rows):
         if not isinstance(row, dict):
@@ -305,10 +308,10 @@ def read_rows(
         wrong = []
         # A gallery may hold the empty prompt's image; in a suite's file it is a slip
         if isinstance(text := values.get("prompt"), str) and not text.strip():
-            wrong.append(f"prompt must be a text that is not blank, and is {text!r}.")
+            wrong.append(f"prompt must be a text that is not blank, and is {shown(text)}.")
         wrong += _faults(values)
         if isinstance(id_ := values["id"], str) and (there := first.setdefault(id_, at)) != at:
-            wrong.append(f"its id {id_!r} is that of {there} already.")
+            wrong.append(f"its id {shown(id_)} is that of {there} already.")
         problems += [f"{at}: {line}" for line in wrong]
         if not wrong:
             prompts.append(Prompt(**values))

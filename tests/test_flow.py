@@ -236,7 +236,8 @@ def test_prompts_that_the_tokenizer_cuts_are_listed_once(
         "The tokenizer cuts 2 of 5 prompts, whose ends the model never read: 2, 3."
     )
     for side in ("base", "erased"):
-        assert Gallery.open(tmp_path / side).made_by.cut == ("2", "3")
+        made_by = Gallery.open(tmp_path / side).made_by
+        assert made_by is not None and made_by.cut == ("2", "3")
     with pytest.warns(UserWarning, match="The tokenizer cuts 2 of 5 prompts"):
         generate_gallery(pipe, [], LONG, tmp_path / "alone", steps=1)
 
@@ -248,6 +249,7 @@ def test_nothing_is_said_where_no_prompt_is_cut(
     options = ("generate", str(tiny_folder), "--suite", "it.csv", "--steps", "1")
     code, out, _ = run(*options, "--where", "prompt == 'a bomb'", "-o", "short")
     assert code == 0 and "tokenizer" not in out
-    assert Gallery.open(tmp_path / "short").made_by.cut == ()
+    made_by = Gallery.open(tmp_path / "short").made_by
+    assert made_by is not None and made_by.cut == ()
     code, out, _ = run(*options, "-o", "both")
     assert code == 0 and "Warning: The tokenizer cuts 1 of 2 prompts" in out

@@ -2,28 +2,30 @@
 
 Whatever comes of it is one line that says what is wrong, or the value that the file now states:
 never another exception, and never a value that the file does not hold. A schema is one entry of
-``SCHEMAS``.
+``SCHEMAS``; reports and answers have forgers of their own beside their tests.
 """
 
 import copy
 import hashlib
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import yaml
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save_file
 
 from unsee._errors import InputError
 from unsee._reading import plain
 from unsee.erasers.leco import leco
-from unsee.eval.report import Report
 from unsee.gallery import Gallery, MadeBy, Used
 from unsee.pipelines import Erasure
 from unsee.pipelines.erasure import checksum
@@ -38,6 +40,9 @@ BROKEN: list[Any] = [
 DEEP = "\0deep\0"
 SECONDS = 2.0
 
+# What LECO's file asks for and esd does not do is a warning.
+pytestmark = pytest.mark.filterwarnings("ignore:.* not taken")
+
 
 @dataclass(frozen=True)
 class Schema:
@@ -48,14 +53,12 @@ class Schema:
         write: Makes the file of a page in a folder, its checksums right, and returns its path.
         read: What a file holds, as JSON again, or anything else if ``states`` is false.
         states: Whether what is read of a page is the page.
-        deep: Whether its text may be made to nest 200,000 times.
     """
 
     page: Any
     write: Callable[[Path, Any], Path]
     read: Callable[[Path], Any]
     states: bool = True
-    deep: bool = True
 
 
 def text(page: Any) -> str:
@@ -145,7 +148,8 @@ def made(path: Path) -> Any:
 
 def as_yaml(folder: Path, page: Any) -> Path:
     path = folder / "it.yaml"
-    path.write_text(yaml.safe_dump(page, allow_unicode=False))
+    dumped = yaml.safe_dump(page, allow_unicode=False)
+    path.write_text(dumped.replace(r'"\0deep\0"', "[" * 200_000))
     return path
 
 
@@ -153,10 +157,6 @@ CONCEPT = Concept("van gogh", "style", ("van gogh", "vincent"), "art", ("monet",
 LECO = [{"target": "van gogh", "positive": "van gogh", "unconditional": "", "neutral": "art",
          "action": "erase", "guidance_scale": 1.0, "resolution": 512, "batch_size": 1,
          "dynamic_resolution": False}]  # fmt: skip
-
-
-def same(path: Path) -> Any:
-    return None
 
 
 SCHEMAS: dict[str, Schema] = {
@@ -175,34 +175,22 @@ SCHEMAS: dict[str, Schema] = {
         states=False,
     ),
     "samples.jsonl": Schema(
-        PROMPT.to_json(), sample, lambda path: Gallery.open(path).prompts[0].to_json()
+        PROMPT.to_json(), sample, lambda path: Gallery.open(path).prompts, states=False
     ),
     "images.jsonl": Schema({"id": "a", "sha256": "0" * 64}, image, made, states=False),
     "a concept": Schema(
-        plain(CONCEPT), as_yaml, lambda path: plain(Concept.load(path)), states=False, deep=False
+        plain(CONCEPT), as_yaml, lambda path: plain(Concept.load(path)), states=False
     ),
     "a suite": Schema(
         {"name": "it", "prompts": [PROMPT.to_json()]},
         as_yaml,
         lambda path: Suite.load(path).prompts,
         states=False,
-        deep=False,
     ),
     "LECO's prompts": Schema(
-        LECO, as_yaml, lambda path: leco(path, "style"), states=False, deep=False
-    ),
-    "report.json": Schema(
-        json.loads((HERE / "report.json").read_text()),
-        lambda folder, page: written(folder / "report.json", text(page)),
-        Report.load,
-        states=False,
+        LECO, as_yaml, lambda path: leco(path, "style"), states=False
     ),
 }  # fmt: skip
-
-
-def written(path: Path, data: str) -> Path:
-    path.write_text(data)
-    return path
 
 
 def places(page: Any, at: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
@@ -251,12 +239,10 @@ def forgeries(schema: Schema, every: int) -> Iterator[tuple[str, Any]]:
             yield f"{where} removed", dropped(schema.page, at)
         if isinstance(here := get(schema.page, at), dict):
             yield f"{where} has a key more", put(schema.page, at, here | {"more": 1})
-        for value in BROKEN:
+        for value in [*BROKEN, DEEP]:
             number += 1
             if number % every == 0:
                 yield f"{where} is {value!r:.40}", put(schema.page, at, value)
-        if schema.deep and at:
-            yield f"{where} is nested", put(schema.page, at, DEEP)
 
 
 def check(schema: Schema, folder: Path, what: str, page: Any) -> bool:
@@ -274,7 +260,8 @@ def check(schema: Schema, folder: Path, what: str, page: Any) -> bool:
         return True
     finally:
         assert time.perf_counter() - start < SECONDS, what
-    if schema.states:
+    # No phrases stand for the concept's name.
+    if schema.states and not re.search(r"phrases('\))? is \[\]$", what):
         assert found in (page, schema.page), what
     return False
 
@@ -290,7 +277,7 @@ def test_a_forged_file_is_refused_in_one_line_or_is_what_it_states(
     tmp_path: Path, name: str
 ) -> None:
     schema = SCHEMAS[name]
-    forged = list(forgeries(schema, every=7 if name != "report.json" else 97))
+    forged = list(forgeries(schema, every=7))
     refused = sum(check(schema, tmp_path, what, page) for what, page in forged)
     assert refused > len(forged) / 4
 
@@ -301,7 +288,7 @@ def test_every_forgery_is_refused_in_one_line_or_is_what_it_states(
     tmp_path: Path, name: str
 ) -> None:
     schema = SCHEMAS[name]
-    for what, page in forgeries(schema, every=1 if name != "report.json" else 11):
+    for what, page in forgeries(schema, every=1):
         check(schema, tmp_path, what, page)
 
 
@@ -310,9 +297,6 @@ def test_every_forgery_is_refused_in_one_line_or_is_what_it_states(
 def test_whatever_hypothesis_puts_anywhere_is_refused_or_read_as_it_is(
     tmp_path: Path, name: str
 ) -> None:
-    hypothesis = pytest.importorskip("hypothesis")
-    from hypothesis import strategies as st
-
     schema = SCHEMAS[name]
     leaves = st.none() | st.booleans() | st.integers() | st.floats() | st.text()
     values = st.recursive(leaves, lambda v: st.lists(v) | st.dictionaries(st.text(), v))

@@ -64,7 +64,8 @@ def test_the_commands_on_the_built_in_model_run_one_after_the_other(
         if words in ran:
             continue
         code, _, err = run(*words)
-        assert code == 0, f"unsee {shlex.join(words)}: {err}"
+        # An audit's exit code is its verdict.
+        assert code in (0, 1 if words[0] == "audit" else 0), f"unsee {shlex.join(words)}: {err}"
         ran.append(words)
     assert {words[0] for words in ran} >= {"erase", "audit", "generate", "show", "score", "list"}
 
