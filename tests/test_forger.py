@@ -34,7 +34,7 @@ from unsee.records import FORMAT, Model
 
 HERE = Path(__file__).parent / "golden"
 BROKEN: list[Any] = [
-    None, True, -1, 7, 0.5, math.nan, math.inf, 10**400, 2**64, "", "a", "a\nb", "\ud800",
+    None, True, -1, 7, 0.5, math.nan, math.inf, 10**400, 2**64 + 1, "", "a", "a\nb", "\ud800",
     "x" * 100_000, [], {}, [None], [[]], {"a": 1}, {"": {}}, [{"a": []}],
 ]  # fmt: skip
 DEEP = "\0deep\0"
