@@ -218,6 +218,12 @@ def test_help_shows_every_default(
             assert "[default: " in told, parameter.name
 
 
+def test_help_says_what_the_model_decides(run: Run) -> None:
+    told = " ".join(run("audit", "--help")[1].replace("│", " ").split())
+    for option in ("--suite", "--detector", "--metric", "--guidance", "--steps"):
+        assert "[default: (the model's)]" in told.partition(option)[2][:200], option
+
+
 @pytest.mark.parametrize(
     "words, quoted",
     [
