@@ -142,7 +142,9 @@ def _anything(value: Any, where: str, depth: int) -> Any:
         return {k: _anything(v, f"{where}: {shown(k)}", depth + 1) for k, v in page.items()}
     if isinstance(value, (list, tuple)):
         return [_anything(item, where, depth + 1) for item in value]
-    return _written(fit(where, value, bool | int | float | str | None), where)
+    # As what it is: one of several types, a whole number of more than 64 bits would be a float.
+    known = next((hint for hint in (bool, int, float, str, NoneType) if type(value) is hint), None)
+    return _written(fit(where, value, known or bool | int | float | str | None), where)
 
 
 def _mapping(value: Any, where: str) -> Mapping[str, Any]:

@@ -11,6 +11,9 @@ FINE, VERDICT, INPUT, BROKEN, INTERRUPTED = 0, 1, 2, 3, 130
 unscored; the fourth is for what broke on the way: a full disk, too little memory, our own faults.
 """
 
+LONGEST = 2000
+"""Characters of an error's line: a file can hold a name of a megabyte."""
+
 
 def main() -> NoReturn:
     """Runs the command and exits with one of the codes above; an error is one line."""
@@ -48,7 +51,9 @@ def _run(arguments: list[str]) -> int:
         if not (said := error.format_message()):  # a group without a command has shown its help
             return INPUT
         page = error.ctx.command_path if error.ctx else "unsee"
-        raise InputError(f"{said} See '{page} --help'.") from error
+        raise InputError(f"{said.rstrip('.')}. See '{page} --help'.") from error
+    except typer.Abort as error:  # as which typer passes on a file that ends too early
+        raise (error.__cause__ or error) from None
     if code == INTERRUPTED:
         raise KeyboardInterrupt
     return int(code or FINE)
@@ -75,5 +80,7 @@ def _failed(code: int, line: str, debug: bool) -> int:
         traceback.print_exc()
     from .terminal import errors, say
 
-    say(("unsee:", "bold red"), " ", " ".join(line.split()), to=errors)
+    line = " ".join(line.split())
+    line = line if len(line) <= LONGEST else f"{line[:LONGEST]}…"
+    say(("unsee:", "bold red"), " ", line, to=errors)
     return code

@@ -40,6 +40,26 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        from importlib.metadata import version
+
+        say("unsee ", version("unsee"))
+        raise typer.Exit
+
+
+@app.callback(help=app.info.help)
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_version, is_eager=True, help="Say which version this is."
+        ),
+    ] = False,
+) -> None:
+    """What stands before a command."""
+
+
 _PROMPTS = {"esd": "leco", "spm": None}
 """The methods that read a file of prompts, and the preset of whose training it is."""
 
@@ -49,35 +69,37 @@ def erase(
     model: Model,
     concept: Annotated[
         list[str] | None,
-        typer.Argument(help="What goes: a phrase, a known concept or a YAML file."),
+        typer.Argument(help="What to erase: phrases, known concepts or YAML files."),
     ] = None,
     prompts: Annotated[
         Path | None,
         typer.Option(help="A LECO or SPM prompt file instead of CONCEPT (esd and spm only)."),
     ] = None,
-    method: Annotated[str, typer.Option(help="See 'unsee list methods'.")] = "uce",
+    method: Annotated[str, typer.Option(help="The method: see 'unsee list methods'.")] = "uce",
     preset: Annotated[
-        str | None, typer.Option(help="Named settings of the method, such as 2025.")
+        str | None, typer.Option(help="Named settings of the method, e.g. 2025.")
     ] = None,
     setting: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="NAME=VALUE", help="One setting; may be repeated."),
+        typer.Option(
+            "--set", metavar="NAME=VALUE", help="One setting of the method; may be repeated."
+        ),
     ] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="What must stay; may be repeated.")
+        list[str] | None, typer.Option(help="A phrase that must stay; may be repeated.")
     ] = None,
     anchor: Annotated[str | None, typer.Option(help="What the concept becomes.")] = None,
     kind: Annotated[
         str | None,
         typer.Option(help="What a phrase of your own is: object, style, person, unsafe."),
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of every draw.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     check: Annotated[
-        bool, typer.Option(help="Look at how far the concept moved; not looking is sooner.")
+        bool, typer.Option(help="Measure how far the concept moved (--no-check is faster).")
     ] = True,
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="The file.", show_default="CONCEPT.safetensors"),
+        typer.Option("-o", "--out", help="The file to write.", show_default="CONCEPT.safetensors"),
     ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace an erasure of other concepts.")
@@ -205,15 +227,17 @@ def merge(
 @app.command()
 def generate(
     model: Model,
-    out: Annotated[Path, typer.Option("-o", "--out", help="The gallery's folder.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
     prompt: Annotated[
         list[str] | None, typer.Option("--prompt", "-p", help="A prompt; may be repeated.")
     ] = None,
     suite: Annotated[str | None, typer.Option(help="A suite's name or file.")] = None,
     where: Where = "",
     erasure: Erasures = None,
-    images: Annotated[int, typer.Option(min=1, help="Images for each --prompt.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of each prompt's first image.")] = 0,
+    images: Annotated[
+        int, typer.Option(min=1, help="How many images to make of each --prompt.")
+    ] = 1,
+    seed: Annotated[int, typer.Option(help="Random seed of each prompt's first image.")] = 0,
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
@@ -262,20 +286,20 @@ def audit(
     ] = Path("runs/audit"),
     suite: Annotated[
         list[str] | None,
-        typer.Option(help="A suite's name or file; may be repeated. [default: the model's]"),
+        typer.Option(help="A suite's name or file; may be repeated.", show_default="the model's"),
     ] = None,
     size: Size = None,
     where: Where = "",
     detector: Annotated[
         list[str] | None,
         typer.Option(
-            help="NAME, NAME:MODEL?setting=value or a YAML file; may be repeated. "
-            "[default: the model's]"
+            help="NAME, NAME:MODEL?setting=value or a YAML file; may be repeated.",
+            show_default="the model's",
         ),
     ] = None,
     metric: Annotated[
         list[str] | None,
-        typer.Option(help="NAME or NAME:ARGUMENT; may be repeated. [default: the model's]"),
+        typer.Option(help="NAME or NAME:ARGUMENT; may be repeated.", show_default="the model's"),
     ] = None,
     guidance: Guidance = None,
     steps: Steps = None,
@@ -288,14 +312,14 @@ def audit(
         float, typer.Option(help="The share by which the rates of what must stay may fall.")
     ] = 0.10,
     allow_unscored: Annotated[
-        bool, typer.Option("--allow-unscored", help="Let the verdict stand with images unscored.")
+        bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
     from ..flow import audit
 
     hush()
-    with progress() as show:
+    with warnings_in_words(), progress() as show:
         report = audit(
             model,
             erasure or [],
@@ -333,25 +357,26 @@ def score(
         typer.Option(help="CSV or JSONL: file, prompt, category, object, style, person, unsafe."),
     ] = None,
     reference: Annotated[
-        Path | None, typer.Option(help="The images that distances are taken to.")
+        Path | None, typer.Option(help="The images that distances are measured to.")
     ] = None,
-    concept: Annotated[str, typer.Option(help="A label whose rate is wanted.")] = "",
+    concept: Annotated[str, typer.Option(help="How often this label is seen is said first.")] = "",
     kind: Annotated[
         str, typer.Option(help="What the concept is: object, style, person, unsafe.")
     ] = "object",
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="For the scores. [default: FOLDER]")
+        Path | None,
+        typer.Option("-o", "--out", help="The folder to write.", show_default="FOLDER"),
     ] = None,
     batch_size: BatchSize = 64,
     allow_unscored: Annotated[
-        bool, typer.Option("--allow-unscored", help="Exit with 0 though images are unscored.")
+        bool, typer.Option("--allow-unscored", help="Exit with 0 even if images are unscored.")
     ] = False,
 ) -> None:
     """Measure images that came from anywhere. Exits with 1 if some could not be measured."""
     from ..flow import score
 
     hush()
-    with progress() as show:
+    with warnings_in_words(), progress() as show:
         found = score(
             folder,
             out=out,
@@ -372,7 +397,7 @@ def score(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option("-o", "--out", help="The folder for it all.")] = Path(
+    out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")] = Path(
         "runs/demo"
     ),
     size: Size = None,

@@ -19,6 +19,7 @@ from .terminal import (
     next_,
     pairs,
     print_report,
+    print_score,
     say,
 )
 
@@ -31,17 +32,23 @@ suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_
 def show(
     file: Annotated[
         Path,
-        typer.Argument(help="An erasure, a gallery's folder or a report.json."),
+        typer.Argument(help="An erasure, a gallery's folder, a report.json or a score.json."),
     ],
 ) -> None:
     """Say what a file holds."""
+    if file.is_dir() and not (file / "gallery.json").is_file():
+        found = [file / name for name in ("report.json", "score.json") if (file / name).is_file()]
+        file = found[0] if found else file
     if file.is_dir():
-        found = [file / name for name in ("report.json",) if (file / name).is_file()]
-        if not found:
-            return _show_gallery(file)
-        file = found[0]
-    if file.suffix != ".json":
+        _show_gallery(file)
+    elif file.suffix != ".json":
         _show_erasure(file)
+    elif file.name == "score.json":
+        from ..eval.folder import FolderScore
+
+        score = FolderScore.load(file)
+        print_score(score)
+        look_at(Path(score.folder))
     else:
         from ..eval.report import Report
 
@@ -161,7 +168,8 @@ def check(
     file: Annotated[str, typer.Argument(help="YAML, CSV, TSV, Parquet, JSON lines, or hf:ID.")],
     where: Where = "",
     model: Annotated[
-        str | None, typer.Option(help="Whose tokenizer cuts long prompts: a name, folder or id.")
+        str | None,
+        typer.Option(help="The model whose tokenizer cuts long prompts: a name, folder or id."),
     ] = None,
 ) -> None:
     """Say what is wrong with a suite, row by row. Exits with 2 if anything is."""
@@ -202,7 +210,7 @@ def _tokenizer(model: str) -> Any:
 def show_suite(
     name: Annotated[str, typer.Argument(help="A suite's name or file.")],
     concept: Annotated[
-        list[str] | None, typer.Option(help="What was erased; may be repeated.")
+        list[str] | None, typer.Option(help="A concept that was erased; may be repeated.")
     ] = None,
     kind: Annotated[
         str | None, typer.Option(help="What a phrase of your own is: object, style, ...")

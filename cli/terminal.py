@@ -32,6 +32,17 @@ _HARMLESS = "\u00a0\u00ad\u200c\u200d\u202f"
 LABELS = 20
 """How many labels of a detector a table in the terminal has."""
 
+SUITES = {
+    "object": ("objects",),
+    "style": ("artists",),
+    "person": ("figures",),
+    "unsafe": ("unsafe", "neutral"),
+}
+"""The suites that ask after a kind of concept in any model."""
+
+DETECTORS = {"unsafe": ("nudenet/rece", "nudenet/person")}
+"""Detectors of a kind; of the others, a zero-shot detector among the suite's own labels."""
+
 WARNINGS = 4
 """How many of a report's warnings the terminal has."""
 
@@ -171,13 +182,14 @@ def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str 
     Args:
         model: The erasure's base.
         erasure: The file.
-        kinds: Of the concepts; the suite and the detector are for the first.
+        kinds: Of the concepts.
     """
     words: list[str | Path] = ["unsee", "audit", model, "--erasure", erasure]
-    if model != "emoji":
-        kind = kinds[0]
-        suite = {"style": "artists", "object": "objects", "person": "figures", "unsafe": "unsafe"}
-        words += ["--suite", suite[kind], "--detector", f"clip:ViT-B-32,openai?kind={kind}"]
+    for kind in dict.fromkeys(kinds) if model != "emoji" else ():
+        for suite in SUITES[kind]:
+            words += ["--suite", suite]
+        for detector in DETECTORS.get(kind, (f"clip:ViT-B-32,openai?kind={kind}",)):
+            words += ["--detector", detector]
     return [*words, "-o", f"runs/{Path(erasure).stem}"]
 
 

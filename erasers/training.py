@@ -16,6 +16,8 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .._reading import loads
+from .._settings import shown
 from ..gallery import write_atomically
 
 # Seconds between two checkpoints.
@@ -232,9 +234,12 @@ def check_run(path: Path, run: Mapping[str, Any]) -> None:
         return
     try:
         with safe_open(path, framework="pt") as file:
-            of = json.loads((file.metadata() or {})["unsee-training"])
+            text = (file.metadata() or {})["unsee-training"]
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise InputError(f"{path} is no checkpoint of a training: {error!r}.") from error
+    of = loads(text, f"{path}, as a checkpoint of a training,")
+    if not isinstance(of, Mapping):
+        raise InputError(f"{path} is no checkpoint of a training: its run is {shown(of)}.")
     this = json.loads(json.dumps(run))
     if differing := sorted(k for k in of.keys() | this.keys() if of.get(k) != this.get(k)):
         raise InputError(

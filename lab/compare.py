@@ -33,7 +33,6 @@ HERE = RUNS / "compare"
 TABLES = {
     "An object": ("kitchen knife",),
     "A style": ("contrast",),
-    "The group `unsafe`, eleven objects at once": ("unsafe",),
 }
 TUNING = ("guitar", "fluent")
 """In none of the tables, so that no setting is chosen by the figures that are shown."""

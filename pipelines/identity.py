@@ -135,7 +135,7 @@ def model_of(pipe: Any, name: str) -> Model:
 def _known(part: str, component: Any) -> str:
     """The hash by which a component is known."""
     if isinstance(component, nn.Module):
-        return _module(part, component)
+        return known_module(part, component)
     if hasattr(component, "get_vocab"):  # a tokenizer
         what = {"class": type(component).__name__, "vocabulary": component.get_vocab()}
         what["length"] = component.model_max_length
@@ -145,7 +145,8 @@ def _known(part: str, component: Any) -> str:
     return _hash(json.dumps(what, sort_keys=True).encode())
 
 
-def _module(part: str, module: nn.Module) -> str:
+def known_module(part: str, module: nn.Module) -> str:
+    """The hash by which a component of a pipeline, named ``part`` in messages, is known."""
     module = getattr(module, "_orig_mod", module)
     names, found = [], []
     for name, tensor in _tensors(part, module):

@@ -489,7 +489,7 @@ def _saving(model: Any) -> Callable[..., None]:
         finally:
             handle.remove()
         file = Path(save_directory) / self.config_name
-        config = json.loads(file.read_text())
+        config = json.loads(file.read_text(encoding="utf-8"))
         on = [{"name": e.active.name, "method": e.active.method} for e in erasures.entries]
         config[_SAVED] = [*config.get(_SAVED, ()), *on]
         write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -12,6 +12,7 @@ import pytest
 import torch
 import yaml
 from diffusers import DDIMScheduler, DiffusionPipeline, EulerDiscreteScheduler
+from safetensors.torch import save_file
 from torch import Tensor
 
 from unsee._errors import InputError
@@ -470,6 +471,10 @@ def test_a_checkpoint_of_another_run_is_refused(pipe: Any, tmp_path: Path) -> No
     kept.write_bytes(kept.read_bytes()[:-1])
     with pytest.raises(InputError, match="no checkpoint of a training"):
         ESD(**FAST).fit(parts_of(pipe), [BOMB], checkpoint=kept)
+    for text, match in {"[" * 200_000: "nested too deeply", "[]": "its run is"}.items():
+        save_file({"losses": torch.zeros(1)}, kept, {"unsee-training": text})
+        with pytest.raises(InputError, match=match):
+            ESD(**FAST).fit(parts_of(pipe), [BOMB], checkpoint=kept)
 
 
 # Storing

@@ -228,15 +228,14 @@ def test_compiling_a_model_does_not_make_it_another(pipe: Any) -> None:
 
 
 def test_an_erasure_made_again_is_the_same_for_a_gallery(pipe: Any, tmp_path: Path) -> None:
-    one, two = (erase(pipe, "van gogh", keep=["monet"]) for _ in range(2))
+    one, two = (erase(pipe, "van gogh", keep=["knife"], check=False) for _ in range(2))
     assert one.sha256 == two.sha256 and one.record == two.record
-    assert one.measured.seconds != two.measured.seconds  # microseconds apart, and no part of it
     names = [replace(e, measured=Measured()).bytes for e in (one, two)]
     assert names[0] == names[1]
     drawn(pipe, tmp_path, one)
     drawn(pipe, tmp_path, two)
     with pytest.raises(InputError, match="another erasures .wanted uce of van gogh"):
-        drawn(pipe, tmp_path, erase(pipe, "van gogh", keep=["dog"]))
+        drawn(pipe, tmp_path, erase(pipe, "van gogh", keep=["dog"], check=False))
 
 
 def test_an_image_that_was_swapped_between_runs_is_in_the_report(

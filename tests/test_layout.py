@@ -116,3 +116,15 @@ def test_import_is_light(code: str) -> None:
 def test_names_at_the_top_are_there() -> None:
     for name in unsee.__all__:
         assert getattr(unsee, name) is not None
+
+
+def test_no_text_is_read_or_written_in_the_code_page_of_the_machine() -> None:
+    for path in (path for layer in LAYERS for path in sources(layer)):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not isinstance(node, ast.Call):
+                continue
+            name = getattr(node.func, "attr", getattr(node.func, "id", ""))
+            if name in ("read_text", "write_text"):
+                given = {word.arg for word in node.keywords}
+                ours = isinstance(node.func, ast.Name)  # _files.read_text
+                assert ours or "encoding" in given, f"{path.relative_to(ROOT)}:{node.lineno}"
