@@ -327,13 +327,18 @@ def test_a_reader_that_goes_away_is_no_verdict(tmp_path: Path) -> None:
     process.stderr.close()
 
 
+# A shell without job control starts what is in its background with interrupts ignored, as nohup
+# does hang-ups, and processes hand that down.
+HEEDED = "signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_interrupt_in_the_middle_of_a_save_leaves_nothing_and_is_130(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
     # A signal that arrives while the file is renamed to its name, in a process of its own
     code = (
-        "import os, signal, sys; from unsee.cli import main\n"
+        f"import os, signal, sys; {HEEDED}; from unsee.cli import main\n"
         "replace = os.replace\n"
         "def late(*names):\n"
         "    os.kill(os.getpid(), signal.SIGINT); replace(*names)\n"
@@ -353,7 +358,7 @@ def test_an_interrupt_in_the_middle_of_a_save_leaves_nothing_and_is_130(
 @pytest.mark.skipif(os.name == "nt", reason="signals")
 def test_an_interrupt_during_an_import_is_130(tmp_path: Path) -> None:
     code = (
-        "import builtins, os, signal; from unsee.cli import main\n"
+        f"import builtins, os, signal; {HEEDED}; from unsee.cli import main\n"
         "load = builtins.__import__\n"
         "def slow(name, *more, **named):\n"
         "    if name == 'diffusers.utils': os.kill(os.getpid(), signal.SIGINT)\n"
