@@ -179,9 +179,8 @@ def merge(
         InputError: They cannot be merged in this way; the message says which, and what to do.
     """
     from .erasers.merge import Sum, check_alike, concepts_of, joint
-    from .pipelines import Erasure
 
-    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    loaded = _loaded(erasures)
     if how == "sum":
         return Sum(residual).of(loaded)
     method, settings, seed = joint(loaded)
@@ -265,8 +264,7 @@ def audit(
     from .pipelines.identity import model_of
 
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
-    given = [erasures] if isinstance(erasures, (str, Path, Erasure)) else list(erasures)
-    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in given]
+    loaded = _loaded([erasures] if isinstance(erasures, (str, Path, Erasure)) else erasures)
     if not loaded:
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = _name(base), Path(out)
@@ -310,7 +308,7 @@ def audit(
         suite_source=suite.source,
         notes=(
             *suite.notes,
-            *_cut(pipe, suite),
+            *_cut(base_gallery),
             *_remade(base_gallery, "base"),
             *_remade(erased_gallery, "erased"),
         ),
@@ -417,30 +415,28 @@ def generate_gallery(
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
-    from .pipelines import Erasure
     from .pipelines.identity import model_of
 
     check_folder(Path(out))
-    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    loaded = _loaded(erasures)
     name = _name(model)
     settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
     known = model_of(pipe, name)
     gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
-    for note in _cut(pipe, suite):
+    for note in _cut(gallery):
         warnings.warn(note, stacklevel=3)  # past ``checked``
     return gallery
 
 
-def _cut(pipe: Any, suite: Suite) -> list[str]:
+def _cut(gallery: Gallery) -> list[str]:
     """A line on the prompts that the tokenizer cuts, if there are any."""
-    from .pipelines import cut
-
-    if not (ids := cut(pipe, suite.prompts)):
+    ids = gallery.made_by.cut if gallery.made_by else ()
+    if not ids:
         return []
     more = f" and {len(ids) - 10} more, all of them in gallery.json" if len(ids) > 10 else ""
     return [
-        f"The tokenizer cuts {len(ids)} of {len(suite.prompts)} prompts, whose ends the model "
+        f"The tokenizer cuts {len(ids)} of {len(gallery)} prompts, whose ends the model "
         f"never read: {', '.join(ids[:10])}{more}."
     ]
 
@@ -664,6 +660,13 @@ def _peak_bytes() -> dict[str, int]:
 def _unchecked(model: str) -> dict[str, Any]:
     # A safety checker would paint images black, and black images show no concept.
     return {} if model == "emoji" else {"safety_checker": None, "requires_safety_checker": False}
+
+
+def _loaded(erasures: "Sequence[str | Path | Erasure]") -> "list[Erasure]":
+    """Erasures, read where they are files."""
+    from .pipelines import Erasure
+
+    return [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
 
 
 def _remade(gallery: Gallery, side: str) -> list[str]:

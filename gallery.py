@@ -245,14 +245,17 @@ class Gallery:
         """The prompts that have no image."""
         return [p for p in self.prompts if not self.image_path(p).exists()]
 
-    def altered(self) -> list[Prompt]:
+    def altered(self, unmade: Sequence[Prompt] | None = None) -> list[Prompt]:
         """The prompts whose images were made and are no more as they were: changed or removed.
+
+        Args:
+            unmade: Those of ``unmade``, where somebody has looked already: it reads every image.
 
         Raises:
             InputError: As ``remade``.
         """
         made = self._made()
-        return [p for p in self.prompts if p.id in made and made[p.id][-1] != self._found(p)]
+        return [p for p in (self.unmade() if unmade is None else unmade) if p.id in made]
 
     def unmade(self) -> list[Prompt]:
         """The prompts whose images are not there as they were made.

@@ -29,6 +29,7 @@ from .terminal import (
 )
 
 if TYPE_CHECKING:
+    from ..pipelines import Erasure
     from ..prompts import Concept
 
 app = typer.Typer(
@@ -106,7 +107,6 @@ def erase(
     ] = False,
 ) -> None:
     """Erase concepts from a model, into a small file."""
-    from ..eval import words
     from ..flow import erase, find_concepts, make_eraser
 
     if bool(concept) == bool(prompts):
@@ -158,12 +158,10 @@ def erase(
     erasure.save(path)
     if part:
         part.unlink(missing_ok=True)
-    ranks = [t.shape[0] for name, t in erasure.tensors.items() if "lora_A" in name]
-    rank = f", rank {max(ranks)}" if ranks else ""
     say(
         *("Erased ", (erasure.name, "bold"), " from ", model, " with ", method),
         *(f" in {erasure.measured.seconds:.1f} s: ", (str(path), "bold")),
-        f" ({words.bytes_(path.stat().st_size)}{rank})",
+        _size(erasure, path),
     )
     for line in effects(erasure.measured):
         say(line)
@@ -196,7 +194,6 @@ def merge(
 ) -> None:
     """Merge several erasures of one model into one file."""
     from ..erasers.merge import concepts_of
-    from ..eval import words
     from ..flow import merge
     from ..pipelines import Erasure
 
@@ -214,11 +211,9 @@ def merge(
             progress=lambda done: bar("solving", 100 * done, 100, ""),
         )
     merged.save(out)
-    ranks = [t.shape[0] for name, t in merged.tensors.items() if "lora_A" in name]
-    rank = f", rank {max(ranks)}" if ranks else ""
     say(
         *("Merged ", (merged.name, "bold"), f" from {len(loaded)} files: ", (str(out), "bold")),
-        f" ({words.bytes_(out.stat().st_size)}{rank})",
+        _size(merged, out),
     )
     for line in effects(merged.measured):
         say(line)
@@ -436,6 +431,15 @@ def demo(
         page = out / name.replace(" ", "-") / "report.html"
         say(f"Report on {name}: ", (str(page), "bold"))
     next_("unsee", "erase", "emoji", "bomb", *("--keep", "hammer"), *("--keep", "scissors"))
+
+
+def _size(erasure: "Erasure", path: Path) -> str:
+    """How large an erasure is: " (0.66 MB, rank 34)"."""
+    from ..eval import words
+
+    ranks = [t.shape[0] for name, t in erasure.tensors.items() if "lora_A" in name]
+    rank = f", rank {max(ranks)}" if ranks else ""
+    return f" ({words.bytes_(path.stat().st_size)}{rank})"
 
 
 def _settings(method: str, texts: list[str]) -> dict[str, Any]:

@@ -116,17 +116,12 @@ def _look(
     texts = parts.encode(prompts)
     sampler = parts.sampler(5)
     points = _trajectory(parts, sampler, texts[:1], seed, samples)
-
-    def predict(text: Tensor) -> Tensor:
-        rows = text.expand(samples, -1, -1)
-        return torch.stack([parts.predict(x, t, rows, sampler) for x, t in points]).double()
-
-    before = [predict(text[None]) for text in texts]
+    before = [_predicted(parts, sampler, points, text) for text in texts]
 
     def again() -> Effect:
         # Encoded again: an erasure may listen to the text encoder, as SPM's transport does
         anew = parts.encode(prompts)
-        after = [predict(text[None]) for text in (anew[0], *anew[3:])]
+        after = [_predicted(parts, sampler, points, text) for text in (anew[0], *anew[3:])]
         towards = before[1] - before[0]
         length = towards.square().sum().clamp_min(torch.finfo(towards.dtype).tiny)
         moved = ((after[0] - before[0]) * towards).sum() / length
@@ -150,12 +145,7 @@ def _anchor(parts: Parts, concept: Concept, seed: int, samples: int = 4) -> floa
         texts = parts.encode([*said, ""])
         sampler = parts.sampler(5)
         points = _trajectory(parts, sampler, texts[:1], seed + i, samples)
-        ours, anchors, empty = (
-            torch.stack(
-                [parts.predict(x, t, text.expand(samples, -1, -1), sampler) for x, t in points]
-            ).double()
-            for text in texts[:, None]
-        )
+        ours, anchors, empty = (_predicted(parts, sampler, points, text) for text in texts)
         found.append(float((anchors - ours).norm() / (ours - empty).norm()))
     return sum(found) / len(found)
 
@@ -173,6 +163,15 @@ def _share(values: Sequence[T], turn: int, of: int, count: int) -> list[T]:
         (turn + of * i) * len(values) // (of * count) for i in range(count if values else 0)
     )
     return [values[place] for place in places]
+
+
+def _predicted(
+    parts: Parts, sampler: Any, points: Sequence[tuple[Tensor, Tensor]], text: Tensor
+) -> Tensor:
+    """The predictions at all points under a text (tokens, dim), float64."""
+    return torch.stack(
+        [parts.predict(x, t, text.expand(len(x), -1, -1), sampler) for x, t in points]
+    ).double()
 
 
 def _trajectory(

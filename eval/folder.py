@@ -4,9 +4,9 @@ import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from .._errors import InputError
 from .._reading import loads
@@ -124,6 +124,8 @@ class FolderScore:
     date: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
 
+    derived: ClassVar[tuple[str, ...]] = ("format", "holes")
+
     def __post_init__(self) -> None:
         for lost in (self.missing, self.blank):
             if not 0 <= lost <= self.images:
@@ -192,13 +194,10 @@ class FolderScore:
             InputError: They are not a folder's scores, or what follows from them, such as an
                 interval, is not what stands there; ``where`` says whose.
         """
-        given = _bare(page)
-        if isinstance(given, dict):
-            if (form := given.pop("format", None)) != FORMAT:
-                raise InputError(f"{where} has format {form!r:.60}; {FORMAT} is read here.")
-            given.pop("holes", None)
+        if isinstance(page, dict) and (form := page.get("format")) != FORMAT:
+            raise InputError(f"{where} has format {form!r:.60}; {FORMAT} is read here.")
         try:
-            found = read_value(cls, given, where)
+            found = read_value(cls, page, where)
         except ValueError as error:  # a rate that is none
             raise InputError(f"{where}: {error}") from error
         follows = plain(found.to_json())
@@ -312,15 +311,6 @@ def _visible(detector: Detector, prompt: Prompt) -> str:
     """A prompt's label of the detector's kind, if the detector can see it; else nothing."""
     label = prompt.labels.get(detector.kind, "")
     return label if label and says(detector, [label]) else ""
-
-
-def _bare(value: Any) -> Any:
-    """A page's values, every rate without what follows from its counts."""
-    if not isinstance(value, dict):
-        return value
-    if value.keys() == Rate(0, 0).to_json().keys():
-        return {f.name: value[f.name] for f in fields(Rate)}
-    return {key: _bare(of) for key, of in value.items()}
 
 
 Found = Sequence[tuple[Prompt, Detection | Unscored]]

@@ -41,13 +41,14 @@ def generate(
     Yields:
         The number of images of each batch once they are there, made now or found.
     """
-    if altered := [prompt.id for prompt in gallery.altered()]:
+    todo = gallery.unmade()
+    if altered := [prompt.id for prompt in gallery.altered(todo)]:
         warnings.warn(
             f"{len(altered)} images in {gallery.path} were changed or removed after they had been "
             f"made, and are made again: {', '.join(altered[:8])}{' …' * (len(altered) > 8)}.",
             stacklevel=2,
         )
-    unmade = {prompt.id for prompt in gallery.unmade()}
+    unmade = {prompt.id for prompt in todo}
     for batch in _batches(gallery, batch_size):
         missing = [p for p in batch if p.id in unmade]
         if missing:

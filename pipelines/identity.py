@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from .._errors import InputError
 from .._reading import plain
 from ..records import Model
+from .parts import uncompiled
 
 VALUES = 128
 """How many values of each tensor are looked at."""
@@ -147,7 +148,7 @@ def _known(part: str, component: Any) -> str:
 
 def known_module(part: str, module: nn.Module) -> str:
     """The hash by which a component of a pipeline, named ``part`` in messages, is known."""
-    module = getattr(module, "_orig_mod", module)
+    module = uncompiled(module)
     names, found = [], []
     for name, tensor in _tensors(part, module):
         names.append(f"{name} {tuple(tensor.shape)} {tensor.dtype}")

@@ -23,8 +23,6 @@ from .._errors import InputError
 from ..records import Transport
 from .parts import described, eager, named, uncompiled
 
-SIMILARITIES = ("both", "sentence", "token")
-
 
 def similarity(texts: Tensor, others: Tensor) -> Tensor:
     """The cosine of each two embeddings (n, tokens, dim) and (m, tokens, dim), shape (n, m)."""
