@@ -27,13 +27,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .._errors import InputError
 from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
+from ..pipelines.schedule import SPAN
+from ..pipelines.text import Text
 from ..prompts import Concept
 from . import Eraser
-from .esd import every_phrase_fits, select
+from .esd import encoded, every_phrase_fits, select
 from .record import run, trained
 from .training import autocast, check_run, check_store, frozen, precision, student, train
 
@@ -65,7 +66,7 @@ class _Plan:
     """All that is drawn.
 
     Attributes:
-        prompts: The texts, the empty one first.
+        prompts: The texts, the empty one ∅ first.
         drawn: Under which of them each image is drawn, the anchors' before what is kept.
         images, kept: The image of each sample, of an anchor and of what is kept.
         concepts: The text c* of each sample, shape (samples,).
@@ -74,7 +75,7 @@ class _Plan:
         noise: ε, shape (samples, *latent_shape).
     """
 
-    prompts: list[str]
+    prompts: list[str | None]
     drawn: Tensor
     images: Tensor
     kept: Tensor
@@ -197,14 +198,13 @@ class Ablation(Eraser):
         # A step goes forward and back: three times a prediction's arithmetic.
         steps = 3 * len(plan.images) * (1 + (self.anchor_weight > 0) + bool(len(plan.kept)))
         share = rows / (rows + steps)
-        sampler = parts.sampler(self.sampling_steps)
         with frozen(denoiser, self.gradient_checkpointing):
             texts, terms = self._terms(parts, plan, compute, lambda done: progress(share * done))
             learns = student(denoiser, layers, self.rank, everything, seed)
             with learns as parameters:
                 losses = train(
                     parameters,
-                    lambda step: self._loss(parts, sampler, texts, terms, step, compute),
+                    lambda step: self._loss(parts, texts, terms, step, compute),
                     steps=self.iterations,
                     lr=self.lr,
                     run=this,
@@ -217,26 +217,25 @@ class Ablation(Eraser):
     def _loss(
         self,
         parts: Parts,
-        sampler: Any,
-        texts: Tensor,
+        texts: Text,
         terms: Sequence[Term],
         step: int,
         compute: torch.dtype | None,
     ) -> Tensor:
         at = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        device = texts.device
+        device = texts.first.device
         x = torch.cat([term.latents[at] for term in terms]).to(device)
         t = torch.cat([term.timesteps[at] for term in terms]).to(device)
         text = texts[torch.cat([term.texts[at] for term in terms])]
         with autocast(device, compute):
-            eps = parts.predict(x, t, text, sampler).float()
+            eps = parts.predict(x, t, text).float()
         losses = []
         for term, made in zip(terms, eps.chunk(len(terms)), strict=True):
             goal = term.targets[at].to(device)
             if term.own is not None:
                 x, t = term.latents[at].to(device), term.timesteps[at].to(device)
                 with torch.no_grad(), autocast(device, compute):
-                    goal = parts.predict(x, t, texts[term.own[at]], sampler).float()
+                    goal = parts.predict(x, t, texts[term.own[at]]).float()
             losses.append(term.weight * functional.mse_loss(made, goal))
         return torch.stack(losses).sum()
 
@@ -249,30 +248,28 @@ class Ablation(Eraser):
         plan: _Plan,
         compute: torch.dtype | None,
         progress: Callable[[float], None],
-    ) -> tuple[Tensor, list[Term]]:
-        """The prompts' embeddings, shape (prompts, tokens, dim), and the terms of the loss."""
-        texts = torch.cat(
-            [parts.encode(plan.prompts[i : i + 64]) for i in range(0, len(plan.prompts), 64)]
-        )
-        sampler, t = parts.sampler(self.sampling_steps), plan.timesteps
-        with autocast(texts.device, compute):
+    ) -> tuple[Text, list[Term]]:
+        """The prompts, and the terms of the loss."""
+        texts = encoded(parts, plan.prompts)
+        device = texts.first.device
+        schedule, t = parts.schedule(self.sampling_steps), plan.timesteps
+        with autocast(device, compute):
             images = self._images(parts, plan, texts, progress)
 
             def noised(of: Tensor) -> Tensor:
-                x: Tensor = sampler.add_noise(images[of], plan.noise, t)
-                return x
+                return schedule.noised(images[of], plan.noise, t)
 
             def teacher(latents: Tensor, prompts: Tensor) -> Tensor:
                 """ε* for each sample, on the CPU."""
                 found = []
                 for start in range(0, len(latents), self.sampling_batch):
                     at = slice(start, start + self.sampling_batch)
-                    x, times = latents[at].to(texts.device), t[at].to(texts.device)
-                    found.append(parts.predict(x, times, texts[prompts[at]], sampler))
+                    x, times = latents[at].to(device), t[at].to(device)
+                    found.append(parts.predict(x, times, texts[prompts[at]]))
                 return torch.cat(found).float().cpu()
 
             x, anchors = noised(plan.images), plan.drawn[plan.images]
-            truth = _truth(sampler, images[plan.images], plan.noise, t)
+            truth = schedule.truth(images[plan.images], plan.noise, t)
             if self.loss == "noise-based":
                 terms = [Term(1.0, plan.concepts, x, t, truth)]
             elif self.target == "teacher":
@@ -288,20 +285,19 @@ class Ablation(Eraser):
         return texts, terms
 
     def _images(
-        self, parts: Parts, plan: _Plan, texts: Tensor, progress: Callable[[float], None]
+        self, parts: Parts, plan: _Plan, texts: Text, progress: Callable[[float], None]
     ) -> Tensor:
         """The frozen model's latents, shape (images, *latent_shape), on the CPU."""
         images = []
+        schedule = parts.schedule(self.sampling_steps)
         for start in range(0, len(plan.drawn), self.sampling_batch):
             batch = slice(start, start + self.sampling_batch)
-            sampler = parts.sampler(self.sampling_steps)
             drawn = plan.drawn[batch]
             text = texts[torch.cat([torch.zeros_like(drawn), drawn])]
-            x = plan.start[batch].to(texts.device) * sampler.init_noise_sigma
-            for t in sampler.timesteps:
-                eps = parts.predict(torch.cat([x, x]), t, text, sampler).float()
-                empty, prompt = eps.chunk(2)
-                x = sampler.step(empty + self.guidance * (prompt - empty), t, x).prev_sample
+            x = plan.start[batch].to(texts.first.device) * schedule.start
+            for i, t in enumerate(schedule.times):
+                empty, prompt = parts.predict(torch.cat([x, x]), t, text).float().chunk(2)
+                x = schedule.step(i, parts.combine(empty, prompt, self.guidance), x)
             images.append(x.cpu())
             progress(0.9 * min(1.0, batch.stop / len(plan.drawn)))
         return torch.cat(images)
@@ -311,13 +307,13 @@ class Ablation(Eraser):
         # Noise first: it does not change with what is erased.
         draw = torch.Generator().manual_seed(seed)
         noise = torch.randn((samples, *parts.latent_shape()), generator=draw)
-        span = parts.sampler(self.sampling_steps).config.num_train_timesteps
-        timesteps = torch.randint(span, (samples,), generator=draw)
+        timesteps = torch.randint(SPAN, (samples,), generator=draw)
 
-        prompts = {"": 0}
+        prompts: dict[str | None, int] = {None: 0}
 
         def index(template: str, phrase: str) -> int:
-            return prompts.setdefault(template.replace("{}", phrase), len(prompts))
+            # No words at all are ∅.
+            return prompts.setdefault(template.replace("{}", phrase) or None, len(prompts))
 
         # A concept without an image would not be erased.
         count = max(min(self.images, samples), len(concepts))
@@ -377,16 +373,3 @@ class Ablation(Eraser):
         """Each of so many in turn, in an order drawn anew each time round, shape (samples,)."""
         rounds = -(-samples // count)
         return torch.cat([torch.randperm(count, generator=draw) for _ in range(rounds)])[:samples]
-
-
-def _truth(sampler: Any, images: Tensor, noise: Tensor, timesteps: Tensor) -> Tensor:
-    """What a perfect denoiser predicts of noised images, in the model's own terms."""
-    kind = sampler.config.prediction_type
-    if kind == "epsilon":
-        return noise
-    if kind == "v_prediction":
-        velocity: Tensor = sampler.get_velocity(images, noise, timesteps)
-        return velocity
-    raise InputError(
-        f"The model predicts {kind!r}; concept ablation knows 'epsilon' and 'v_prediction'."
-    )

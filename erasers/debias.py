@@ -25,6 +25,7 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Literal
 
 import torch
+from torch import Tensor
 
 from .._errors import InputError
 from .._registry import unknown
@@ -36,7 +37,7 @@ from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
 from ..records import Debiased
 from .record import lowrank
-from .uce import UCE, Rows, embeddings, gather, thin, times
+from .uce import UCE, Gathered, edits, embeddings, gather, paired
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -125,22 +126,31 @@ class Debias:
         desired = _checked(attributes)
         uce = self.uce()
         mixtures = [
-            gather(embeddings(parts, uce.places(parts, c, list(desired)))).chunk(
-                1 + len(desired), 1
-            )
-            for c in concepts
+            gather(embeddings(parts, uce.places(parts, c, list(desired)))) for c in concepts
         ]
         kept = uce.kept(parts, concepts)
 
+        def pushed(rows: Tensor, push: Shares) -> Tensor:
+            """A concept's rows beside what they become."""
+            own, *others = rows.chunk(1 + len(desired), 1)
+            becomes = sum((push[a] * one for a, one in zip(desired, others, strict=True)), own)
+            return torch.cat([own, becomes], 1)
+
         def edit(pushes: Sequence[Shares]) -> Erasure:
-            sources = [own for own, *_ in mixtures]
-            targets = [
-                sum((push[a] * rows for a, rows in zip(desired, others, strict=True)), own)
-                for (own, *others), push in zip(mixtures, pushes, strict=True)
-            ]
-            rows = Rows(torch.cat(sources), torch.cat(targets), kept)
-            left, right = rows.solve(1.0, self.keep_scale, self.ridge)
-            updates = times(parts, *thin(left, right, self.residual))
+            pairs = {
+                group: Gathered(
+                    torch.cat(
+                        [
+                            pushed(mixture[group].rows, push)
+                            for mixture, push in zip(mixtures, pushes, strict=True)
+                        ]
+                    ),
+                    sum(mixture[group].count for mixture in mixtures),
+                )
+                for group in kept
+            }
+            rows = paired(pairs, kept)
+            updates = edits(parts, rows, 1.0, self.keep_scale, self.ridge, self.residual)
             return lowrank(parts, "debias", self, concepts, seed, updates)
 
         pushes: list[Shares] = [dict.fromkeys(desired, 0.0) for _ in concepts]

@@ -1,13 +1,14 @@
 """Whether an erasure did anything, seen in the denoiser's own predictions."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
+from ..pipelines.text import Text
 from ..prompts import Concept
 from ..records import Effect
 
@@ -112,16 +113,16 @@ def _look(
     phrase = template.replace("{}", concept.phrases[0])
     near = _anchor(parts, concept, seed) if concept.anchor else None
     kept = [template.replace("{}", phrase) for phrase in keep]
-    prompts = [phrase, template.replace("{}", concept.anchor or ""), "", *kept]
+    prompts = [phrase, template.replace("{}", concept.anchor or "") or None, None, *kept]
     texts = parts.encode(prompts)
-    sampler = parts.sampler(5)
-    points = _trajectory(parts, sampler, texts[:1], seed, samples)
-    before = [_predicted(parts, sampler, points, text) for text in texts]
+    points = _trajectory(parts, texts[:1], seed, samples)
+    before = [_predicted(parts, points, texts[i : i + 1]) for i in range(len(texts))]
 
     def again() -> Effect:
         # Encoded again: an erasure may listen to the text encoder, as SPM's transport does
         anew = parts.encode(prompts)
-        after = [_predicted(parts, sampler, points, text) for text in (anew[0], *anew[3:])]
+        looked = (0, *range(3, len(anew)))
+        after = [_predicted(parts, points, anew[i : i + 1]) for i in looked]
         towards = before[1] - before[0]
         length = towards.square().sum().clamp_min(torch.finfo(towards.dtype).tiny)
         moved = ((after[0] - before[0]) * towards).sum() / length
@@ -142,10 +143,9 @@ def _anchor(parts: Parts, concept: Concept, seed: int, samples: int = 4) -> floa
         said = [
             template.replace("{}", words) for words in (concept.phrases[0], concept.anchor or "")
         ]
-        texts = parts.encode([*said, ""])
-        sampler = parts.sampler(5)
-        points = _trajectory(parts, sampler, texts[:1], seed + i, samples)
-        ours, anchors, empty = (_predicted(parts, sampler, points, text) for text in texts)
+        texts = parts.encode([*said, None])
+        points = _trajectory(parts, texts[:1], seed + i, samples)
+        ours, anchors, empty = (_predicted(parts, points, texts[k : k + 1]) for k in range(3))
         found.append(float((anchors - ours).norm() / (ours - empty).norm()))
     return sum(found) / len(found)
 
@@ -165,25 +165,20 @@ def _share(values: Sequence[T], turn: int, of: int, count: int) -> list[T]:
     return [values[place] for place in places]
 
 
-def _predicted(
-    parts: Parts, sampler: Any, points: Sequence[tuple[Tensor, Tensor]], text: Tensor
-) -> Tensor:
-    """The predictions at all points under a text (tokens, dim), float64."""
-    return torch.stack(
-        [parts.predict(x, t, text.expand(len(x), -1, -1), sampler) for x, t in points]
-    ).double()
+def _predicted(parts: Parts, points: Sequence[tuple[Tensor, Tensor]], text: Text) -> Tensor:
+    """The predictions at all points under one text, float64."""
+    return torch.stack([parts.predict(x, t, text.expand(len(x))) for x, t in points]).double()
 
 
-def _trajectory(
-    parts: Parts, sampler: Any, text: Tensor, seed: int, samples: int
-) -> list[tuple[Tensor, Tensor]]:
-    """Three latents (samples, *latent_shape) on the way from noise, with their timesteps."""
+def _trajectory(parts: Parts, text: Text, seed: int, samples: int) -> list[tuple[Tensor, Tensor]]:
+    """Three latents (samples, *latent_shape) on the way from noise, with their times."""
     noise = torch.randn(
         (samples, *parts.latent_shape()), generator=torch.Generator("cpu").manual_seed(seed)
     )
-    x = noise.to(text) * sampler.init_noise_sigma
-    rows, points = text.expand(samples, -1, -1), []
-    for t in sampler.timesteps[:3]:
+    schedule = parts.schedule(5)
+    x = noise.to(text.first) * schedule.start
+    rows, points = text.expand(samples), []
+    for i, t in enumerate(schedule.times[:3]):
         points.append((x, t))
-        x = sampler.step(parts.predict(x, t, rows, sampler), t, x).prev_sample
+        x = schedule.step(i, parts.predict(x, t, rows), x)
     return points

@@ -35,6 +35,7 @@ from .._errors import InputError
 from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
+from ..pipelines.text import Text
 from ..prompts import Concept
 from . import Eraser
 from .record import run, trained
@@ -68,32 +69,18 @@ def select(
 
     Args:
         parts: The base model.
-        variant: ``x``, cross attention (to_q, to_k, to_v, to_out); ``x-strict``, of it what reads
-            the text (to_k, to_v); ``u``, all but cross attention; ``all``.
+        variant: ``x``, the attention in which image and text meet; ``x-strict``, of it what reads
+            the text; ``u``, all but that attention; ``all``.
         pattern: Of these, the names that match, as file names do: ``mid_block.*``.
         everything: Whether norms are layers too, which a LoRA cannot change.
 
     Raises:
         InputError: There is no such layer.
     """
-    readers = parts.text_layers()
-    modules = dict(parts.denoiser.named_modules())
-    attentions = tuple(
-        f"{parent}."
-        for parent in dict.fromkeys(name.rpartition(".")[0] for name in readers)
-        if hasattr(modules[parent], "to_q")
-    )
-    wanted: dict[str, Callable[[str], bool]] = {
-        "x": lambda name: name.startswith(attentions),
-        "x-strict": lambda name: name.startswith(attentions) and name in readers,
-        "u": lambda name: not name.startswith(attentions),
-        "all": lambda name: True,
-    }
     found = [
         name
-        for name, module in modules.items()
+        for name, module in parts.layers(variant).items()
         if (_has_weight(module) if everything else _takes_lora(module))
-        and wanted[variant](name)
         and fnmatchcase(name, pattern)
     ]
     if not found:
@@ -102,6 +89,11 @@ def select(
             f"with layers {pattern!r}: nothing would be trained."
         )
     return found
+
+
+def encoded(parts: Parts, prompts: Sequence[str | None], batch: int = 64) -> Text:
+    """Any number of prompts, so many of which go through the text encoder at a time."""
+    return Text.cat([parts.encode(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
 
 
 def _has_weight(module: nn.Module) -> bool:
@@ -117,7 +109,7 @@ class Samples:
     """What the student is shown, one a row, on the CPU.
 
     Attributes:
-        texts: Every prompt's embedding, shape (prompts, tokens, dim), on the model's device.
+        texts: Every prompt's, on the model's device.
         latents: x_t, shape (n, *latent_shape).
         timesteps: t, shape (n,).
         reads: Which of the texts the student reads, shape (n,).
@@ -126,7 +118,7 @@ class Samples:
         keep_targets: ε*(x_t, k), shape (n, *latent_shape); empty where nothing is kept.
     """
 
-    texts: Tensor
+    texts: Text
     latents: Tensor
     timesteps: Tensor
     reads: Tensor
@@ -140,7 +132,7 @@ class _Plan:
     """All that is drawn: of each trajectory its prompts and noise, and which points are used.
 
     Attributes:
-        prompts: The texts, the empty one first.
+        prompts: The texts, the empty one ∅ first.
         reads, concepts, anchors: Which of them, shape (trajectories,). The trajectory is made
             under what the student reads, which is the concept where ``erase_from`` is None.
         noise: Shape (trajectories, *latent_shape).
@@ -148,7 +140,7 @@ class _Plan:
         keeps: Which of the prompts is held at each sample, shape (samples,); or empty.
     """
 
-    prompts: list[str]
+    prompts: list[str | None]
     reads: Tensor
     concepts: Tensor
     anchors: Tensor
@@ -308,7 +300,6 @@ class ESD(Eraser):
         # A step goes forward and back: three times a prediction's arithmetic.
         share = self._teacher_rows(concepts)
         share /= share + 3 * (1 + self._keeps(concepts))
-        sampler = parts.sampler(self.sampling_steps)
         with frozen(denoiser, self.gradient_checkpointing):
             samples = self._samples(
                 parts, concepts, seed, compute, lambda done: progress(share * done)
@@ -317,7 +308,7 @@ class ESD(Eraser):
             with learns as parameters:
                 losses = train(
                     parameters,
-                    lambda step: self._loss(parts, sampler, samples, step, compute),
+                    lambda step: self._loss(parts, samples, step, compute),
                     steps=self.iterations,
                     lr=self.lr,
                     run=this,
@@ -331,20 +322,19 @@ class ESD(Eraser):
     def _loss(
         self,
         parts: Parts,
-        sampler: Any,
         samples: Samples,
         step: int,
         compute: torch.dtype | None,
     ) -> Tensor:
         at = slice(step * self.batch_size, (step + 1) * self.batch_size)
-        device = samples.texts.device
+        device = samples.texts.first.device
         x, t = samples.latents[at].to(device), samples.timesteps[at].to(device)
         texts = samples.texts[samples.reads[at]]
         keeps = samples.texts[samples.keeps[at]]
         if len(keeps):
-            x, t, texts = torch.cat([x, x]), torch.cat([t, t]), torch.cat([texts, keeps])
+            x, t, texts = torch.cat([x, x]), torch.cat([t, t]), Text.cat([texts, keeps])
         with autocast(device, compute):
-            eps = parts.predict(x, t, texts, sampler).float()
+            eps = parts.predict(x, t, texts).float()
         goal = samples.targets[at].to(device)
         loss = functional.mse_loss(eps[: len(goal)], goal)
         if len(keeps):
@@ -363,15 +353,13 @@ class ESD(Eraser):
         progress: Callable[[float], None],
     ) -> Samples:
         plan = self._plan(parts, concepts, seed)
-        texts = torch.cat(
-            [parts.encode(plan.prompts[i : i + 64]) for i in range(0, len(plan.prompts), 64)]
-        )
+        texts = encoded(parts, plan.prompts)
         make = self._batched if self.sampling == "batched" else self._reference
         count = len(plan.points)
         shape = plan.noise.shape[1:]
-        times = torch.empty(count, dtype=parts.sampler(self.sampling_steps).timesteps.dtype)
+        times = torch.empty(count, dtype=parts.schedule(self.sampling_steps).times.dtype)
         latents, targets, held = (torch.empty(count, *shape) for _ in range(3))
-        with torch.no_grad(), autocast(texts.device, compute):
+        with torch.no_grad(), autocast(texts.first.device, compute):
             for done, (sample, t, x, goal, keep) in enumerate(make(parts, plan, texts)):
                 times[sample], latents[sample], targets[sample] = t, x, goal
                 if keep is not None:
@@ -408,10 +396,11 @@ class ESD(Eraser):
             drawn = torch.randint(steps, (samples,), generator=draw)
             points = torch.stack([torch.arange(samples), drawn], 1)
 
-        prompts = {"": 0}
+        prompts: dict[str | None, int] = {None: 0}
 
         def index(text: str) -> int:
-            return prompts.setdefault(text, len(prompts))
+            # No words at all are ∅.
+            return prompts.setdefault(text or None, len(prompts))
 
         turns = [
             (phrase, concept.anchor, self._templates(concept, draw))
@@ -447,25 +436,25 @@ class ESD(Eraser):
         order = torch.randperm(len(concept.templates), generator=draw).tolist()
         return [concept.templates[i] for i in order]
 
-    def _batched(self, parts: Parts, plan: _Plan, texts: Tensor) -> "Iterator[_Sample]":
+    def _batched(self, parts: Parts, plan: _Plan, texts: Text) -> "Iterator[_Sample]":
         """The samples, trajectory by trajectory, several at a time."""
+        schedule = parts.schedule(self.sampling_steps)
         used = {(i, k): n for n, (i, k) in enumerate(plan.points.tolist())}
         for start in range(0, len(plan.noise), self.sampling_batch):
             batch = torch.arange(start, min(start + self.sampling_batch, len(plan.noise)))
-            sampler = parts.sampler(self.sampling_steps)
-            x = plan.noise[batch].to(texts.device) * sampler.init_noise_sigma
+            x = plan.noise[batch].to(texts.first.device) * schedule.start
             reads = plan.reads[batch]
             teacher = [torch.zeros_like(reads), reads]
             # What is the same text in the whole batch is predicted once.
             concept_row = _row(teacher, plan.concepts[batch])
             anchor_row = _row(teacher, plan.anchors[batch])
-            for k, t in enumerate(sampler.timesteps):
+            for k, t in enumerate(schedule.times):
                 rows = list(teacher)
                 samples = [used.get((i, k)) for i in batch.tolist()]
                 if len(plan.keeps):
                     rows.append(torch.tensor([0 if n is None else plan.keeps[n] for n in samples]))
                 repeated = x.repeat(len(rows), *(1 for _ in x.shape[1:]))
-                predicted = parts.predict(repeated, t, texts[torch.cat(rows)], sampler).float()
+                predicted = parts.predict(repeated, t, texts[torch.cat(rows)]).float()
                 eps = predicted.chunk(len(rows))
                 empty, read, *_ = eps
                 goal = self._target(eps[concept_row], empty, eps[anchor_row])
@@ -473,30 +462,28 @@ class ESD(Eraser):
                     if n is not None:
                         keep = eps[-1][row] if len(plan.keeps) else None
                         yield n, t, x[row], goal[row], keep
-                guided = empty + self.guidance * (read - empty)
-                x = sampler.step(guided, t, x).prev_sample
+                x = schedule.step(k, parts.combine(empty, read, self.guidance), x)
 
-    def _reference(self, parts: Parts, plan: _Plan, texts: Tensor) -> "Iterator[_Sample]":
+    def _reference(self, parts: Parts, plan: _Plan, texts: Text) -> "Iterator[_Sample]":
         """The samples one by one, each at the end of a trajectory of its own."""
+        schedule = parts.schedule(self.sampling_steps)
         for n, (i, k) in enumerate(plan.points.tolist()):
-            sampler = parts.sampler(self.sampling_steps)
             reads, goes, comes = (
                 texts[which[i, None]] for which in (plan.reads, plan.concepts, plan.anchors)
             )
             nothing = texts[:1]
-            x = plan.noise[i : i + 1].to(texts.device) * sampler.init_noise_sigma
-            for t in sampler.timesteps[:k]:
-                both = torch.cat([nothing, reads])
-                empty, read = parts.predict(torch.cat([x, x]), t, both, sampler).float().chunk(2)
-                guided = empty + self.guidance * (read - empty)
-                x = sampler.step(guided, t, x).prev_sample
-            t = sampler.timesteps[k]
+            x = plan.noise[i : i + 1].to(texts.first.device) * schedule.start
+            for before, t in enumerate(schedule.times[:k]):
+                both = Text.cat([nothing, reads])
+                empty, read = parts.predict(torch.cat([x, x]), t, both).float().chunk(2)
+                x = schedule.step(before, parts.combine(empty, read, self.guidance), x)
+            t = schedule.times[k]
             concept, empty, anchor = (
-                parts.predict(x, t, text, sampler).float() for text in (goes, nothing, comes)
+                parts.predict(x, t, text).float() for text in (goes, nothing, comes)
             )
             keep = None
             if len(plan.keeps):
-                keep = parts.predict(x, t, texts[plan.keeps[n, None]], sampler).float()[0]
+                keep = parts.predict(x, t, texts[plan.keeps[n, None]]).float()[0]
             yield n, t, x[0], self._target(concept, empty, anchor)[0], keep
 
     def _target(self, concept: Tensor, empty: Tensor, anchor: Tensor) -> Tensor:

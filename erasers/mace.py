@@ -19,6 +19,7 @@ results are not those of the whole method.
 """
 
 import functools
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, ClassVar, Literal, cast
@@ -28,12 +29,23 @@ from torch import Tensor
 from .._registry import unknown
 from .._settings import NotNegative, Range, Rest, check
 from ..pipelines.erasure import Erasure
-from ..pipelines.parts import Parts
+from ..pipelines.parts import Parts, Stream
 from ..prompts import CONCEPTS, Concept
 from ..prompts.concept import read_yaml
 from . import Eraser
 from .record import lowrank
-from .uce import Place, Rows, embeddings, fits, fitting, gather, thin, times
+from .uce import (
+    Place,
+    Rows,
+    Tokens,
+    all_rows,
+    edits,
+    embeddings,
+    fits,
+    fitting,
+    gather,
+    paired,
+)
 
 # What a kind becomes where its concept names no anchor; others become nothing.
 ANCHORS = {"style": "art", "person": "a person"}
@@ -136,44 +148,52 @@ class MACE(Eraser):
         seed: int = 0,
         progress: Callable[[float], None] = lambda done: None,
     ) -> Erasure:
-        left, right = self.solve(parts, concepts, progress)
-        updates = times(parts, *thin(left, right, self.residual))
+        rows = self.rows(parts, concepts, progress)
+        updates = edits(parts, rows, 1.0, 1.0, self.ridge, self.residual)
         progress(1.0)
         return lowrank(parts, "mace", self, concepts, seed, updates)
 
-    def solve(
+    def rows(
         self,
         parts: Parts,
         concepts: Sequence[Concept],
         progress: Callable[[float], None] = lambda done: None,
-    ) -> tuple[Tensor, Tensor]:
-        """The factors of M − I, shapes (d, rows) and (rows, d), float64."""
+    ) -> dict[str, Rows]:
+        """What goes, what it becomes and what holds the weights, by group of layers."""
         concepts = [_anchored(concept) for concept in concepts]
 
-        def goes() -> Iterator[Tensor]:
+        counts: Counter[str] = Counter()
+
+        def goes() -> Iterator[dict[str, Tensor]]:
             for done, concept in enumerate(concepts, 1):
-                yield gather(embeddings(parts, self._pairs(parts, concept)))
+                found = gather(embeddings(parts, self._pairs(parts, concept)))
+                counts.update({group: one.count for group, one in found.items()})
+                yield {group: one.rows for group, one in found.items()}
                 progress(done / (len(concepts) + 1))
 
-        sources, targets = gather(goes()).chunk(2, dim=1)
-        return Rows(sources, targets, self.prior(parts, concepts)).solve(1.0, 1.0, self.ridge)
+        pairs = {g: one._replace(count=counts[g]) for g, one in gather(goes()).items()}
+        return paired(pairs, self.prior(parts, concepts))
 
-    def prior(self, parts: Parts, concepts: Sequence[Concept]) -> Tensor:
-        """Rows, each (d,), float64, whose second moment is P."""
+    def prior(self, parts: Parts, concepts: Sequence[Concept]) -> dict[str, Tensor]:
+        """Rows by group of layers, each (columns,), float64, whose second moment is P."""
         texts = {""}
         for concept in concepts:
             texts |= {t.replace("{}", words) for t in concept.templates for words in concept.keep}
         general = [text for text in captions()[self.captions] if fits(parts, text)]
 
-        def weighted(texts: Sequence[str], scale: float) -> Iterator[Tensor]:
-            for rows in embeddings(parts, [((text, slice(None)),) for text in texts]):
-                yield scale**0.5 * rows
+        every = all_rows(parts)
+        stays: list[str | None] = [*sorted(texts), *((None,) if not parts.empty_is_text else ())]
 
-        return gather(
+        def weighted(texts: Sequence[str | None], scale: float) -> Iterator[dict[str, Tensor]]:
+            for rows in embeddings(parts, [((text, every),) for text in texts]):
+                yield {group: scale**0.5 * one for group, one in rows.items()}
+
+        found = gather(
             rows
-            for some, scale in ((sorted(texts), self.keep_scale), (general, self.prior_scale))
+            for some, scale in ((stays, self.keep_scale), (general, self.prior_scale))
             for rows in weighted(some, scale)
         )
+        return {group: one.rows for group, one in found.items()}
 
     def _pairs(self, parts: Parts, concept: Concept) -> list[tuple[Place, Place]]:
         """A concept's prompts, and the same with its anchor, token by token."""
@@ -181,30 +201,47 @@ class MACE(Eraser):
         ours = fitting(parts, [start + end for end in _ENDINGS for start in starts], concept)
         wanted = max(self.prompts, len(concept.templates))
         templates = tuple(dict.fromkeys((*concept.templates, *ours)))[:wanted]
+        streams = parts.streams()
         found: list[tuple[Place, Place]] = []
         for template in templates:
             becomes = template.replace("{}", concept.anchor or "")
             for phrase in concept.phrases:
                 goes = template.replace("{}", phrase)
-                begin, last, its_last = aligned(*parts.pipe.tokenizer([goes, becomes]).input_ids)
-                found.append(((goes, slice(begin)), (becomes, slice(begin))))
-                if self.tokens == "all":
-                    # Aligned at their ends; what the phrase has more goes to the anchor's first.
-                    first = min(begin, its_last)
-                    own = list(range(begin, last + 1))
-                    its = [max(i - last + its_last, first) for i in own]
-                    found.append(((goes, own), (becomes, its)))
-                # On to the last padding, as far as both have it
-                after, its_after = slice(last + 1, None), slice(its_last + 1, None)
-                found.append(((goes, after), (becomes, its_after)))
+                sides = [self._rows(stream, goes, becomes) for stream in streams]
+                for piece in zip(*sides, strict=True):
+                    one, other = zip(*piece, strict=True)
+                    found.append(((goes, one), (becomes, other)))
         return found
+
+    def _rows(self, stream: Stream, goes: str, becomes: str) -> list[tuple[Tokens, Tokens]]:
+        """The rows of two prompts side by side: before the phrase, its own, and after it."""
+        nothing = (Tokens(), Tokens())
+        if stream.pooled:
+            return [nothing, nothing, (Tokens((0,)), Tokens((0,)))][-self._pieces :]
+        begin, last, its_last = (
+            stream.start + row for row in aligned(stream.tokens(goes), stream.tokens(becomes))
+        )
+        before = Tokens(tuple(range(stream.first, begin)))
+        # Aligned at their ends; what the phrase has more goes to the anchor's first.
+        first = max(stream.first, min(begin, its_last))
+        own = range(begin, last + 1)
+        its = tuple(max(i - last + its_last, first) for i in own)
+        # On to the last padding, as far as both have it
+        after = (Tokens(rest=last + 1), Tokens(rest=its_last + 1))
+        if self.tokens == "around":
+            return [(before, before), after]
+        return [(before, before), (Tokens(tuple(own)), Tokens(its)), after]
+
+    @property
+    def _pieces(self) -> int:
+        return 2 if self.tokens == "around" else 3
 
 
 def aligned(goes: Sequence[int], becomes: Sequence[int]) -> tuple[int, int, int]:
     """Where two texts' tokens differ.
 
     Args:
-        goes: Token ids from begin- to end-of-text.
+        goes: A text's tokens.
         becomes: The other text's.
 
     Returns:

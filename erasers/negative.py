@@ -15,6 +15,7 @@ from torch import Tensor
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Start
 from ..pipelines.parts import Parts
+from ..pipelines.text import Text
 from ..prompts import Concept
 from ..records import Record
 from . import Eraser
@@ -50,13 +51,11 @@ def guide(record: Record, parts: Parts) -> Start:
 
 @dataclass(frozen=True)
 class _Guide:
-    concept: Tensor
+    concept: Text
     changes: ClassVar[tuple[int, ...]] = ()
 
-    def before(
-        self, step: int, empty: Tensor, prompt: Tensor
-    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        return self.concept.to(empty).expand_as(empty), prompt, ()
+    def before(self, step: int, empty: Text, prompt: Text) -> tuple[Text, Text, Sequence[Text]]:
+        return self.concept.to(empty.first).expand(len(empty)), prompt, ()
 
     def after(
         self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]

@@ -127,43 +127,53 @@ class RECE(Eraser):
         seed: int = 0,
         progress: Callable[[float], None] = lambda done: None,
     ) -> Erasure:
-        m = self.matrix(parts, concepts, progress)
-        left, right = thin(m - torch.eye(len(m)), torch.eye(len(m), dtype=m.dtype), self.residual)
+        updates = {}
+        for group, m in self.matrices(parts, concepts, progress).items():
+            eye = torch.eye(len(m), dtype=m.dtype)
+            updates[group] = thin(m - eye, eye, self.residual)
         progress(1.0)
-        return lowrank(parts, "rece", self, concepts, seed, times(parts, left, right))
+        return lowrank(parts, "rece", self, concepts, seed, times(parts, updates))
 
-    def matrix(
+    def matrices(
         self,
         parts: Parts,
         concepts: Sequence[Concept],
         progress: Callable[[float], None] = lambda done: None,
-    ) -> Tensor:
-        """M, by which every layer's weight becomes W₀M, shape (d, d), float64."""
+    ) -> dict[str, Tensor]:
+        """M by group of layers, whose weights become W₀M, shape (columns, columns), float64."""
         first = self.first()
         concepts = [
             replace(concept, anchor=self.becomes) if concept.anchor is None else concept
             for concept in concepts
         ]
-        rows = first.rows(parts, concepts)
-        eye = torch.eye(rows.sources.shape[1], dtype=torch.float64)
-        left, right = rows.solve(first.erase_scale, first.weigh(parts, concepts), first.ridge)
-        m = eye + left @ right
-        q = torch.zeros_like(eye)
-        for layer in parts.text_layers().values():
-            weight = layer.weight.detach().cpu().double()
-            q += weight.T @ weight
-        whole, becomes = first.whole(parts, concepts)
-        kept = rows.kept
-        if self.empty_each:
-            more = first.texts(parts, concepts) - 1
-            kept = torch.cat([kept, more**0.5 * parts.encode([""])[0].cpu().double()])
-        for epoch in range(self.epochs):
-            progress((epoch + 1) / (self.epochs + 1))
-            found = Rows(adversary(whole, m, q, self.closeness), becomes, kept)
-            if self.hold:
-                sources = torch.cat([rows.sources, found.sources])
-                found = Rows(sources, torch.cat([rows.targets, found.targets]), kept)
-            left, right = found.solve(self.erase_scale, self.keep_scale, self.ridge)
-            # On top of the edit so far: W₀M becomes W₀M(I + D R).
-            m = m + (m @ left) @ right
-        return m
+        groups, whole = first.rows(parts, concepts), first.whole(parts, concepts)
+        keep_scale, more = first.weigh(parts, concepts), first.texts(parts, concepts) - 1
+        nothing = parts.reads(parts.encode([""]).cpu())
+        found = {}
+        for done, (group, layers) in enumerate(parts.readers().items()):
+            rows, kept = groups[group], groups[group].kept
+            ridge = parts.ridge(self.ridge, rows.norm)
+            left, right = rows.solve(
+                first.erase_scale, keep_scale, parts.ridge(first.ridge, rows.norm)
+            )
+            eye = torch.eye(layers.columns, dtype=torch.float64)
+            m = eye + left @ right
+            q = torch.zeros_like(eye)
+            for layer in layers.layers.values():
+                weight = layer.weight.detach()[:, : layers.columns].cpu().double()
+                q += weight.T @ weight
+            goes, becomes = whole[group]
+            if self.empty_each:
+                kept = torch.cat([kept, more**0.5 * nothing[group][0].double()])
+            for epoch in range(self.epochs):
+                progress((done + (epoch + 1) / (self.epochs + 1)) / len(groups))
+                sources, targets = adversary(goes, m, q, self.closeness), becomes
+                if self.hold:
+                    sources = torch.cat([rows.sources, sources])
+                    targets = torch.cat([rows.targets, targets])
+                again = Rows(sources, targets, kept, rows.norm)
+                left, right = again.solve(self.erase_scale, self.keep_scale, ridge)
+                # On top of the edit so far: W₀M becomes W₀M(I + D R).
+                m = m + (m @ left) @ right
+            found[group] = m
+        return found

@@ -12,7 +12,9 @@ from torch.nn import functional
 from .._reading import plain
 from ..pipelines.erasure import Erasure
 from ..pipelines.identity import sample
-from ..pipelines.parts import Parts, weights_of
+from ..pipelines.modules import weights_of
+from ..pipelines.parts import Parts
+from ..pipelines.text import Text
 from ..prompts import Concept
 from ..records import Base, Component, Loss, Measured, Record
 
@@ -144,8 +146,8 @@ def guidance(
     return Erasure({}, _record(parts, "guidance", method, settings, concepts, seed, ()))
 
 
-def encode_concepts(parts: Parts, concepts: Sequence[Concept]) -> Tensor:
-    """All phrases of concepts as one text, between commas, shape (1, tokens, dim)."""
+def encode_concepts(parts: Parts, concepts: Sequence[Concept]) -> Text:
+    """All phrases of concepts as one text, between commas."""
     return parts.encode([", ".join(phrase for c in concepts for phrase in c.phrases)])
 
 

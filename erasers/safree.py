@@ -36,7 +36,8 @@ from .._errors import InputError
 from .._settings import NotNegative, Range, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
-from ..pipelines.parts import Parts
+from ..pipelines.parts import Encoder, Parts
+from ..pipelines.text import Text
 from ..prompts import Concept
 from ..records import Record
 from . import Eraser
@@ -92,7 +93,17 @@ def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
     settings = SAFREE(**record.settings)
     phrases = [phrase for concept in record.concepts for phrase in concept.phrases]
-    concept = span(torch.cat([pooled(parts.pipe, phrase)[:1] for phrase in phrases]))
+    encoders = parts.encoders()
+    if not encoders:
+        raise InputError(
+            "safree masks each word in a pooled embedding of the prompt, and the text encoder of "
+            f"a {type(parts.pipe).__name__} has none: take sld or negative, or a method that "
+            "edits the weights."
+        )
+    concepts = [
+        span(torch.cat([pooled(parts.pipe, encoder, phrase)[:1] for phrase in phrases]))
+        for encoder in encoders
+    ]
     negative = encode_concepts(parts, record.concepts) if settings.negative else None
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:
@@ -101,26 +112,33 @@ def guide(record: Record, parts: Parts) -> Start:
                 "safree reads the prompt's words, and this call has embeddings in their place: "
                 "pass prompt, not prompt_embeds."
             )
-        masked = {prompt: pooled(parts.pipe, prompt) for prompt in dict.fromkeys(prompts)}
-        return _Guide(settings, steps, concept, [masked[prompt] for prompt in prompts], negative)
+        masked = {
+            prompt: [pooled(parts.pipe, encoder, prompt) for encoder in encoders]
+            for prompt in dict.fromkeys(prompts)
+        }
+        own = [masked[prompt] for prompt in prompts]
+        columns = [encoder.columns for encoder in encoders]
+        return _Guide(settings, steps, concepts, columns, own, negative)
 
     return start
 
 
 @torch.no_grad()
-def pooled(pipe: Any, text: str) -> Tensor:
+def pooled(pipe: Any, encoder: Encoder, text: str) -> Tensor:
     """The pooled embedding of a text as it is, and with each of its tokens masked in turn.
 
     Returns:
         Shape (1 + tokens, dim), float32, the first row the text as it is, on the CPU.
     """
-    encoder, tokenizer = pipe.text_encoder, pipe.tokenizer
-    words = pipe.maybe_convert_prompt(text, tokenizer)
-    ids = tokenizer(words, truncation=True, return_tensors="pt").input_ids.to(encoder.device)
+    model: Any = encoder.model
+    words = pipe.maybe_convert_prompt(text, encoder.tokenizer)
+    ids = encoder.tokenizer(words, truncation=True, return_tensors="pt").input_ids.to(model.device)
     # Row i masks token i; begin-of-text, token 0, stays, so that row 0 masks none.
     rows = ids.repeat(ids.shape[1] - 1, 1)
     rows.diagonal()[1:] = 0
-    return cast(Tensor, encoder(rows).pooler_output.float().cpu())
+    # What the sequence is of too, before any projection
+    found = getattr(model, "text_model", model)(rows)
+    return cast(Tensor, found.pooler_output.float().cpu())
 
 
 def span(vectors: Tensor) -> Tensor:
@@ -161,34 +179,37 @@ def triggers(masked: Tensor, concept: Tensor, margin: float) -> Tensor:
 class _Guide:
     settings: SAFREE
     steps: int
-    concept: Tensor
-    masked: Sequence[Tensor]
-    negative: Tensor | None
+    concepts: Sequence[Tensor]
+    columns: Sequence[slice]
+    masked: Sequence[Sequence[Tensor]]
+    negative: Text | None
     changes: Collection[int] = ()
 
-    def before(
-        self, step: int, empty: Tensor, prompt: Tensor
-    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    def before(self, step: int, empty: Text, prompt: Text) -> tuple[Text, Text, Sequence[Text]]:
         if self.negative is not None:
-            empty = self.negative.to(empty).expand_as(empty)
-        moved, ends = prompt.clone(), []
+            empty = self.negative.to(empty.first).expand(len(empty))
+        name, given = next(iter(prompt.inputs.items()))
+        assert isinstance(given, Tensor)
+        moved, ends = given.clone(), []
         for row, masked in enumerate(self.masked):
-            text, end = self.filtered(prompt[row].cpu().double(), masked)
-            ends.append(end)
-            if step < end:
-                moved[row] = text.to(prompt)
+            # Each text encoder's own columns, by its own pooled embedding
+            for columns, concept, own in zip(self.columns, self.concepts, masked, strict=True):
+                text, end = self.filtered(given[row, :, columns].cpu().double(), own, concept)
+                ends.append(end)
+                if step < end:
+                    moved[row, :, columns] = text.to(given)
         self.changes = ends
-        return empty, moved, ()
+        return empty, Text({**prompt.inputs, name: moved}), ()
 
-    def filtered(self, e: Tensor, masked: Tensor) -> tuple[Tensor, int]:
+    def filtered(self, e: Tensor, masked: Tensor, concept: Tensor) -> tuple[Tensor, int]:
         """A prompt's text (tokens, dim) with its triggers moved, and how many steps read it."""
         s, count = self.settings, len(masked) - 1
         hit = torch.zeros(len(e), dtype=torch.bool)
-        hit[1 : 1 + count] = triggers(masked, self.concept, s.margin)
+        hit[1 : 1 + count] = triggers(masked, concept, s.margin)
         if not hit.any():
             return e, 0
         inside = project(e, span(masked[1:]))
-        clean = inside - project(inside, self.concept)
+        clean = inside - project(inside, concept)
         text = torch.where(hit[:, None], clean, e)
         if not s.validate:
             return text, self.steps

@@ -24,6 +24,7 @@ from .._settings import NotNegative, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
+from ..pipelines.text import Text
 from ..prompts import Concept
 from ..records import Record
 from . import Eraser
@@ -104,15 +105,13 @@ def guide(record: Record, parts: Parts) -> Start:
 @dataclass
 class _Guide:
     settings: SLD
-    concept: Tensor
+    concept: Text
     warmup: int
     changes: ClassVar[tuple[int, ...]] = ()
     past: Tensor = field(default_factory=lambda: torch.zeros(()))
 
-    def before(
-        self, step: int, empty: Tensor, prompt: Tensor
-    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        return empty, prompt, (self.concept.to(prompt).expand(len(prompt), -1, -1),)
+    def before(self, step: int, empty: Text, prompt: Text) -> tuple[Text, Text, Sequence[Text]]:
+        return empty, prompt, (self.concept.to(prompt.first).expand(len(prompt)),)
 
     def after(
         self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]

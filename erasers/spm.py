@@ -34,18 +34,18 @@ from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
 from ..records import Transport
 from . import Eraser
-from .esd import ESD, every_phrase_fits
+from .esd import ESD, encoded, every_phrase_fits
 
 # Words of the vocabulary that are looked at where nothing is kept.
 WORDS = 512
 
 
-def surrogates(sources: Tensor, candidates: Tensor, alpha: float) -> Tensor:
+def surrogates(sources: Sequence[Tensor], candidates: Sequence[Tensor], alpha: float) -> Tensor:
     """D over the candidates, which sums to 1.
 
     Args:
-        sources: E of the phrases that go, shape (phrases, tokens, dim); the nearest counts.
-        candidates: E(k), shape (n, tokens, dim).
+        sources: E of the phrases that go, each (tokens, dim); the nearest counts.
+        candidates: E(k), each (tokens, dim), n of them.
         alpha: α; at 0 all are as likely.
 
     Returns:
@@ -177,10 +177,8 @@ class SPM(Eraser):
                 f"Concept {concept.name!r} keeps nothing and the vocabulary has no other words: "
                 "name what to keep."
             )
-        texts = torch.cat(
-            [parts.encode(candidates[i : i + 64]) for i in range(0, len(candidates), 64)]
-        )
-        chance = surrogates(parts.encode(going), texts, self.alpha).cpu()
+        texts = parts.sequence(encoded(parts, candidates))
+        chance = surrogates(parts.sequence(parts.encode(going)), texts, self.alpha).cpu()
         drawn = torch.multinomial(
             chance, self.iterations * self.batch_size, replacement=True, generator=draw
         )
@@ -189,7 +187,7 @@ class SPM(Eraser):
 
 def _words(parts: Parts, going: Sequence[str], draw: torch.Generator) -> tuple[str, ...]:
     """Words of the vocabulary, none of which has a token in common with what goes."""
-    tokenizer = parts.pipe.tokenizer
+    tokenizer = parts.streams()[0].tokenizer
     special = set(tokenizer.all_special_ids)
     own = [set(ids) - special for ids in tokenizer(list(going)).input_ids]
     words = sorted(

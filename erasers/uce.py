@@ -19,17 +19,18 @@ The rows enter by Σ s ccᵀ and Σ s gcᵀ alone, which a rotation of the rows 
 however many there are, at most as many as they have columns need be kept (``gather``).
 """
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .._errors import InputError
 from .._settings import NotNegative, Positive, Rest, check
 from ..pipelines.erasure import Erasure
-from ..pipelines.parts import Parts
+from ..pipelines.parts import Parts, Stream
 from ..prompts import Concept
 from . import Eraser
 from .record import lowrank
@@ -173,28 +174,29 @@ class UCE(Eraser):
     ) -> Erasure:
         rows = self.rows(parts, concepts)
         progress(0.5)
-        left, right = rows.solve(self.erase_scale, self.weigh(parts, concepts), self.ridge)
-        updates = times(parts, *thin(left, right, self.residual))
+        keep_scale = self.weigh(parts, concepts)
+        updates = edits(parts, rows, self.erase_scale, keep_scale, self.ridge, self.residual)
         progress(1.0)
         return lowrank(parts, "uce", self, concepts, seed, updates)
 
-    def rows(self, parts: Parts, concepts: Sequence[Concept]) -> "Rows":
-        """What goes, what it becomes and what stays."""
-        pairs = self._pairs(parts, concepts)
-        sources, targets = gather(embeddings(parts, pairs)).chunk(2, dim=1)
-        return Rows(sources, targets, self.kept(parts, concepts))
+    def rows(self, parts: Parts, concepts: Sequence[Concept]) -> "dict[str, Rows]":
+        """What goes, what it becomes and what stays, by the group of layers that reads it."""
+        return paired(
+            gather(embeddings(parts, self._pairs(parts, concepts))), self.kept(parts, concepts)
+        )
 
     def texts(self, parts: Parts, concepts: Sequence[Concept]) -> int:
         """How many texts go."""
         return len(self._pairs(parts, concepts))
 
-    def whole(self, parts: Parts, concepts: Sequence[Concept]) -> tuple[Tensor, Tensor]:
-        """Every token of what goes and of what it becomes, each (rows, d), float64."""
-        pairs = [
-            tuple((text, slice(None)) for text, _ in pair) for pair in self._pairs(parts, concepts)
-        ]
-        goes, becomes = gather(embeddings(parts, pairs)).chunk(2, dim=1)
-        return goes, becomes
+    def whole(
+        self, parts: Parts, concepts: Sequence[Concept]
+    ) -> "dict[str, tuple[Tensor, Tensor]]":
+        """Every token of what goes and of what it becomes, each (rows, columns), float64."""
+        every = all_rows(parts)
+        pairs = [tuple((text, every) for text, _ in pair) for pair in self._pairs(parts, concepts)]
+        found = gather(embeddings(parts, pairs))
+        return {group: one.rows.chunk(2, dim=1) for group, one in found.items()}  # type: ignore[misc]
 
     def weigh(self, parts: Parts, concepts: Sequence[Concept]) -> float:
         """The scale of what stays."""
@@ -202,40 +204,77 @@ class UCE(Eraser):
             return self.keep_scale
         return max(0.1, 1 / max(1, len(self._stays(parts, concepts))))
 
-    def kept(self, parts: Parts, concepts: Sequence[Concept]) -> Tensor:
-        """What stays, shape (rows, d), float64."""
+    def kept(self, parts: Parts, concepts: Sequence[Concept]) -> dict[str, Tensor]:
+        """What stays, by group, shape (rows, columns), float64."""
         stays = self._stays(parts, concepts)
         if not stays:
-            dim = next(iter(parts.text_layers().values())).in_features
-            return torch.empty(0, dim, dtype=torch.float64)
-        return gather(embeddings(parts, [(one,) for one in stays.items()]))
+            return {
+                group: torch.empty(0, one.columns, dtype=torch.float64)
+                for group, one in parts.readers().items()
+            }
+        found = gather(embeddings(parts, [(one,) for one in stays.items()]))
+        return {group: one.rows for group, one in found.items()}
 
     def places(
         self, parts: Parts, concept: Concept, others: Sequence[str]
     ) -> list[tuple["Place", ...]]:
         """Each prompt of a concept, beside those where another phrase stands in its place."""
+        streams = parts.streams()
         return [
             tuple(
-                (text, self._tokens(last))
-                for text, last in (place(parts, template, words) for words in (phrase, *others))
+                zip(
+                    (template.replace("{}", words) for words in (phrase, *others)),
+                    zip(
+                        *(self._rows(s, template, (phrase, *others)) for s in streams), strict=True
+                    ),
+                    strict=True,
+                )
             )
             for template in self._templates(parts, concept)
             for phrase in concept.phrases
         ]
 
-    def _tokens(self, last: int) -> slice:
-        return slice(last, None if self.tokens == "tail" else last + 1)
+    def _rows(self, stream: Stream, template: str, phrases: Sequence[str]) -> list["Tokens"]:
+        """Which rows of a prompt go, and which of the others they become, side by side."""
+        if stream.pooled:
+            return [Tokens((0,))] * len(phrases)
+        before = template.split("{}")[0]
+        # attention_mask.sum() − 2 of the authors' code, for the text as far as the phrase's end
+        last = [stream.position((before + phrase).rstrip()) for phrase in phrases]
+        if self.tokens == "last":
+            return [Tokens((row,)) for row in last]
+        if stream.causal:
+            return [Tokens(rest=row) for row in last]
+        # One word changes all rows: those before it too, and each of its own tokens
+        start = stream.position(before.rstrip()) + 1 if before.strip() else stream.start
+        found = []
+        for row in last:
+            first = min(start, row)
+            own = (max(first, i - last[0] + row) for i in range(start, last[0]))
+            found.append(Tokens((*range(stream.first, start), *own), rest=row))
+        return found
 
-    def _stays(self, parts: Parts, concepts: Sequence[Concept]) -> dict[str, slice]:
-        """The texts that stay, each once, and which of their tokens."""
-        stays: dict[str, slice] = {"": self._tokens(0)} if self.keep_empty else {}
+    def _stays(
+        self, parts: Parts, concepts: Sequence[Concept]
+    ) -> "dict[str | None, tuple[Tokens, ...]]":
+        """The texts that stay, each once, and which of their rows."""
+        streams, every = parts.streams(), all_rows(parts)
+        stays: dict[str | None, tuple[Tokens, ...]] = {}
+
+        def stay(text: str | None, ends: str) -> None:
+            last = tuple(Tokens((0 if s.pooled else s.position(ends.rstrip()),)) for s in streams)
+            stays[text] = every if self.tokens == "tail" else last
+
+        if self.keep_empty:
+            stay("", "")
+            if not parts.empty_is_text:
+                stay(None, "")
         for concept in concepts:
             templates = self._templates(parts, concept) if self.expand_keep else ("{}",)
             for template in templates:
                 for phrase in concept.keep:
-                    text, last = place(parts, template, phrase)
-                    stays[text] = self._tokens(last)
-        return dict.fromkeys(stays, slice(None)) if self.tokens == "tail" else stays
+                    stay(template.replace("{}", phrase), template.split("{}")[0] + phrase)
+        return stays
 
     def _pairs(self, parts: Parts, concepts: Sequence[Concept]) -> list[tuple["Place", ...]]:
         pairs = []
@@ -246,7 +285,7 @@ class UCE(Eraser):
             # Made anew, it is refused if it is its own anchor.
             pairs += self.places(parts, replace(concept, anchor=anchor), (anchor,))
         # Those that become the same prompt stand together, for which it is encoded once.
-        return sorted(pairs, key=lambda pair: pair[1][0])
+        return sorted(pairs, key=lambda pair: pair[1][0] or "")
 
     def _templates(self, parts: Parts, concept: Concept) -> Sequence[str]:
         if not self.expand:
@@ -258,11 +297,18 @@ class UCE(Eraser):
 
 
 class Rows(NamedTuple):
-    """Embeddings in float64: what goes and what it becomes (n, d), and what stays (m, d)."""
+    """Rows that a group of layers reads, in float64.
+
+    Attributes:
+        sources, targets: What goes and what it becomes, each (n, columns).
+        kept: What stays, shape (m, columns).
+        norm: The mean square norm of what goes.
+    """
 
     sources: Tensor
     targets: Tensor
     kept: Tensor
+    norm: float
 
     def solve(self, erase_scale: float, keep_scale: float, ridge: float) -> tuple[Tensor, Tensor]:
         """``multiplier`` with one scale for all that goes and one for all that stays."""
@@ -273,37 +319,71 @@ class Rows(NamedTuple):
         return multiplier(sources, self.targets, scales, edited, ridge)
 
 
-def times(parts: Parts, left: Tensor, right: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def edits(
+    parts: Parts,
+    rows: Mapping[str, Rows],
+    erase_scale: float,
+    keep_scale: float,
+    ridge: float,
+    residual: float,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """A and B of every layer, of one edit for each group of them."""
+    solved = {
+        group: one.solve(erase_scale, keep_scale, parts.ridge(ridge, one.norm))
+        for group, one in rows.items()
+    }
+    return times(parts, {group: thin(*one, residual) for group, one in solved.items()})
+
+
+def times(
+    parts: Parts, factors: Mapping[str, tuple[Tensor, Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
     """A and B of every layer that reads text, of which W becomes W + W left right.
 
-    What was solved in float64 is stored in float32, and so is the product with the weights.
+    What was solved in float64 is stored in float32, and so is the product with the weights. Of a
+    layer that reads more than text, the other columns stay as they are.
+
+    Args:
+        factors: Left (columns, rank) and right (rank, columns) by the group of layers.
     """
-    a, b = right.float(), left.float()
-    return {
-        name: (a, (layer.weight.detach().float() @ b.to(layer.weight.device)).cpu())
-        for name, layer in parts.text_layers().items()
-    }
+    found = {}
+    for group, one in parts.readers().items():
+        left, right = factors[group]
+        a, b = right.float(), left.float()
+        for name, layer in one.layers.items():
+            weight = layer.weight.detach()[:, : one.columns].float()
+            more = layer.in_features - one.columns
+            found[name] = (functional.pad(a, (0, more)), (weight @ b.to(weight.device)).cpu())
+    return found
 
 
-# A prompt, and which of its tokens are meant.
-Place = tuple[str, slice | list[int]]
+class Tokens(NamedTuple):
+    """Some rows of a stream: the ``fixed`` ones, and then all from ``rest`` on."""
+
+    fixed: tuple[int, ...] = ()
+    rest: int | None = None
+
+    def of(self, rows: Tensor) -> Tensor:
+        """These of the rows (rows, columns)."""
+        found = [rows[list(self.fixed)]] if self.fixed else []
+        if self.rest is not None:
+            found.append(rows[self.rest :])
+        return torch.cat(found) if found else rows[:0]
 
 
-def place(parts: Parts, template: str, phrase: str) -> tuple[str, int]:
-    """The prompt, and the position in it of the phrase's last token.
+# A prompt, of which None is the empty one ∅, and which of its rows are meant, by stream.
+Place = tuple[str | None, tuple[Tokens, ...]]
 
-    Raises:
-        InputError: The tokenizer would cut the prompt before that.
-    """
-    before, after = template.split("{}")
-    # attention_mask.sum() − 2 of the authors' code, for the text as far as the phrase's end
-    return before + phrase + after, parts.count_tokens((before + phrase).rstrip())
+
+def all_rows(parts: Parts) -> tuple[Tokens, ...]:
+    """All rows of every stream."""
+    return tuple(Tokens(rest=stream.first) for stream in parts.streams())
 
 
 def fits(parts: Parts, text: str) -> bool:
-    """Whether the tokenizer takes the whole text."""
+    """Whether the tokenizers take the whole text."""
     try:
-        parts.count_tokens(text)
+        parts.check_fits(text)
     except InputError:
         return False
     return True
@@ -317,44 +397,74 @@ def fitting(parts: Parts, templates: Sequence[str], concept: Concept) -> list[st
 
 def embeddings(
     parts: Parts, groups: Sequence[Sequence[Place]], batch: int = 32
-) -> Iterator[Tensor]:
-    """The embeddings of each group's prompts side by side, token by token, in float64.
+) -> Iterator[dict[str, Tensor]]:
+    """What the layers read of each group's prompts side by side, row by row, in float64.
 
     Args:
-        groups: Prompts that are aligned, each with the tokens that are meant; the rest of the
+        groups: Prompts that are aligned, each with the rows that are meant; the rest of the
             longer ones is left out. A prompt that comes again in a batch is encoded once.
         batch: Groups at a time, and no more are held.
 
     Yields:
-        For each group, shape (tokens, prompts · dim).
+        For each group of prompts, by group of layers, shape (rows, prompts · columns).
 
     Raises:
-        InputError: The tokenizer would cut one of the prompts.
+        InputError: A tokenizer would cut one of the prompts.
     """
+    streams = parts.streams()
     for start in range(0, len(groups), batch):
         some = groups[start : start + batch]
         texts = list(dict.fromkeys(text for group in some for text, _ in group))
-        encoded = dict(zip(texts, parts.encode(texts).cpu(), strict=True))
+        read = parts.reads(parts.encode(texts).cpu())
+        at = {text: i for i, text in enumerate(texts)}
         for group in some:
-            rows = [encoded[text][tokens].double() for text, tokens in group]
-            length = min(map(len, rows))
-            yield torch.cat([one[:length] for one in rows], dim=1)
+            found: dict[str, list[Tensor]] = {}
+            for s, stream in enumerate(streams):
+                rows = [
+                    tokens[s].of(read[stream.group][at[text]][: stream.stop]).double()
+                    for text, tokens in group
+                ]
+                length = min(map(len, rows))
+                beside = torch.cat([one[:length] for one in rows], dim=1)
+                found.setdefault(stream.group, []).append(beside)
+            yield {name: torch.cat(rows) for name, rows in found.items()}
 
 
-def gather(batches: Iterable[Tensor]) -> Tensor:
+class Gathered(NamedTuple):
+    """Rows of a group of layers, and how many there were before some were put together."""
+
+    rows: Tensor
+    count: int
+
+
+def gather(batches: Iterable[Mapping[str, Tensor]]) -> dict[str, Gathered]:
     """All rows, or fewer that an edit cannot tell from them.
 
     Many are replaced by R of their QR decomposition, as RᵀR is the same sum over rows.
 
     Args:
-        batches: Rows of one precision, each of shape (n, columns).
+        batches: By group of layers, rows of one precision, each of shape (n, columns).
 
     Returns:
-        Shape (rows, columns), rows ≤ 4 · columns.
+        Of each group rows of shape (≤ 4 · columns, columns).
     """
-    found: list[Tensor] = []
-    for rows in batches:
-        found.append(rows)
-        if sum(map(len, found)) > 4 * rows.shape[1]:
-            found = [torch.linalg.qr(torch.cat(found), mode="r").R]
-    return torch.cat(found)
+    found: dict[str, list[Tensor]] = {}
+    counts: dict[str, int] = {}
+    for batch in batches:
+        for group, rows in batch.items():
+            own = found.setdefault(group, [])
+            own.append(rows)
+            counts[group] = counts.get(group, 0) + len(rows)
+            if sum(map(len, own)) > 4 * rows.shape[1]:
+                found[group] = [torch.linalg.qr(torch.cat(own), mode="r").R]
+    return {group: Gathered(torch.cat(rows), counts[group]) for group, rows in found.items()}
+
+
+def paired(pairs: Mapping[str, Gathered], kept: Mapping[str, Tensor]) -> dict[str, Rows]:
+    """The rows of an edit, of sources and targets side by side and of what stays."""
+    found = {}
+    for group, one in pairs.items():
+        sources, targets = one.rows.chunk(2, dim=1)
+        norm = float(sources.square().sum()) / max(1, one.count)
+        found[group] = Rows(sources, targets, kept[group], norm)
+    return found

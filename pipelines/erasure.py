@@ -33,7 +33,7 @@ from ..records import Component, Measured, Record
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
-from .parts import denoiser_of, weights_of
+from .modules import denoiser_of, weights_of
 from .watch import put_on
 
 

@@ -1,11 +1,13 @@
 """Guidance that steers away from concepts: a hook on the denoiser.
 
-A pipeline with classifier-free guidance gives its denoiser two rows an image, for the empty prompt
-and for the prompt, and goes ε_∅ + w(ε_c − ε_∅). A guide may change these rows' text, add rows of
-its own, and change the two predictions that come out. So any such pipeline runs the method, with
-its own scheduler and code. Each denoising loop of the pipeline is a trajectory of its own, which
-begins and ends with it, whatever happens inside: what was left of a loop that broke off steers
-nothing, and a call of the denoiser from elsewhere is an error.
+A pipeline with classifier-free guidance asks its denoiser for two predictions an image, for the
+empty prompt and for the prompt, and goes ε_∅ + w(ε_c − ε_∅): in one call of two rows, or in one
+call after another. A guide may change these rows' text, add rows of its own, and change the two
+predictions that come out. So any such pipeline runs the method, with its own scheduler and code.
+Where there are two calls, all rows go through the first one, and the second, for the empty prompt,
+is given what was found there already. Each denoising loop of the pipeline is a trajectory of its
+own, which begins and ends with it, whatever happens inside: what was left of a loop that broke off
+steers nothing, and a call of the denoiser from elsewhere is an error.
 """
 
 import threading
@@ -19,8 +21,10 @@ from torch import Tensor, nn
 from .._errors import InputError
 from ..records import Record
 from . import GUIDES
-from .parts import Parts, eager, named
-from .watch import erasures_on
+from .modules import eager, named
+from .parts import Parts
+from .text import Text
+from .watch import Spoken, erasures_on
 
 
 class Guide(Protocol):
@@ -34,15 +38,13 @@ class Guide(Protocol):
     @property
     def changes(self) -> Collection[int]: ...
 
-    def before(
-        self, step: int, empty: Tensor, prompt: Tensor
-    ) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
-        """The text for the two rows of each image, and for further rows, each (n, tokens, dim).
+    def before(self, step: int, empty: Text, prompt: Text) -> tuple[Text, Text, Sequence[Text]]:
+        """The text for the two rows of each image, and for further rows, each of n texts.
 
         Called in the first step, in those of ``changes`` and where the text given is another.
 
         Args:
-            step: The denoiser's calls in this trajectory before this one.
+            step: The steps of this trajectory before this one.
             empty: The text of the empty or negative prompt.
             prompt: The prompt's.
         """
@@ -52,6 +54,9 @@ class Guide(Protocol):
         self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]
     ) -> tuple[Tensor, Tensor]:
         """What guidance is to take for ε_∅ and ε_c, each (n, *latent_shape).
+
+        Of a model that predicts something else, all are that times the number that makes their
+        differences those of ε.
 
         Args:
             step: As for ``before``.
@@ -82,46 +87,79 @@ class Trajectory:
     """The guides of one denoising loop.
 
     Attributes:
-        steps: The calls of the denoiser that there will be.
+        parts: The pipeline's.
         guides: In the order in which they were put on.
-        step: The calls that there were.
-        given: The text that the denoiser was to read last, (2n, tokens, dim).
-        text: What it reads in its place, (rows, tokens, dim).
-        added: How many further rows an image each guide has.
+        empty: The text of the empty or negative prompt, where it has a call of its own.
+        step: The steps that there were.
+        given: The text that the denoiser was to read last.
+        text: What it reads in its place: the pipeline's rows, and the guides' behind them.
+        added: How many rows an image each guide has added.
+        waits: The prediction for the empty prompt, until its own call.
     """
 
-    steps: int
-    guides: list[Guide]
+    parts: Parts
+    guides: Sequence[Guide]
+    empty: Text | None = None
     step: int = 0
-    given: Tensor | None = None
-    text: Tensor | None = None
+    given: Text | None = None
+    text: Text | None = None
     added: tuple[int, ...] = ()
+    waits: Tensor | None = None
 
-    def read(self, given: Tensor) -> None:
-        empty, prompt = given.chunk(2)
-        further: list[Tensor] = []
+    def read(self, given: Text) -> None:
+        if self.empty is not None:
+            prompt, empty = given, self.empty
+        else:
+            half = len(given) // 2
+            one, other = given[:half], given[half:]
+            empty, prompt = (one, other) if self.parts.empty_first else (other, one)
+        further: list[Text] = []
         added = []
         for guide in self.guides:
             empty, prompt, more = guide.before(self.step, empty, prompt)
             further += more
             added.append(len(more))
-        self.given, self.text = given, torch.cat([empty, prompt, *further])
+        first = self.empty is None and self.parts.empty_first
+        both = [empty, prompt] if first else [prompt, empty]
+        self.given, self.text = given, Text.cat([*both, *further])
         self.added = tuple(added)
+
+    def guide(self, prediction: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """What guidance is to take for the empty prompt and for the prompt."""
+        one, other, *further = prediction.chunk(2 + sum(self.added))
+        first = self.empty is None and self.parts.empty_first
+        own = (one, other) if first else (other, one)
+        if bool((scale == 0).any()):
+            # Here no prediction says anything of ε, and there is nothing to compare.
+            return own
+        whole = bool((scale == 1).all())
+        to_eps = scale.to(prediction).view(-1, *(1 for _ in one.shape[1:]))
+        empty, prompt, *more = (
+            own[0] if whole else to_eps * own[0],
+            own[1] if whole else to_eps * own[1],
+            *(one if whole else to_eps * one for one in further),
+        )
+        for guide, count in zip(self.guides, self.added, strict=True):
+            empty, prompt = guide.after(self.step, empty, prompt, more[:count])
+            more = more[count:]
+        return (empty, prompt) if whole else (empty / to_eps, prompt / to_eps)
 
 
 class Guides:
     """The guides of one denoiser, called around it in one batch, as its attribute ``guides``."""
 
-    def __init__(self, denoiser: nn.Module) -> None:
-        self.denoiser = denoiser
+    def __init__(self, parts: Parts) -> None:
+        self.parts = parts
+        self.denoiser = parts.denoiser
         # of the denoiser's call that goes on
         self.now: Trajectory | None = None
+        self.scale = torch.ones(1)
         self.handles = (
             # before all other hooks, which are to see the rows that there will be
-            denoiser.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
-            denoiser.register_forward_hook(self.after),
+            self.denoiser.register_forward_pre_hook(self.before, with_kwargs=True, prepend=True),
+            self.denoiser.register_forward_hook(self.after),
         )
-        denoiser.guides = self  # type: ignore[assignment]
+        self.denoiser.guides = self  # type: ignore[assignment]
 
     @property
     def on(self) -> bool:
@@ -136,13 +174,15 @@ class Guides:
     @eager
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        names = list(named(module, args, {}))
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
         given = named(module, args, kwargs)
-        text: Tensor = given["encoder_hidden_states"]
-        trajectory = self.trajectory(module)
-        if trajectory.given is not text:
-            if trajectory.given is not None and not _equal(trajectory.given, text):
+        text = self.parts.text_of(given)
+        self.now = trajectory = self.trajectory(text)
+        if trajectory.waits is not None:
+            # The call for the empty prompt, of which the answer is there already
+            return None
+        if trajectory.given is None or not trajectory.given.equals(text):
+            if trajectory.given is not None:
                 raise InputError(
                     "The text was changed between two steps, or another pipeline drew in between, "
                     "and guides steer one text from the first step to the last: take them off "
@@ -151,45 +191,90 @@ class Guides:
             trajectory.read(text)
         elif any(trajectory.step in guide.changes for guide in trajectory.guides):
             trajectory.read(text)
-        if further := sum(trajectory.added):
-            given = {name: _extended(value, len(text), further) for name, value in given.items()}
-        given["encoder_hidden_states"] = trajectory.text
-        self.now = trajectory
-        return tuple(given[name] for name in names), {name: given[name] for name in kwargs}
+        self.scale = self.parts.eps_scale(given).reshape(-1)[:1]
+        assert trajectory.text is not None
+        rows = len(text)
+        images = rows if trajectory.empty is not None else rows // 2
+        further = len(trajectory.text) // images - rows // images
+        if further:
+            given = {
+                name: value
+                if name in self.parts.shared
+                else _extended(value, rows, images, further, name in self.parts.listed)
+                for name, value in given.items()
+            }
+        given = self.parts.with_text(given, trajectory.text)
+        # By name, as what the caller left out may be text too
+        names = list(named(module, args, {}))
+        return tuple(given.pop(name) for name in names), given
 
-    def trajectory(self, module: nn.Module) -> Trajectory:
-        """That of the loop from which the denoiser is called."""
-        on = erasures_on(module)
+    def trajectory(self, text: Text) -> Trajectory:
+        """That of the loop from which the denoiser is called, to read this text."""
+        on = erasures_on(self.denoiser)
         entries = [(e, e.put) for e in on.entries if isinstance(e.put, Guided)] if on else []
         thread = threading.get_ident()
         for listener in {id(e.listener): e.listener for e, _ in entries}.values():
             loop = listener.loop
+            parts = next(put.parts for e, put in entries if e.listener is listener)
             # A callback may end guidance on the way.
-            if loop is None or loop.thread != thread or not _guided(listener.pipe):
+            if loop is None or loop.thread != thread or not parts.guided():
                 continue
             if loop.memory is None:
-                steps = int(listener.pipe.num_timesteps)
+                prompts, empty = loop.prompts, None
+                if parts.calls == 2:
+                    prompts, empty = _spoken(parts, loop.spoken, text)
+                    if empty is None:
+                        continue
+                steps = int(getattr(parts.pipe, "num_timesteps", len(parts.scheduler.timesteps)))
                 starts = [put.start for e, put in entries if e.listener is listener]
-                loop.memory = Trajectory(steps, [start(steps, loop.prompts) for start in starts])
+                guides = [start(steps, prompts) for start in starts]
+                loop.memory = Trajectory(parts, guides, empty)
             return cast(Trajectory, loop.memory)
         raise InputError(
             f"{entries[0][0].active.method} steers classifier-free guidance, and this call has "
-            "none: set guidance_scale above 1, in a call of the pipeline that the erasure is in; "
-            "put it into another pipeline of the same parts as well, by add_to."
+            f"none: set {self.parts.guiding}, in a call of the pipeline that "
+            "the erasure is in; put it into another pipeline of the same parts as well, by add_to."
         )
 
     @eager
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         trajectory, self.now = self.now, None
         assert trajectory is not None
-        prediction = output[0]
-        empty, prompt, *further = prediction.chunk(2 + sum(trajectory.added))
-        for guide, count in zip(trajectory.guides, trajectory.added, strict=True):
-            empty, prompt = guide.after(trajectory.step, empty, prompt, further[:count])
-            further = further[count:]
-        trajectory.step += 1
-        guided = torch.cat([empty, prompt])
+        if trajectory.waits is not None:
+            guided, trajectory.waits = trajectory.waits, None
+        else:
+            listed = isinstance(output[0], list)
+            prediction = torch.stack(output[0]) if listed else output[0]
+            empty, prompt = trajectory.guide(prediction, self.scale)
+            trajectory.step += 1
+            if trajectory.empty is not None:
+                guided, trajectory.waits = prompt, empty
+            elif self.parts.empty_first:
+                guided = torch.cat([empty, prompt])
+            else:
+                guided = torch.cat([prompt, empty])
+            if listed:
+                guided = list(guided)
         return (guided,) if isinstance(output, tuple) else type(output)(sample=guided)
+
+
+def _spoken(
+    parts: Parts, spoken: Sequence[Spoken], text: Text
+) -> tuple[tuple[str, ...], Text | None]:
+    """The prompts of a text, one an image, and the text of the empty prompt that goes with it.
+
+    Known by the embeddings: other texts may have been encoded in between.
+    """
+    for i, one in enumerate(spoken):
+        heard = parts.heard(one.given)
+        if not heard.prompt.equals(text):
+            continue
+        if heard.empty is not None:
+            return one.prompts, heard.empty
+        # The negative prompt is encoded after the prompt, by a call of its own.
+        if i + 1 < len(spoken):
+            return one.prompts, parts.heard(spoken[i + 1].given).prompt
+    return (), None
 
 
 class Guided:
@@ -198,9 +283,11 @@ class Guided:
     adapter = None
     alone = True
 
-    def __init__(self, denoiser: Any, component: str, start: Start) -> None:
-        self.denoiser, self.component, self.start = denoiser, component, start
-        self.guides: Guides = getattr(denoiser, "guides", None) or Guides(denoiser)
+    def __init__(self, parts: Parts, start: Start) -> None:
+        self.parts, self.start = parts, start
+        self.denoiser: Any = parts.denoiser
+        self.component = parts.prefix
+        self.guides: Guides = getattr(self.denoiser, "guides", None) or Guides(parts)
 
     def look(self, whole: bool) -> str | None:
         if not self.guides.on:
@@ -219,22 +306,16 @@ class Guided:
         )
 
 
-def _guided(pipe: Any) -> bool:
-    return bool(pipe.do_classifier_free_guidance)
-
-
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and torch.equal(one, other)
-
-
-def _extended(value: Any, rows: int, further: int) -> Any:
+def _extended(value: Any, rows: int, images: int, further: int, listed: bool = False) -> Any:
     """An argument of the denoiser for further rows, which take what the first ones have."""
     if isinstance(value, Tensor):
         if value.ndim == 0 or len(value) != rows:
             return value
-        return torch.cat([value, *[value.chunk(2)[0]] * further])
+        return torch.cat([value, *[value[:images]] * further])
+    if listed and isinstance(value, list):
+        return value + value[:images] * further
     if isinstance(value, dict):
-        return {name: _extended(one, rows, further) for name, one in value.items()}
+        return {name: _extended(one, rows, images, further) for name, one in value.items()}
     if isinstance(value, (list, tuple)):
-        return type(value)(_extended(one, rows, further) for one in value)
+        return type(value)(_extended(one, rows, images, further) for one in value)
     return value

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .._errors import InputError
 from .._reading import plain
 from ..records import Model
-from .parts import uncompiled
+from .modules import uncompiled
 
 VALUES = 128
 """How many values of each tensor are looked at."""

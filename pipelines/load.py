@@ -1,18 +1,19 @@
 """A pipeline with its erasures in it, or as little of one as an eraser reads."""
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
 
 from .._errors import InputError
 from .._registry import unknown
 from . import MODELS
+from .architectures import family_of
 from .erasure import Erasure
-from .stable_diffusion import text_layers
 
 EMOJI = str(Path(__file__).parent / "emoji")
 
@@ -50,7 +51,7 @@ def load_text_side(base: str | Path, **from_pretrained: Any) -> Any:
 
     That is the tokenizer, the text encoder and, of the denoiser, the layers that read the text;
     its other weights are left without memory, and there is no autoencoder. A model that is no
-    folder, or whose denoiser is not one file of safetensors, is loaded whole.
+    folder, or whose denoiser is not of safetensors, is loaded whole.
 
     Args:
         base: As ``load_pipeline``.
@@ -61,27 +62,60 @@ def load_text_side(base: str | Path, **from_pretrained: Any) -> Any:
     """
 
     def parts(folder: Path) -> dict[str, Any]:
-        weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
-        if not weights.is_file():
-            return from_pretrained
-        return from_pretrained | {"unet": _shell(weights), "vae": None}
+        shell = _shell(folder)
+        return from_pretrained if shell is None else from_pretrained | shell | {"vae": None}
 
     return _assembled(base, parts, torch.float32)
 
 
-def _shell(weights: Path) -> Any:
-    """A UNet of which only the layers that read the text have memory."""
-    from accelerate import init_empty_weights
-    from diffusers import UNet2DConditionModel
+def _shell(folder: Path) -> dict[str, Any] | None:
+    """A denoiser of which only the layers that read the text have memory, by its name.
 
+    None where the folder does not say enough, or has no weights of safetensors.
+    """
+    import diffusers
+    from accelerate import init_empty_weights
+    from accelerate.utils import set_module_tensor_to_device
+
+    try:
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        pipeline = getattr(diffusers, str(index["_class_name"]))
+        family = family_of(pipeline)
+        cls = getattr(diffusers, index[family.prefix][1])
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return None
+    files = _files(folder / family.prefix)
+    if not files:
+        return None
     with init_empty_weights():
-        config = UNet2DConditionModel.load_config(weights.parent)
-        unet: Any = UNet2DConditionModel.from_config(config)
-    with safe_open(weights, "pt") as file:
-        for name, layer in text_layers(unet).items():
-            weight = file.get_tensor(f"{name}.weight").float()
-            layer.weight = nn.Parameter(weight, requires_grad=False)
-    return unet
+        config = cls.load_config(folder / family.prefix)
+        denoiser: Any = cls.from_config(config)
+    patterns = (*family.readers_by_name.values(), *family.before_readers)
+    wanted = [
+        name
+        for name, _ in denoiser.named_parameters()
+        if any(re.fullmatch(rf"{pattern}\.\w+", name) for pattern in patterns)
+    ]
+    for path in sorted({files[name] for name in wanted if name in files}):
+        with safe_open(path, "pt") as file:
+            for name in wanted:
+                if files.get(name) == path:
+                    value = file.get_tensor(name).float()
+                    set_module_tensor_to_device(denoiser, name, "cpu", value)
+    return {family.prefix: denoiser.requires_grad_(False)}
+
+
+def _files(folder: Path) -> dict[str, Path]:
+    """The file of each weight of a model, in one file or in several."""
+    whole = folder / "diffusion_pytorch_model.safetensors"
+    index = whole.with_name(f"{whole.name}.index.json")
+    if whole.is_file():
+        with safe_open(whole, "pt") as file:
+            return dict.fromkeys(file.keys(), whole)
+    if index.is_file():
+        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        return {name: folder / part for name, part in parts.items()}
+    return {}
 
 
 def _assembled(

@@ -1,96 +1,367 @@
-"""What a method needs to know of a pipeline: the one place that knows architectures."""
+"""What a method needs to know of a pipeline, whatever its architecture.
 
-import functools
+An architecture is described by one class in one file of ``architectures``: what it says of itself
+as class attributes, and what differs from here as methods. Nothing else knows architectures.
+"""
+
 import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from importlib import import_module
-from typing import Any, Protocol, TypeVar, cast
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
-
-F = TypeVar("F", bound=Callable[..., Any])
-
-# The pipeline's class, or one that it is derived from, to the description of its architecture.
-_ARCHITECTURES = {
-    "StableDiffusionPipeline": ".stable_diffusion:StableDiffusionParts",
-    "StableDiffusionImg2ImgPipeline": ".stable_diffusion:StableDiffusionParts",
-    "StableDiffusionInpaintPipeline": ".stable_diffusion:StableDiffusionParts",
-}
+from .architectures import FAMILIES, family_of
+from .modules import check_readable, uncompiled
+from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows
+from .text import Text
 
 
-class Parts(Protocol):
+@dataclass(frozen=True)
+class Group:
+    """Layers of the denoiser that read the same rows of text, so that one multiplier serves all.
+
+    Attributes:
+        layers: By their names in the denoiser.
+        columns: How many of their inputs are text: the first ones.
+    """
+
+    layers: Mapping[str, nn.Linear]
+    columns: int
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Where a text's tokens are among the rows that a group reads.
+
+    Attributes:
+        group: The group's name.
+        tokenizer: What cuts the text into tokens.
+        room: How many tokens a text may have.
+        start: The row of its first token.
+        first, stop: The rows of the whole stream: from ``first`` on, to before ``stop``; None is
+            to the last.
+        causal: Whether a row knows only of the tokens up to its own. If not, one word changes
+            all rows.
+        pooled: Whether the one row stands for the whole text.
+    """
+
+    group: str
+    tokenizer: Any
+    room: int
+    start: int = 0
+    first: int = 0
+    stop: int | None = None
+    causal: bool = True
+    pooled: bool = False
+
+    def tokens(self, text: str) -> list[int]:
+        """A text's tokens, without those that a tokenizer puts around it."""
+        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
+        return found
+
+    def position(self, text: str) -> int:
+        """The row of the last token of a text, which may be the beginning of a longer one.
+
+        Of no text at all it is the row before the first token's, if there is one.
+        """
+        return max(self.first, self.start + len(self.tokens(text)) - 1)
+
+
+class Encoder(NamedTuple):
+    """A text encoder with a pooled embedding, and which columns of the sequence are its own."""
+
+    tokenizer: Any
+    model: nn.Module
+    columns: slice
+
+
+class Heard(NamedTuple):
+    """What ``encode_prompt`` of a pipeline gave."""
+
+    prompt: Text
+    empty: Text | None
+
+
+class Parts(ABC):
     """A pipeline taken apart. Nothing here changes the pipeline.
+
+    Latents are as the pipeline draws them, before it packs them, and as its denoiser is to read
+    them, after ``scale_model_input``. Times t are counted from 1000 (noise) to 0 (image).
 
     Attributes:
         pipe: The pipeline itself.
-        prefix: What a LoRA file puts before the names of the denoiser's modules: ``unet``.
-        denoiser: The network that predicts the noise.
-        scheduler: The pipeline's own.
+        prefix: The denoiser's name in the pipeline, which a LoRA file puts before its layers.
+        text: The denoiser's inputs that are text's, by name. The first holds the sequence.
+        shared: Its inputs that have no row a text or image, whatever their shape.
+        listed: Its inputs that are a list with an entry a row.
+        readers_by_name: By group, a pattern of the names of the layers that read the text first.
+        before_readers: Modules through which the text goes before that, by name.
+        crosses: A pattern of the attention layers in which image and text meet: ESD's ``x``.
+        crosses_strict: Of these, those that read the text: ESD's ``x-strict``.
+        calls: How often the denoiser is called a step under classifier-free guidance: once with
+            two rows an image, or for the prompt and then for the empty or negative one.
+        empty_first: Whether, in one call, the rows of the empty prompt come first.
+        sign: −1 where the denoiser's output is the negative of what the scheduler is given.
+        relative: Whether λ of the closed forms is in units of the rows that are edited: see
+            ``ridge``. Not where it is the authors' own, who tried it on that family.
+        guidance_argument: What the pipeline's call names the scale of guidance.
+        guiding: What of a call's arguments turns guidance on, in words.
     """
 
-    @property
-    def pipe(self) -> Any: ...
+    prefix: ClassVar[str] = "transformer"
+    text: ClassVar[tuple[str, ...]] = ("encoder_hidden_states",)
+    shared: ClassVar[tuple[str, ...]] = ()
+    listed: ClassVar[tuple[str, ...]] = ()
+    readers_by_name: ClassVar[Mapping[str, str]]
+    before_readers: ClassVar[tuple[str, ...]] = ()
+    crosses: ClassVar[str]
+    crosses_strict: ClassVar[str]
+    calls: ClassVar[Literal[1, 2]] = 1
+    empty_first: ClassVar[bool] = True
+    sign: ClassVar[float] = 1.0
+    relative: ClassVar[bool] = True
+    guidance_argument: ClassVar[str] = "guidance_scale"
+    guiding: ClassVar[str] = "guidance_scale above 1"
+
+    def __init__(self, pipe: Any) -> None:
+        self.pipe = pipe
+        self._schedules: dict[int, Schedule] = {}
 
     @property
-    def prefix(self) -> str: ...
+    def denoiser(self) -> nn.Module:
+        """The network that predicts."""
+        return uncompiled(getattr(self.pipe, self.prefix))
 
     @property
-    def denoiser(self) -> nn.Module: ...
+    def scheduler(self) -> Any:
+        """The pipeline's own."""
+        return self.pipe.scheduler
 
-    @property
-    def scheduler(self) -> Any: ...
+    # Text
 
-    def count_tokens(self, text: str) -> int:
-        """The tokens of a text, without begin- and end-of-text.
+    @abstractmethod
+    def streams(self) -> tuple[Stream, ...]:
+        """Where each text encoder's tokens are; every group has one."""
+        ...
 
-        It is also the position of the text's last token, as begin-of-text has position 0.
+    @abstractmethod
+    def heard(self, given: tuple[Any, ...]) -> Heard:
+        """What a call of the pipeline's ``encode_prompt`` gave, as the denoiser reads it."""
+        ...
+
+    def encoders(self) -> tuple[Encoder, ...]:
+        """Those with a pooled embedding that together make the whole sequence; none if they do
+        not."""
+        return ()
+
+    def check_fits(self, text: str) -> None:
+        """Makes sure that no tokenizer cuts a text.
 
         Raises:
-            InputError: The tokenizer would cut the text.
+            InputError: One would.
         """
-        ...
+        for stream in self.streams():
+            if (count := len(stream.tokens(text))) > stream.room:
+                raise InputError(
+                    f"{text!r} is {count} tokens long and the tokenizer cuts after {stream.room}: "
+                    "shorten it."
+                )
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
-        """What cross attention reads of each text, shape (texts, tokens, dim).
+    @property
+    def empty_is_text(self) -> bool:
+        """Whether the pipeline's empty prompt ∅ is what the text '' is encoded to.
 
-        Raises:
-            InputError: The tokenizer would cut one of them.
+        SDXL takes zeros in its place, and others leave out what they put before a prompt.
         """
-        ...
+        return True
 
-    def text_layers(self) -> dict[str, nn.Linear]:
-        """The linear layers that read the encoded text, by their names in the denoiser."""
-        ...
-
-    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        """Channels, rows and columns of the latents of an image of that many pixels.
-
-        The model's own size is meant where none is given.
-        """
-        ...
-
-    def predict(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, scheduler: Any = None
-    ) -> Tensor:
-        """The denoiser's prediction for latents (n, *latent_shape) and text (n, tokens, dim).
+    @torch.no_grad()
+    def encode(self, texts: Sequence[str | None]) -> Text:
+        """What the denoiser reads of each text.
 
         Args:
-            timestep: One for all, or shape (n,).
-            scheduler: Whose latents they are, before ``scale_model_input``; None is the
-                pipeline's own.
+            texts: None is the empty prompt ∅, as the pipeline itself takes it in guidance.
+
+        Raises:
+            InputError: A tokenizer would cut one of them.
+        """
+        words = [text or "" for text in texts]
+        for text in words:
+            self.check_fits(text)
+        found = self.heard(self.encoded(words, guided=False)).prompt
+        if self.empty_is_text or None not in texts:
+            return found
+        empty = self.heard(self.encoded([""], guided=True)).empty
+        assert empty is not None
+        return Text.cat(
+            [empty if text is None else found[i : i + 1] for i, text in enumerate(texts)]
+        )
+
+    def encoded(self, texts: Sequence[str], guided: bool) -> tuple[Any, ...]:
+        """What ``encode_prompt`` gives, with what the pipeline's call passes to it by default."""
+        takes = inspect.signature(type(self.pipe).encode_prompt).parameters
+        call = inspect.signature(type(self.pipe).__call__).parameters
+        arguments: dict[str, Any] = {
+            name: call[name].default
+            for name in _PASSED_ON
+            if name in takes and name in call and call[name].default is not inspect.Parameter.empty
+        }
+        arguments |= {
+            "prompt": list(texts),
+            "prompt_2": None,
+            "prompt_3": None,
+            "device": self.pipe._execution_device,
+            "num_images_per_prompt": 1,
+            "num_videos_per_prompt": 1,
+            "do_classifier_free_guidance": guided,
+        }
+        found: tuple[Any, ...] = self.pipe.encode_prompt(
+            **{name: value for name, value in arguments.items() if name in takes}
+        )
+        return found
+
+    def readers(self) -> dict[str, Group]:
+        """The layers that read the text first, by what of it they read.
+
+        Raises:
+            InputError: Their weights cannot be read.
+        """
+        found = {
+            group: {
+                name: module
+                for name, module in self.denoiser.named_modules()
+                if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)
+            }
+            for group, pattern in self.readers_by_name.items()
+        }
+        for layers in found.values():
+            for name, layer in layers.items():
+                check_readable(name, layer.weight)
+        return {
+            group: Group(layers, self.columns(group, next(iter(layers.values()))))
+            for group, layers in found.items()
+            if layers
+        }
+
+    def ridge(self, ridge: float, norm: float) -> float:
+        """λ of a closed form that edits rows of that mean square norm.
+
+        The rows' norms differ from one text encoder to another by tens, and λ is in their unit:
+        where it is ``relative``, it is for rows of a mean square norm of 768, about that of
+        CLIP ViT-L, which Stable Diffusion 1 reads.
+        """
+        if not self.relative:
+            return ridge
+        return ridge * norm / 768
+
+    def columns(self, group: str, layer: nn.Linear) -> int:
+        """How many of a reader's inputs are text."""
+        return layer.in_features
+
+    def reads(self, text: Text) -> dict[str, list[Tensor]]:
+        """What the groups' layers read of each text, (rows, columns): without what is left out."""
+        rows = text.inputs[self.text[0]]
+        return {next(iter(self.readers_by_name)): list(rows)}
+
+    def sequence(self, text: Text) -> list[Tensor]:
+        """What stands for each text as a whole, (tokens, dim): the rows of the first group."""
+        return next(iter(self.reads(text).values()))
+
+    def layers(self, variant: str) -> dict[str, nn.Module]:
+        """The denoiser's layers that a variant of ESD's trains, by name.
+
+        Args:
+            variant: ``x``, the attention in which text and image meet; ``x-strict``, of it what
+                reads the text; ``u``, all but that attention; ``all``.
+        """
+
+        def wanted(name: str) -> bool:
+            if variant == "x-strict":
+                return bool(re.fullmatch(self.crosses_strict, name))
+            if variant == "all":
+                return True
+            return bool(re.fullmatch(self.crosses, name)) == (variant == "x")
+
+        return {n: module for n, module in self.denoiser.named_modules() if wanted(n)}
+
+    # Images
+
+    @abstractmethod
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        """The shape of one image's latents, of so many pixels; None is the model's own size."""
+        ...
+
+    @abstractmethod
+    def predict(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
+        """What the scheduler is to be given for latents (n, *latent_shape) and n texts.
+
+        Args:
+            t: One for all, or shape (n,).
         """
         ...
 
-    def sampler(self, steps: int) -> Any:
-        """A deterministic sampler of its own, on the model's noise schedule, of that many steps.
+    def schedule(self, steps: int) -> Schedule:
+        """A deterministic sampler on the model's own noise schedule, of that many steps."""
+        if steps not in self._schedules:
+            self._schedules[steps] = (
+                Flow(asked(self.pipe, self.denoiser, self.call(steps=steps, prompt=[""])))
+                if flows(self.scheduler)
+                else Diffusion(self.scheduler, steps)
+            )
+        return self._schedules[steps]
 
-        Its ``scale_model_input`` changes nothing, so ``predict`` takes its latents at several
-        timesteps at once.
+    def combine(self, empty: Tensor, prompt: Tensor, scale: float) -> Tensor:
+        """The pipeline's own guidance, of predictions for ∅ and for the prompt."""
+        return empty + scale * (prompt - empty)
+
+    def call(self, **settings: Any) -> dict[str, Any]:
+        """The arguments of a call of the pipeline.
+
+        Args:
+            settings: ``prompt``; ``steps``, ``guidance``, ``height`` and ``width``, each left out
+                or None for the pipeline's own; and what else its call takes.
         """
-        ...
+        names = {"steps": "num_inference_steps", "guidance": self.guidance_argument}
+        return {
+            names.get(name, name): value for name, value in settings.items() if value is not None
+        }
+
+    # The denoiser's call, for guides: arguments by name
+
+    def text_of(self, given: Mapping[str, Any]) -> Text:
+        """The text inputs of a call of the denoiser."""
+        return Text({name: given[name] for name in self.text if given.get(name) is not None})
+
+    def with_text(self, given: Mapping[str, Any], text: Text) -> dict[str, Any]:
+        """The arguments of a call of the denoiser with other text."""
+        return {**given, **text.inputs}
+
+    def time_of(self, given: Mapping[str, Any]) -> Tensor:
+        """t of a call of the denoiser."""
+        return torch.as_tensor(given["timestep"])
+
+    def eps_scale(self, given: Mapping[str, Any]) -> Tensor:
+        """Δε for a difference of two outputs in a call of the denoiser: see ``schedule``."""
+        return self.sign * eps_scale(self.scheduler, self.time_of(given))
+
+    def guided(self) -> bool:
+        """Whether the call that goes on has classifier-free guidance."""
+        return bool(self.pipe.do_classifier_free_guidance)
+
+
+# What a pipeline's call passes on to its encode_prompt, beside prompts, by their names in both.
+_PASSED_ON = (
+    "max_sequence_length",
+    "complex_human_instruction",
+    "clean_caption",
+    "system_prompt",
+    "text_encoder_out_layers",
+)
 
 
 def described(pipe: Any) -> Parts:
@@ -99,14 +370,12 @@ def described(pipe: Any) -> Parts:
     Raises:
         InputError: Its architecture is not described here.
     """
-    found = next((c.__name__ for c in type(pipe).__mro__ if c.__name__ in _ARCHITECTURES), None)
-    if found is None:
+    family = family_of(type(pipe))
+    if family is None:
         raise InputError(
-            f"Cannot take a {type(pipe).__name__} apart. Described so far: "
-            f"{', '.join(_ARCHITECTURES)}."
+            f"Cannot take a {type(pipe).__name__} apart. Described so far: {', '.join(FAMILIES)}."
         )
-    module, _, attribute = _ARCHITECTURES[found].partition(":")
-    return cast(Parts, getattr(import_module(module, __package__), attribute)(pipe))
+    return cast(Parts, family(pipe))
 
 
 def parts_of(pipe: Any) -> Parts:
@@ -129,78 +398,3 @@ def parts_of(pipe: Any) -> Parts:
             "model, so call unload_lora_weights() first."
         )
     return parts
-
-
-def uncompiled(module: nn.Module) -> nn.Module:
-    """The module itself, also where torch.compile has been put around it."""
-    return cast(nn.Module, getattr(module, "_orig_mod", module))
-
-
-def denoiser_of(pipe: Any, prefix: str) -> nn.Module | None:
-    """A pipeline's denoiser, whose layers have their own names also when it is compiled."""
-    module = getattr(pipe, prefix, None)
-    return uncompiled(module) if isinstance(module, nn.Module) else None
-
-
-def named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a module's call by name, however they were passed."""
-    return dict(zip(_names(cast(Any, type(module))), args, strict=False)) | dict(kwargs)
-
-
-@functools.cache
-def _names(module: Any) -> tuple[str, ...]:
-    return tuple(inspect.signature(module.forward).parameters)[1:]
-
-
-def eager(function: F) -> F:
-    """Marks a hook that torch.compile leaves as it is: what it finds out is not to be traced."""
-    return cast(F, torch.compiler.disable(function))
-
-
-def base_layer(module: nn.Module) -> nn.Module:
-    """The layer itself, also where a LoRA has been put around it."""
-    found = getattr(module, "base_layer", module)
-    if not isinstance(getattr(found, "weight", None), Tensor):
-        raise TypeError(f"a layer with a weight was wanted, this is {type(found).__name__}")
-    return cast(nn.Module, found)
-
-
-def plain(weight: Tensor) -> bool:
-    """Whether a weight's values can be read as they are: in memory and not quantised."""
-    kind = type(weight.data)
-    return kind is Tensor and not weight.is_meta and weight.is_floating_point()
-
-
-def check_readable(name: str, weight: Tensor) -> None:
-    """Makes sure that a layer's weight can be read.
-
-    Raises:
-        InputError: It is offloaded or quantised.
-    """
-    if weight.is_meta:
-        raise InputError(
-            f"The weights of {name} are not in memory, but offloaded or never loaded: erase, and "
-            "put erasures on, before enable_sequential_cpu_offload()."
-        )
-    if not plain(weight):
-        raise InputError(
-            f"The weights of {name} are quantised, and a method starts from what they were: erase "
-            "from the model as it was before, and put the file on the quantised one."
-        )
-
-
-def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
-    """The weights (out, …) of the named layers; None where there is no such layer.
-
-    Raises:
-        InputError: A weight is nowhere in memory.
-    """
-    modules = dict(denoiser.named_modules())
-    found: dict[str, Tensor | None] = dict.fromkeys(names)
-    for name in found:
-        if name in modules:
-            weight = cast(Tensor, base_layer(modules[name]).weight).detach()
-            if weight.is_meta:
-                check_readable(name, weight)
-            found[name] = weight
-    return found

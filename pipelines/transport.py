@@ -19,14 +19,25 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from .._errors import InputError
 from ..records import Transport
-from .parts import described, eager, named, uncompiled
+from .modules import eager, named
+from .parts import described
+from .text import Text
+from .watch import Spoken, spoken_in
 
 
-def similarity(texts: Tensor, others: Tensor) -> Tensor:
-    """The cosine of each two embeddings (n, tokens, dim) and (m, tokens, dim), shape (n, m)."""
-    one, other = texts.flatten(1).float(), others.flatten(1).float()
+def similarity(texts: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
+    """The cosine of each two of n and m embeddings (tokens, dim), shape (n, m).
+
+    Those with fewer tokens are filled up with zeros.
+    """
+    longest = max(len(one) for one in (*texts, *others))
+    one, other = (
+        torch.stack([functional.pad(rows, (0, 0, 0, longest - len(rows))) for rows in some])
+        .flatten(1)
+        .float()
+        for some in (texts, others)
+    )
     return functional.normalize(one, dim=1) @ functional.normalize(other, dim=1).T
 
 
@@ -39,38 +50,30 @@ def overlap(prompt: set[int], phrases: Sequence[set[int]]) -> float:
 class Transported:
     """Scales a LoRA that is in the pipeline's denoiser by facilitated transport.
 
-    The text encoder is listened to, and a row whose text it did not encode since, or whose
+    What the pipeline encodes is listened to, and a row whose text it did not encode, or whose
     embedding was changed on the way, has the whole strength: what is not known is not let pass.
-    So has the row that a guide added, if the guide was there before.
+    So has the row that a guide added, if the guide was there before, and what another pipeline
+    of the same denoiser draws.
 
     Args:
         pipe: The pipeline.
         adapter: The LoRA's name in the denoiser.
         transport: What of prompt and phrases is compared, and the phrases.
-
-    Raises:
-        InputError: The pipeline has more than one text encoder.
     """
 
     def __init__(self, pipe: Any, adapter: str, transport: Transport) -> None:
-        if getattr(pipe, "text_encoder_2", None) is not None:
-            raise InputError(
-                f"Facilitated transport listens to one text encoder, and a {type(pipe).__name__} "
-                "has several: load the file with load_lora_weights, for its whole strength."
-            )
-        parts = described(pipe)
+        self.pipe = pipe
+        self.parts = parts = described(pipe)
         phrases = list(transport.phrases)
         self.kind = transport.similarity
-        self.concepts = parts.encode(phrases)
-        self.special = set(pipe.tokenizer.all_special_ids)
-        self.tokens = [set(ids) - self.special for ids in pipe.tokenizer(phrases).input_ids]
+        self.concepts = parts.sequence(parts.encode(phrases))
+        self.tokens = [self.tokens_of(phrase) for phrase in phrases]
         self.known: dict[bytes, float] = {}
         # of the denoiser's call that goes on: its text and each row's strength
-        self.text, self.strengths = torch.empty(0), torch.empty(0)
-        self.handles = [
-            pipe.text_encoder.register_forward_hook(self.listen, with_kwargs=True),
-            parts.denoiser.register_forward_pre_hook(self.before, with_kwargs=True),
-        ]
+        self.text: Text | None = None
+        self.strengths = torch.empty(0)
+        self.spoken: tuple[Spoken, ...] = ()
+        self.handles = [parts.denoiser.register_forward_pre_hook(self.before, with_kwargs=True)]
         for module in parts.denoiser.modules():
             if adapter in (sides := getattr(module, "lora_B", {})):
                 self.handles.append(sides[adapter].register_forward_hook(self.scale))
@@ -80,29 +83,49 @@ class Transported:
         for handle in self.handles:
             handle.remove()
 
-    @eager
-    def listen(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any], output: Any) -> None:
-        ids = named(uncompiled(module), args, kwargs)["input_ids"]
-        sentence = similarity(output[0], self.concepts.to(output[0])).amax(1).clamp(0, 1).tolist()
-        for row, embedding in enumerate(output[0]):
-            token = overlap(set(ids[row].tolist()) - self.special, self.tokens)
-            both = {"sentence": sentence[row], "token": token}
-            known = both[self.kind] if self.kind in both else max(both.values())
-            self.known[_key(embedding)] = known
+    def tokens_of(self, text: str) -> set[int]:
+        stream = self.parts.streams()[0]
+        return set(stream.tokens(text)) - set(stream.tokenizer.all_special_ids)
+
+    def listen(self, spoken: Spoken) -> None:
+        """Takes down how strongly the erasure is to act on what was encoded."""
+        heard = self.parts.heard(spoken.given)
+        for text, words in ((heard.prompt, spoken.prompts), (heard.empty, spoken.negatives)):
+            if text is None or len(words) != len(text):
+                continue
+            rows = self.parts.sequence(text)
+            concepts = [one.to(rows[0]) for one in self.concepts]
+            sentences = similarity(rows, concepts).amax(1).clamp(0, 1).tolist()
+            for key, said, sentence in zip(_keys(text), words, sentences, strict=True):
+                both = {
+                    "sentence": sentence,
+                    "token": overlap(self.tokens_of(said), self.tokens),
+                }
+                self.known[key] = both[self.kind] if self.kind in both else max(both.values())
 
     @eager
     def before(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
-        text = named(module, args, kwargs)["encoder_hidden_states"]
-        if text is not self.text:
-            self.text = text
-            self.strengths = torch.tensor([self.known.get(_key(row), 1.0) for row in text])
+        text = self.parts.text_of(named(module, args, kwargs))
+        spoken = spoken_in(self.pipe)
+        if spoken is not self.spoken:
+            for one in spoken:
+                if one not in self.spoken:
+                    self.listen(one)
+            self.spoken = spoken
+        elif self.text is not None and text.equals(self.text):
+            return
+        self.text = text
+        self.strengths = torch.tensor([self.known.get(key, 1.0) for key in _keys(text)])
 
     @eager
     def scale(self, module: nn.Module, args: Any, output: Tensor) -> Tensor:
         return output * self.strengths.to(output).view(-1, *(1 for _ in output.shape[1:]))
 
 
-def _key(embedding: Tensor) -> bytes:
-    """What an embedding (tokens, dim) is known by."""
-    values = embedding.detach().float().cpu().contiguous().numpy()
-    return hashlib.blake2b(values.tobytes()).digest()
+def _keys(text: Text) -> list[bytes]:
+    """What each text of a call is known by."""
+    rows = next(iter(text.inputs.values()))
+    return [
+        hashlib.blake2b(row.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+        for row in rows
+    ]

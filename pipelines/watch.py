@@ -14,7 +14,7 @@ import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from .._errors import InputError
 from .._registry import unknown
 from ..gallery import write_atomically
-from .parts import denoiser_of, eager, named, uncompiled
+from .modules import denoiser_of, eager, named, uncompiled
 
 if TYPE_CHECKING:
     from .erasure import Erasure
@@ -109,19 +109,39 @@ class Put(Protocol):
         ...
 
 
+@dataclass(frozen=True, eq=False)
+class Spoken:
+    """A call of a pipeline's ``encode_prompt``.
+
+    Attributes:
+        prompts: An entry an image; none where embeddings were given in their place.
+        negatives: Likewise of the negative prompt; '' where there is none.
+        given: What it gave.
+    """
+
+    prompts: tuple[str, ...]
+    negatives: tuple[str, ...]
+    given: tuple[Any, ...]
+
+
 @dataclass
 class Loop:
     """A pipeline's denoising loop, which goes on.
 
     Attributes:
         thread: The identity of the thread that it runs in.
-        prompts: An entry an image; none where embeddings were given in their place.
+        spoken: The last texts that were encoded before it.
         memory: For who has to remember something as long as it lasts.
     """
 
     thread: int
-    prompts: tuple[str, ...]
+    spoken: tuple[Spoken, ...]
     memory: Any = None
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """An entry an image; none where embeddings were given in their place."""
+        return self.spoken[-1].prompts if self.spoken else ()
 
 
 class Listener:
@@ -136,7 +156,7 @@ class Listener:
         self.pipe = pipe
         self.erasures: list[Erasures] = []
         self.loop: Loop | None = None
-        self.prompts: tuple[str, ...] = ()
+        self.spoken: tuple[Spoken, ...] = ()
         self.encode = pipe.encode_prompt
         functools.update_wrapper(self, self.encode)
         pipe.encode_prompt = self
@@ -181,11 +201,16 @@ class Listener:
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.check()
         call = _bound(self.encode, args, kwargs)
-        prompt, images = call.get("prompt") or (), call.get("num_images_per_prompt", 1)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        # in the order of the pipeline's rows
-        self.prompts = tuple(p for p in prompts for _ in range(images))
-        return self.encode(*args, **kwargs)
+        images = call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1
+        prompts = _listed(call.get("prompt"))
+        negatives = _listed(call.get("negative_prompt") or "")
+        if len(negatives) < len(prompts):
+            negatives = negatives[:1] * len(prompts)
+        given = self.encode(*args, **kwargs)
+        # each an entry an image, in the order of the pipeline's rows
+        said = ([text for text in texts for _ in range(images)] for texts in (prompts, negatives))
+        self.spoken = (*self.spoken[-7:], Spoken(*map(tuple, said), given))
+        return given
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         bar = type(self.pipe).progress_bar(self.pipe, iterable=iterable, total=total)
@@ -203,12 +228,12 @@ class Listener:
                     f"{alone[0].erasure.name!r} keeps count of one drawing at a time: give each "
                     "thread a pipeline of its own (copy.deepcopy)."
                 )
-        self.loop = loop = Loop(thread, self.prompts)
+        self.loop = loop = Loop(thread, self.spoken)
         try:
             yield
             self.check_looked(loop)
         finally:
-            self.loop, loop.memory = running, None
+            self.loop, loop.memory, self.spoken = running, None, ()
 
     def check_looked(self, loop: Loop) -> None:
         """Makes sure that the erasures were looked at in a loop, which has come to its end."""
@@ -495,6 +520,19 @@ def _saving(model: Any) -> Callable[..., None]:
         write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 
     return save_pretrained
+
+
+def spoken_in(pipe: Any) -> tuple[Spoken, ...]:
+    """What a pipeline has encoded for the loop that goes on, or before the next one."""
+    listener = pipe.__dict__.get("encode_prompt")
+    if not isinstance(listener, Listener):
+        return ()
+    return listener.spoken if listener.loop is None else listener.loop.spoken
+
+
+def _listed(texts: str | Sequence[str] | None) -> list[str]:
+    """What a pipeline takes as text, a list."""
+    return [texts] if isinstance(texts, str) else list(texts or ())
 
 
 def _bound(call: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import InputError
-from ..parts import denoiser_of
+from ..modules import denoiser_of
 from .place import Value, fusible, missing, places, ways
 
 if TYPE_CHECKING:

@@ -22,4 +22,4 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
 def put(pipe: Any, erasure: "Erasure") -> "Put":
     """As ``Kind.put``."""
     parts = described(pipe)
-    return Guided(parts.denoiser, parts.prefix, guide_of(parts, erasure.record))
+    return Guided(parts, guide_of(parts, erasure.record))

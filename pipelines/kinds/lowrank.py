@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import InputError
-from ..parts import base_layer, denoiser_of
+from ..modules import base_layer, denoiser_of
 from ..transport import Transported
 from .dense import DenseErasures
 from .place import Value, fusible, missing, places, ways

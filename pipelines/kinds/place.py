@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..parts import base_layer, plain
+from ..modules import base_layer, plain
 
 # How many values of a weight are compared, where a sample of them will do.
 SAMPLE = 64

@@ -1,0 +1,88 @@
+"""The modules of a pipeline as they are: compiled or not, with a LoRA around them, quantised."""
+
+import functools
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+
+from .._errors import InputError
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def uncompiled(module: nn.Module) -> nn.Module:
+    """The module itself, also where torch.compile has been put around it."""
+    return cast(nn.Module, getattr(module, "_orig_mod", module))
+
+
+def denoiser_of(pipe: Any, prefix: str) -> nn.Module | None:
+    """A pipeline's denoiser, whose layers have their own names also when it is compiled."""
+    module = getattr(pipe, prefix, None)
+    return uncompiled(module) if isinstance(module, nn.Module) else None
+
+
+def named(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a module's call by name, however they were passed."""
+    return dict(zip(_names(cast(Any, type(module))), args, strict=False)) | dict(kwargs)
+
+
+@functools.cache
+def _names(module: Any) -> tuple[str, ...]:
+    return tuple(inspect.signature(module.forward).parameters)[1:]
+
+
+def eager(function: F) -> F:
+    """Marks a hook that torch.compile leaves as it is: what it finds out is not to be traced."""
+    return cast(F, torch.compiler.disable(function))
+
+
+def base_layer(module: nn.Module) -> nn.Module:
+    """The layer itself, also where a LoRA has been put around it."""
+    found = getattr(module, "base_layer", module)
+    if not isinstance(getattr(found, "weight", None), Tensor):
+        raise TypeError(f"a layer with a weight was wanted, this is {type(found).__name__}")
+    return cast(nn.Module, found)
+
+
+def plain(weight: Tensor) -> bool:
+    """Whether a weight's values can be read as they are: in memory and not quantised."""
+    kind = type(weight.data)
+    return kind is Tensor and not weight.is_meta and weight.is_floating_point()
+
+
+def check_readable(name: str, weight: Tensor) -> None:
+    """Makes sure that a layer's weight can be read.
+
+    Raises:
+        InputError: It is offloaded or quantised.
+    """
+    if weight.is_meta:
+        raise InputError(
+            f"The weights of {name} are not in memory, but offloaded or never loaded: erase, and "
+            "put erasures on, before enable_sequential_cpu_offload()."
+        )
+    if not plain(weight):
+        raise InputError(
+            f"The weights of {name} are quantised, and a method starts from what they were: erase "
+            "from the model as it was before, and put the file on the quantised one."
+        )
+
+
+def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
+    """The weights (out, …) of the named layers; None where there is no such layer.
+
+    Raises:
+        InputError: A weight is nowhere in memory.
+    """
+    modules = dict(denoiser.named_modules())
+    found: dict[str, Tensor | None] = dict.fromkeys(names)
+    for name in found:
+        if name in modules:
+            weight = cast(Tensor, base_layer(modules[name]).weight).detach()
+            if weight.is_meta:
+                check_readable(name, weight)
+            found[name] = weight
+    return found
