@@ -127,7 +127,7 @@ class Ablation(Eraser):
 
     loss: Literal["model-based", "noise-based"] = "model-based"
     target: Literal["teacher", "student"] = "teacher"
-    variant: Literal["x", "x-strict", "u", "all"] = "x-strict"
+    variant: Literal["x", "x-strict", "u", "blocks", "all"] = "x-strict"
     layers: str = "*"
     iterations: Count = 200
     lr: Positive = 1e-3

@@ -70,7 +70,7 @@ def select(
     Args:
         parts: The base model.
         variant: ``x``, the attention in which image and text meet; ``x-strict``, of it what reads
-            the text; ``u``, all but that attention; ``all``.
+            the text; ``u``, all but that attention; ``blocks``, the transformer blocks; ``all``.
         pattern: Of these, the names that match, as file names do: ``mid_block.*``.
         everything: Whether norms are layers too, which a LoRA cannot change.
 
@@ -166,8 +166,9 @@ class ESD(Eraser):
     Of a model that predicts v, the loss is in v, as the authors' and LECO's is.
 
     Attributes:
-        variant: What is trained: ``x``, cross attention; ``x-strict``, its keys and values;
-            ``u``, everything else; ``all``.
+        variant: What is trained: ``x``, the attention in which image and text meet;
+            ``x-strict``, of it what reads the text, the keys and values; ``u``, everything
+            else; ``blocks``, the transformer blocks; ``all``.
         layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
         eta: The paper's η. None is what the authors' code of 2025 comes to: 1, and 2 with
             ``erase_from``.
@@ -201,7 +202,7 @@ class ESD(Eraser):
         gradient_checkpointing: Less memory, and about a third more time a step.
     """
 
-    variant: Literal["x", "x-strict", "u", "all"] = "x"
+    variant: Literal["x", "x-strict", "u", "blocks", "all"] = "x"
     layers: str = "*"
     eta: float | None = 1.0
     against: Literal["empty", "anchor"] = "empty"
@@ -241,8 +242,7 @@ class ESD(Eraser):
             "expand": False,
         },
         "leco": {
-            "variant": "all",
-            "layers": "*attentions.*",
+            "variant": "blocks",
             "iterations": 500,
             "lr": 1e-4,
             "sampling": "reference",

@@ -171,7 +171,7 @@ class MACE(Eraser):
                 yield {group: one.rows for group, one in found.items()}
                 progress(done / (len(concepts) + 1))
 
-        pairs = {g: one._replace(count=counts[g]) for g, one in gather(goes()).items()}
+        pairs = {g: replace(one, count=counts[g]) for g, one in gather(goes()).items()}
         return paired(pairs, self.prior(parts, concepts))
 
     def prior(self, parts: Parts, concepts: Sequence[Concept]) -> dict[str, Tensor]:

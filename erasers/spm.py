@@ -72,8 +72,8 @@ class SPM(Eraser):
     Attributes:
         transport: What γ is taken from: ``sentence``, ``token``, the larger of ``both``, as the
             authors' code has it; or ``none``, and γ is 1.
-        layers: Of the layers that a LoRA can change, those whose names match, as file names do.
-            The authors' are the transformer blocks', with what leads in and out.
+        layers: Of the transformer blocks, with what leads in and out, the layers whose names
+            match, as file names do. The authors' are all of them.
         eta: η, how far beyond its anchor the concept is pushed.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
@@ -89,7 +89,7 @@ class SPM(Eraser):
     """
 
     transport: Literal["both", "sentence", "token", "none"] = "both"
-    layers: str = "*attentions.*"
+    layers: str = "*"
     eta: float = 1.0
     iterations: Count = 200
     lr: Positive = 3e-3
@@ -150,7 +150,7 @@ class SPM(Eraser):
 
     def _esd(self) -> ESD:
         return ESD(
-            variant="all",
+            variant="blocks",
             layers=self.layers,
             eta=self.eta,
             against="anchor",

@@ -430,7 +430,8 @@ def embeddings(
             yield {name: torch.cat(rows) for name, rows in found.items()}
 
 
-class Gathered(NamedTuple):
+@dataclass(frozen=True)
+class Gathered:
     """Rows of a group of layers, and how many there were before some were put together."""
 
     rows: Tensor

@@ -39,25 +39,26 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.nn import functional
 
 from unsee.erasers.esd import ESD
 from unsee.eval import DETECTORS, compare
 from unsee.flow import erase, generate_gallery
 from unsee.pipelines import load_pipeline
-from unsee.pipelines.stable_diffusion import StableDiffusionParts
+from unsee.pipelines.architectures.stable_diffusion import StableDiffusion
+from unsee.pipelines.schedule import ddim
+from unsee.pipelines.text import Text
 from unsee.prompts import Concept, find_suite
 
 
-class RandomParts(StableDiffusionParts):
+class RandomParts(StableDiffusion):
     """A random UNet of Stable Diffusion 1.5's shapes; its texts are random embeddings."""
 
-    def encode(self, texts: Any) -> Tensor:
-        draws = (torch.Generator().manual_seed(len(text)) for text in texts)
+    def encode(self, texts: Any) -> Text:
+        draws = (torch.Generator().manual_seed(len(text or "")) for text in texts)
         dim = self.pipe.unet.config.cross_attention_dim
         rows = torch.stack([torch.randn(77, dim, generator=draw) for draw in draws])
-        return rows.to(self.pipe.unet.device)
+        return Text({"encoder_hidden_states": rows.to(self.pipe.unet.device)})
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         return (4, self.pipe.unet.config.sample_size, self.pipe.unet.config.sample_size)
@@ -96,10 +97,11 @@ def published(parts: RandomParts, samples: int, steps: int) -> float:
     for parameter in trained:
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(trained, lr=5e-5)
-    empty, concept = parts.encode(["", "van gogh"]).split(1)
+    empty, concept = parts.encode([None, "van gogh"]).first.split(1)
     both = torch.cat([empty, concept])
     draw = torch.Generator().manual_seed(0)
-    scheduler = parts.sampler(steps)
+    scheduler = ddim(parts.scheduler)
+    scheduler.set_timesteps(steps)
     for sample in range(samples):
         x = torch.randn((1, *parts.latent_shape()), generator=draw).to(base.device)
         k = (2 * sample + 1) * steps // (2 * samples)

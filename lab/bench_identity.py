@@ -11,6 +11,7 @@ Makes a UNet, a VAE and two text encoders of SDXL's shapes, filled with numbers,
 import argparse
 import json
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -20,9 +21,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from lab.bench_uce import timed
+from unsee.pipelines.architectures.stable_diffusion import StableDiffusion
 from unsee.pipelines.erasure import hashes_of_format_1
 from unsee.pipelines.identity import alike, known_module, sample
-from unsee.pipelines.stable_diffusion import text_layers
 
 WIDE: dict[str, Any] = {
     "hidden_size": 1280,
@@ -82,7 +83,9 @@ def main() -> None:
     parser.add_argument("--hashes", action="store_true")
     arguments = parser.parse_args()
     made = components()
-    weights = {name: layer.weight.detach() for name, layer in text_layers(made["unet"]).items()}
+    parts = StableDiffusion(SimpleNamespace(unet=made["unet"]))
+    layers = parts.readers()["sequence"].layers
+    weights = {name: layer.weight.detach() for name, layer in layers.items()}
     kept = sample(weights)
     row = {
         "layers": len(weights),

@@ -21,11 +21,13 @@ from collections.abc import Sequence
 from types import SimpleNamespace
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lab.bench_uce import shapes
 from unsee.erasers.uce import UCE
-from unsee.pipelines.stable_diffusion import StableDiffusionParts
+from unsee.pipelines.architectures.stable_diffusion import StableDiffusion
+from unsee.pipelines.parts import Stream
+from unsee.pipelines.text import Text
 from unsee.prompts import Concept
 
 
@@ -41,15 +43,21 @@ class Layers(nn.Module):
         return iter(self.named.items())
 
 
-class RandomParts(StableDiffusionParts):
+class RandomParts(StableDiffusion):
     """Its texts are random embeddings, a token a word."""
 
-    def count_tokens(self, text: str) -> int:
-        return len(text.split())
+    def streams(self) -> tuple[Stream, ...]:
+        return (Stream("sequence", words, room=75, start=1),)
 
-    def encode(self, texts: Sequence[str]) -> Tensor:
+    def encode(self, texts: Sequence[str | None]) -> Text:
         draws = (torch.Generator().manual_seed(hash(text) % 2**32) for text in texts)
-        return torch.stack([torch.randn(77, self.pipe.dim, generator=draw) for draw in draws])
+        rows = [torch.randn(77, self.pipe.dim, generator=draw) for draw in draws]
+        return Text({"encoder_hidden_states": torch.stack(rows)})
+
+
+def words(text: str, **options: object) -> SimpleNamespace:
+    """A tokenizer to which every word is one token."""
+    return SimpleNamespace(input_ids=text.split())
 
 
 def resident() -> float:

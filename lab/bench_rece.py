@@ -7,7 +7,7 @@ Stable Diffusion 1.5's or SDXL's UNet, random, in one process. The published ari
 out plainly from its description, in float32: for all layers Σ WᵀW and Σ WᵀW₀ of the weights as
 edited so far, one inverse for the concept's tokens c′; then, for each layer, the sums of outer
 products over the tokens of what goes and of what stays, and a d × d inverse. Ours is the loop of
-``RECE.matrix``, in float64. Encoding the prompts is the same work for both and is left out.
+``RECE.matrices``, in float64. Encoding the prompts is the same work for both and is left out.
 
 Prints the seconds of one epoch of each and their ratio; the seconds that ours takes once for
 Q = Σ W₀ᵀW₀; and the ratio over all epochs with Q in it.
@@ -48,7 +48,7 @@ def published(
 
 
 def second_moment(weights: list[Tensor]) -> Tensor:
-    """Q, as ``RECE.matrix`` sums it up."""
+    """Q, as ``RECE.matrices`` sums it up."""
     q = torch.zeros(weights[0].shape[1], weights[0].shape[1], dtype=torch.float64)
     for weight in weights:
         double = weight.double()
@@ -57,8 +57,8 @@ def second_moment(weights: list[Tensor]) -> Tensor:
 
 
 def epoch(m: Tensor, q: Tensor, goes: Tensor, becomes: Tensor, kept: Tensor) -> Tensor:
-    """M after one more epoch, as ``RECE.matrix`` finds it."""
-    found = Rows(adversary(goes, m, q, CLOSENESS), becomes, kept)
+    """M after one more epoch, as ``RECE.matrices`` finds it."""
+    found = Rows(adversary(goes, m, q, CLOSENESS), becomes, kept, 1.0)
     left, right = found.solve(1.0, KEEP, RIDGE)
     return m + (m @ left) @ right
 
@@ -76,7 +76,7 @@ def main() -> None:
     print(f"{arguments.model}: {len(old)} layers, d = {dim}, {torch.get_num_threads()} threads")
     rows = [torch.randn(arguments.tokens, dim, generator=draw) for _ in range(3)]
     doubles = [one.double() for one in rows]
-    left, right = Rows(*doubles).solve(1.0, KEEP, RIDGE)
+    left, right = Rows(doubles[0], doubles[1], doubles[2], 1.0).solve(1.0, KEEP, RIDGE)
     m = torch.eye(dim, dtype=torch.float64) + left @ right
     new = [(weight.double() @ m).float() for weight in old]
     once, q = timed(lambda: second_moment(old))

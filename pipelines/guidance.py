@@ -108,7 +108,9 @@ class Trajectory:
 
     def read(self, given: Text) -> None:
         if self.empty is not None:
-            prompt, empty = given, self.empty
+            # One negative prompt for all images may be one row.
+            several = len(self.empty) < len(given)
+            prompt, empty = given, self.empty.expand(len(given)) if several else self.empty
         else:
             half = len(given) // 2
             one, other = given[:half], given[half:]
@@ -240,6 +242,7 @@ class Guides:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         trajectory, self.now = self.now, None
         assert trajectory is not None
+        guided: Any
         if trajectory.waits is not None:
             guided, trajectory.waits = trajectory.waits, None
         else:

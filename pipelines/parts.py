@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from .._errors import InputError
 from .architectures import FAMILIES, family_of
 from .modules import check_readable, uncompiled
-from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows
+from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows, other_schedule
 from .text import Text
 
 
@@ -103,6 +103,8 @@ class Parts(ABC):
         before_readers: Modules through which the text goes before that, by name.
         crosses: A pattern of the attention layers in which image and text meet: ESD's ``x``.
         crosses_strict: Of these, those that read the text: ESD's ``x-strict``.
+        blocks: A pattern of the layers of its transformer blocks, with what leads in and out.
+        flow: Whether it is a flow model: see ``schedule``.
         calls: How often the denoiser is called a step under classifier-free guidance: once with
             two rows an image, or for the prompt and then for the empty or negative one.
         empty_first: Whether, in one call, the rows of the empty prompt come first.
@@ -121,6 +123,8 @@ class Parts(ABC):
     before_readers: ClassVar[tuple[str, ...]] = ()
     crosses: ClassVar[str]
     crosses_strict: ClassVar[str]
+    blocks: ClassVar[str] = r"(single_)?transformer_blocks\..*"
+    flow: ClassVar[bool] = True
     calls: ClassVar[Literal[1, 2]] = 1
     empty_first: ClassVar[bool] = True
     sign: ClassVar[float] = 1.0
@@ -131,6 +135,10 @@ class Parts(ABC):
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
         self._schedules: dict[int, Schedule] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Parts":
+        # A copy of the denoiser alone is no reason to copy its pipeline.
+        return type(self)(memo.get(id(self.pipe), self.pipe))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -277,17 +285,16 @@ class Parts(ABC):
 
         Args:
             variant: ``x``, the attention in which text and image meet; ``x-strict``, of it what
-                reads the text; ``u``, all but that attention; ``all``.
+                reads the text; ``u``, all but that attention; ``blocks``, the transformer
+                blocks; ``all``.
         """
-
-        def wanted(name: str) -> bool:
-            if variant == "x-strict":
-                return bool(re.fullmatch(self.crosses_strict, name))
-            if variant == "all":
-                return True
-            return bool(re.fullmatch(self.crosses, name)) == (variant == "x")
-
-        return {n: module for n, module in self.denoiser.named_modules() if wanted(n)}
+        patterns = {"x-strict": self.crosses_strict, "blocks": self.blocks, "all": ".*"}
+        pattern = patterns.get(variant, self.crosses)
+        return {
+            name: module
+            for name, module in self.denoiser.named_modules()
+            if bool(re.fullmatch(pattern, name)) == (variant != "u")
+        }
 
     # Images
 
@@ -306,11 +313,17 @@ class Parts(ABC):
         ...
 
     def schedule(self, steps: int) -> Schedule:
-        """A deterministic sampler on the model's own noise schedule, of that many steps."""
+        """A deterministic sampler on the model's own noise schedule, of that many steps.
+
+        Raises:
+            InputError: The pipeline's scheduler has another one.
+        """
+        if flows(self.scheduler) != self.flow:
+            raise other_schedule(self.scheduler)
         if steps not in self._schedules:
             self._schedules[steps] = (
                 Flow(asked(self.pipe, self.denoiser, self.call(steps=steps, prompt=[""])))
-                if flows(self.scheduler)
+                if self.flow
                 else Diffusion(self.scheduler, steps)
             )
         return self._schedules[steps]

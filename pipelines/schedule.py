@@ -132,10 +132,11 @@ def eps_scale(own: Any, t: Tensor) -> Tensor:
     if kind == "epsilon":
         return torch.ones_like(t, dtype=torch.float32)
     alphas = own.alphas_cumprod.to(t.device)[t.long().clamp(0, len(own.alphas_cumprod) - 1)]
-    root = alphas.float().sqrt()
+    root: Tensor = alphas.float().sqrt()
     if kind == "v_prediction":
         return root
-    return -root / (1 - alphas.float()).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    noise: Tensor = (1 - alphas.float()).sqrt().clamp_min(torch.finfo(torch.float32).tiny)
+    return -root / noise
 
 
 def asked(pipe: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
@@ -193,8 +194,13 @@ def ddim(own: Any) -> Any:
         or alphas.shape != sampler.alphas_cumprod.shape
         or not torch.allclose(alphas.cpu(), sampler.alphas_cumprod, rtol=0, atol=1e-6)
     ):
-        raise InputError(
-            f"The pipeline's {type(own).__name__} has another noise schedule than its betas give: "
-            "set pipe.scheduler to one that this model was trained with, such as DDIMScheduler."
-        )
+        raise other_schedule(own)
     return sampler
+
+
+def other_schedule(own: Any) -> InputError:
+    """The error for a scheduler that is not of the model's kind."""
+    return InputError(
+        f"The pipeline's {type(own).__name__} has another noise schedule than the model was "
+        "trained with: set pipe.scheduler to the one that the model came with."
+    )

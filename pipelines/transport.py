@@ -62,7 +62,6 @@ class Transported:
     """
 
     def __init__(self, pipe: Any, adapter: str, transport: Transport) -> None:
-        self.pipe = pipe
         self.parts = parts = described(pipe)
         phrases = list(transport.phrases)
         self.kind = transport.similarity
@@ -106,7 +105,7 @@ class Transported:
     @eager
     def before(self, module: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> None:
         text = self.parts.text_of(named(module, args, kwargs))
-        spoken = spoken_in(self.pipe)
+        spoken = spoken_in(self.parts.pipe)
         if spoken is not self.spoken:
             for one in spoken:
                 if one not in self.spoken:

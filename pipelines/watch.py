@@ -206,10 +206,15 @@ class Listener:
         negatives = _listed(call.get("negative_prompt") or "")
         if len(negatives) < len(prompts):
             negatives = negatives[:1] * len(prompts)
+        if not prompts or call.get("negative_prompt_embeds") is not None:
+            # Embeddings that were made elsewhere
+            negatives = []
         given = self.encode(*args, **kwargs)
         # each an entry an image, in the order of the pipeline's rows
-        said = ([text for text in texts for _ in range(images)] for texts in (prompts, negatives))
-        self.spoken = (*self.spoken[-7:], Spoken(*map(tuple, said), given))
+        said, unsaid = (
+            tuple(text for text in texts for _ in range(images)) for texts in (prompts, negatives)
+        )
+        self.spoken = (*self.spoken[-7:], Spoken(said, unsaid, given))
         return given
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:

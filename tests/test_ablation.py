@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler
 from torch import Tensor
 
 from unsee._errors import InputError
-from unsee.erasers.ablation import Ablation, _truth
+from unsee.erasers.ablation import Ablation
 from unsee.erasers.effect import effect
 from unsee.pipelines import Erasure, parts_of
 from unsee.prompts import Concept
@@ -64,7 +64,7 @@ def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any, target
     alphas = pipe.scheduler.alphas_cumprod
 
     def predict(unet: Any, x: Tensor, t: Tensor, prompts: Tensor) -> Tensor:
-        out: Tensor = unet(x, t, encoder_hidden_states=texts[prompts]).sample
+        out: Tensor = unet(x, t, **texts[prompts].inputs).sample
         return out
 
     with torch.no_grad():
@@ -116,15 +116,19 @@ def test_it_learns_what_the_loop_written_out_learns(pipe: Any, loss: Any, target
 def test_truth_is_the_noise_or_the_velocity(pipe: Any) -> None:
     x, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator())
     t = torch.tensor([0, 500, 999])
-    scheduler = ddim(pipe, 3)
-    assert torch.equal(_truth(scheduler, x, noise, t), noise)
-    scheduler.register_to_config(prediction_type="v_prediction")
-    alpha = scheduler.alphas_cumprod[t].view(3, 1, 1, 1)
+
+    def truth(kind: str) -> Tensor:
+        pipe.scheduler.register_to_config(prediction_type=kind)
+        return parts_of(pipe).schedule(3).truth(x, noise, t)
+
+    assert torch.equal(truth("epsilon"), noise)
+    alpha = pipe.scheduler.alphas_cumprod[t].view(3, 1, 1, 1)
     want = alpha**0.5 * noise - (1 - alpha) ** 0.5 * x
-    torch.testing.assert_close(_truth(scheduler, x, noise, t), want)
-    scheduler.register_to_config(prediction_type="sample")
-    with pytest.raises(InputError, match="predicts 'sample'"):
-        _truth(scheduler, x, noise, t)
+    torch.testing.assert_close(truth("v_prediction"), want)
+    assert torch.equal(truth("sample"), x)
+    pipe.scheduler.register_to_config(prediction_type="the weather")
+    with pytest.raises((InputError, ValueError), match="the weather"):
+        truth("the weather")
 
 
 # What it is shown
@@ -150,12 +154,12 @@ def test_every_phrase_template_and_image_has_its_turn(pipe: Any) -> None:
     }
     assert {plan.prompts[plan.drawn[i]] for i in plan.kept.tolist()} == {"monet"}
     assert plan.timesteps.min() >= 0 and plan.timesteps.max() < 1000
-    assert plan.prompts[0] == ""
+    assert plan.prompts[0] is None
     # One image is enough for each concept, and what is not kept has none.
     few = Ablation(iterations=1, batch_size=1, keep_weight=0.0)
     assert len(few._plan(parts_of(pipe), [group, VAN_GOGH], 0).drawn) == 2
     plain = Ablation(expand=False)._plan(parts_of(pipe), [group, BOMB], 0)
-    assert set(plain.prompts) == {"", "bomb", "knife", "hammer", "dog"}
+    assert set(plain.prompts) == {None, "bomb", "knife", "hammer", "dog"}
 
 
 @pytest.mark.parametrize("count", [1, 6])
@@ -234,12 +238,15 @@ def test_it_is_stored_as_a_lora_of_the_keys_and_values_or_dense(pipe: Any) -> No
     )
     for erasure in (plain, rank, dense):
         assert erasure.record.method == "ablation"
-        assert erasure.record.base.components["unet"].layers.keys() == parts.text_layers().keys()
+        assert (
+            erasure.record.base.components["unet"].layers.keys()
+            == parts.readers()["sequence"].layers.keys()
+        )
         assert erasure.measured.loss is not None and erasure.measured.loss.first > 0
     assert 0 < (plain.measured.residual or 0) <= 0.2
     assert {t.shape[0] for n, t in rank.tensors.items() if "lora_A" in n} == {2}
     assert dense.record.kind == "dense"
-    for name in parts.text_layers():
+    for name in parts.readers()["sequence"].layers:
         product = (
             plain.tensors[f"unet.{name}.lora_B.weight"]
             @ plain.tensors[f"unet.{name}.lora_A.weight"]

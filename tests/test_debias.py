@@ -48,11 +48,11 @@ def test_each_round_is_an_edit_of_the_original_with_all_differences_so_far(pipe:
     assert found.pushes["knife"] == pytest.approx({"dog": 0.8, "cat": -0.8})
     parts = parts_of(pipe)
     knife, dog, cat, hammer = (
-        parts.encode([text])[0, parts.count_tokens(text)].double()
+        parts.encode([text]).first[0, parts.streams()[0].position(text)].double()
         for text in ("knife", "dog", "cat", "hammer")
     )
     v = knife + 0.8 * dog - 0.8 * cat
-    for name, layer in parts.text_layers().items():
+    for name, layer in parts.readers()["sequence"].layers.items():
         w = layer.weight.detach().double()
         left = 0.5 * w + torch.outer(w @ v, knife) + torch.outer(w @ hammer, hammer)
         right = torch.outer(knife, knife) + torch.outer(hammer, hammer)

@@ -99,9 +99,9 @@ def test_two_add_up_and_come_off_one_by_one(pipe: Any, erasure: Erasure) -> None
             e.tensors[f"unet.{name}.lora_B.weight"] @ e.tensors[f"unet.{name}.lora_A.weight"]
             for e in (erasure, other)
         )
-        for name, layer in parts_of(pipe).text_layers().items()
+        for name, layer in parts_of(pipe).readers()["sequence"].layers.items()
     }
-    for name, layer in parts_of(pipe).text_layers().items():
+    for name, layer in parts_of(pipe).readers()["sequence"].layers.items():
         layer.weight.data = summed[name]
     torch.testing.assert_close(images(pipe), both, rtol=0, atol=1e-4)
 

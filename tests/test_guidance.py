@@ -15,6 +15,7 @@ from unsee.erasers.sld import SLD, _Guide
 from unsee.erasers.uce import UCE
 from unsee.flow import erase, make_eraser
 from unsee.pipelines import GUIDES, Erasure, load_pipeline, parts_of
+from unsee.pipelines.text import Text
 from unsee.prompts import Concept
 
 CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"))
@@ -75,7 +76,7 @@ def test_sld_is_diffusers_own_safe_pipeline(
 
 def test_sld_is_the_papers_formula() -> None:
     settings = SLD(scale=3.0, threshold=0.1, warmup=1, momentum=0.5, momentum_decay=0.7)
-    guide = _Guide(settings, torch.zeros(1, 1, 1), warmup=1)
+    guide = _Guide(settings, Text({"encoder_hidden_states": torch.zeros(1, 1, 1)}), warmup=1)
     draw = torch.Generator().manual_seed(0)
     past = torch.zeros(2, 4, 3, 3)
     for step in range(4):
@@ -202,7 +203,7 @@ def test_without_classifier_free_guidance_it_says_what_to_set(pipe: Any, method:
 
 @every
 def test_a_denoiser_called_from_elsewhere_is_told_of_the_guide(pipe: Any, method: str) -> None:
-    latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""])
+    latents, text = torch.zeros(2, 4, 8, 8), parts_of(pipe).encode(["bomb", ""]).first
     with erase(pipe, CONCEPT, method=method, **SURE.get(method, {})).applied(pipe):
         images(pipe)
         with pytest.raises(InputError, match=f"{method} steers .* in a call of the pipeline"):

@@ -83,7 +83,7 @@ def test_what_is_less_than_a_rounding_of_every_value_is_not_seen() -> None:
 
 def test_any_changed_layer_and_any_exchanged_two_are_seen(pipe: Any, erasure: Erasure) -> None:
     erasure.check_base(pipe)
-    layers = parts_of(pipe).text_layers()
+    layers = parts_of(pipe).readers()["sequence"].layers
     for name, layer in layers.items():
         before = layer.weight.detach().clone()
         layer.weight.data = before + 1e-3 * torch.randn_like(before)
@@ -107,7 +107,7 @@ def test_a_layer_of_which_a_lora_or_a_compiler_is_around_is_the_same(
 
 
 def test_a_quantised_base_is_taken_with_a_warning(pipe: Any, erasure: Erasure) -> None:
-    for layer in parts_of(pipe).text_layers().values():
+    for layer in parts_of(pipe).readers()["sequence"].layers.values():
         codes = (layer.weight * 100).to(torch.int8).reshape(-1, 1)
         layer.weight = nn.Parameter(codes, requires_grad=False)
     with pytest.warns(UserWarning, match="and 7 more weights.*quantised.*see to it yourself"):

@@ -26,7 +26,7 @@ def short_captions(monkeypatch: pytest.MonkeyPatch) -> None:
 def words(parts: Any) -> list[tuple[Tensor, Tensor]]:
     """f and g of the two concepts, their tokens aligned by hand: 16 a prompt."""
     texts = ["van gogh", "art", "a van gogh photo", "a art photo", "bomb", ""]
-    van_gogh, art, a_van_gogh, an_art, bomb, nothing = parts.encode(texts).double()
+    van_gogh, art, a_van_gogh, an_art, bomb, nothing = parts.encode(texts).first.double()
     styles = (
         torch.cat([van_gogh, a_van_gogh]),
         # gogh becomes art, and so does van; what follows moves up by one
@@ -36,8 +36,8 @@ def words(parts: Any) -> list[tuple[Tensor, Tensor]]:
 
 
 def prior(parts: Any, *kept: str) -> Tensor:
-    tokens = parts.encode(list(kept)).double().flatten(0, 1)
-    general = parts.encode(["a dog by monet"]).double().flatten(0, 1)
+    tokens = parts.encode(list(kept)).first.double().flatten(0, 1)
+    general = parts.encode(["a dog by monet"]).first.double().flatten(0, 1)
     return torch.add(0.05 * tokens.T @ tokens, 0.01 * general.T @ general)
 
 
@@ -52,10 +52,11 @@ SETTINGS = MACE(prompts=0)
 
 
 def edited(parts: Any, settings: MACE, concepts: list[Concept]) -> dict[str, Tensor]:
-    left, right = settings.solve(parts, concepts)
+    rows = settings.rows(parts, concepts)["sequence"]
+    left, right = rows.solve(1.0, 1.0, settings.ridge)
     return {
         name: layer.weight.detach().double() @ (torch.eye(len(left)).double() + left @ right)
-        for name, layer in parts.text_layers().items()
+        for name, layer in parts.readers()["sequence"].layers.items()
     }
 
 
@@ -64,7 +65,7 @@ def test_one_concept_is_refined_as_layer_by_layer(pipe: Any) -> None:
     f, g = words(parts)[0]
     p = prior(parts, "monet", "a monet photo", "")
     for name, new in edited(parts, SETTINGS, [VAN_GOGH]).items():
-        weight = parts.text_layers()[name].weight.detach().double()
+        weight = parts.readers()["sequence"].layers[name].weight.detach().double()
         want = refined(weight, f, g @ weight.T, p, 10.0)
         assert (want - weight).abs().max() > 1e-3
         torch.testing.assert_close(new, want, rtol=0, atol=1e-9)
@@ -77,7 +78,7 @@ def test_two_concepts_are_refined_together_layer_by_layer(pipe: Any) -> None:
     erasure = MACE(prompts=0, residual=1e-9).fit(parts, [VAN_GOGH, BOMB])
     f, g = (torch.cat(side) for side in zip(*pairs, strict=True))
     for name, new in edited(parts, SETTINGS, [VAN_GOGH, BOMB]).items():
-        weight = parts.text_layers()[name].weight.detach().double()
+        weight = parts.readers()["sequence"].layers[name].weight.detach().double()
         want = refined(weight, f, g @ weight.T, p, 10.0)
         torch.testing.assert_close(new, want, rtol=0, atol=1e-9)
         a, b = (erasure.tensors[f"unet.{name}.lora_{side}.weight"].double() for side in "AB")
@@ -90,7 +91,7 @@ def test_the_paper_leaves_the_phrase_itself_to_its_lora(pipe: Any) -> None:
     around = [0, *range(2, 16)]
     p = prior(parts, "dog", "cat", "")
     for name, new in edited(parts, MACE(prompts=0, tokens="around"), [BOMB]).items():
-        weight = parts.text_layers()[name].weight.detach().double()
+        weight = parts.readers()["sequence"].layers[name].weight.detach().double()
         want = refined(weight, f[around], g[around] @ weight.T, p, 10.0)
         torch.testing.assert_close(new, want, rtol=0, atol=1e-9)
 
@@ -112,7 +113,10 @@ def test_what_its_anchor_encodes_to_already_is_let_be(pipe: Any) -> None:
     ]
     for name, new in edited(parts, SETTINGS, same).items():
         torch.testing.assert_close(
-            new, parts.text_layers()[name].weight.detach().double(), rtol=0, atol=1e-9
+            new,
+            parts.readers()["sequence"].layers[name].weight.detach().double(),
+            rtol=0,
+            atol=1e-9,
         )
 
 
@@ -129,9 +133,10 @@ def test_a_phrase_and_its_anchor_are_aligned_at_their_ends(
     pipe: Any, phrase: str, anchor: str, tokens: list[int]
 ) -> None:
     concept = Concept(phrase, anchor=anchor)
-    _, ((_, own), (_, its)), _ = MACE(prompts=0)._pairs(parts_of(pipe), concept)
-    last = parts_of(pipe).count_tokens(phrase)
-    assert own == list(range(last + 1 - len(tokens), last + 1)) and its == tokens
+    _, ((_, (own,)), (_, (its,))), _ = MACE(prompts=0)._pairs(parts_of(pipe), concept)
+    last = parts_of(pipe).streams()[0].position(phrase)
+    assert own.fixed == tuple(range(last + 1 - len(tokens), last + 1))
+    assert its.fixed == tuple(tokens)
 
 
 @pytest.mark.parametrize(
@@ -166,7 +171,7 @@ def test_a_phrase_is_put_into_as_many_prompts_as_there_is_room_for(pipe: Any) ->
         "an image of ",
     ]
     assert 6 < len(texts[2]) < 60 and "a photo of bomb at night" in texts[2]
-    assert all(parts.count_tokens(text) <= 14 for text in texts[2])
+    assert all(parts.streams()[0].position(text or "") <= 14 for text in texts[2])
 
 
 @pytest.mark.parametrize(

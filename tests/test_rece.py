@@ -27,9 +27,12 @@ def edited(weight: Tensor, goes: Tensor, becomes: Tensor, stays: Tensor) -> Tens
 def test_it_is_the_loop_over_the_layers(pipe: Any, epochs: int, hold: bool) -> None:
     settings = RECE(epochs=epochs, hold=hold, residual=1e-9)
     parts = parts_of(pipe)
-    rows = settings.first().rows(parts, CONCEPTS)
-    whole, becomes = settings.first().whole(parts, CONCEPTS)
-    old = {name: layer.weight.detach().double() for name, layer in parts.text_layers().items()}
+    rows = settings.first().rows(parts, CONCEPTS)["sequence"]
+    whole, becomes = settings.first().whole(parts, CONCEPTS)["sequence"]
+    old = {
+        name: layer.weight.detach().double()
+        for name, layer in parts.readers()["sequence"].layers.items()
+    }
     new = {name: edited(w, rows.sources, rows.targets, rows.kept) for name, w in old.items()}
     eye = torch.eye(whole.shape[1], dtype=torch.float64)
     for _ in range(epochs):
@@ -40,7 +43,7 @@ def test_it_is_the_loop_over_the_layers(pipe: Any, epochs: int, hold: bool) -> N
         if hold:
             goes, comes = torch.cat([rows.sources, found]), torch.cat([rows.targets, becomes])
         new = {name: edited(w, goes, comes, rows.kept) for name, w in new.items()}
-    m, erasure = settings.matrix(parts, CONCEPTS), settings.fit(parts, CONCEPTS)
+    m, erasure = settings.matrices(parts, CONCEPTS)["sequence"], settings.fit(parts, CONCEPTS)
     for name, w in old.items():
         torch.testing.assert_close(w @ m, new[name], rtol=0, atol=1e-9)
         a, b = (erasure.tensors[f"unet.{name}.lora_{side}.weight"].double() for side in "AB")
@@ -61,7 +64,7 @@ def test_no_epoch_is_uce(pipe: Any) -> None:
     uce = UCE(ridge=0.1, keep_scale=0.1, style_anchor="", residual=1e-6)
     one = uce.fit(parts_of(pipe), CONCEPTS).tensors
     two = RECE(epochs=0, residual=1e-6).fit(parts_of(pipe), CONCEPTS).tensors
-    for name, layer in parts_of(pipe).text_layers().items():
+    for name, layer in parts_of(pipe).readers()["sequence"].layers.items():
         products = [
             t[f"unet.{name}.lora_B.weight"] @ t[f"unet.{name}.lora_A.weight"] for t in (one, two)
         ]

@@ -59,7 +59,7 @@ def onto(columns: list[np.ndarray]) -> np.ndarray:
 def written_out(pipe: Any, prompt: str, margin: float) -> tuple[np.ndarray, np.ndarray, float]:
     """The prompt's text with its triggers moved, which they are, and 1 − β."""
     count = len(pipe.tokenizer(prompt).input_ids) - 2
-    e = np.asarray(parts_of(pipe).encode([prompt])[0].double())
+    e = np.asarray(parts_of(pipe).encode([prompt]).first[0].double())
     away = np.eye(e.shape[1]) - onto([without(pipe, p, None) for p in CONCEPT.phrases])
     masked = [without(pipe, prompt, 1 + i) for i in range(count)]
     d = [np.linalg.norm(away @ p) for p in masked]
@@ -75,6 +75,11 @@ def written_out(pipe: Any, prompt: str, margin: float) -> tuple[np.ndarray, np.n
     return np.where(hit[:, None], clean, e), hit, float(np.mean(cosines))
 
 
+def seen(pipe: Any, text: str) -> torch.Tensor:
+    """A text's pooled embedding, and with each token masked."""
+    return pooled(pipe, parts_of(pipe).encoders()[0], text)
+
+
 def test_each_step_reads_the_formulas_text(pipe: Any) -> None:
     settings: dict[str, Any] = {"margin": 0.03, "midpoint": 5.2, "limit": 30}
     erasure = SAFREE(**settings).fit(parts_of(pipe), [CONCEPT])
@@ -87,7 +92,7 @@ def test_each_step_reads_the_formulas_text(pipe: Any) -> None:
         text, hit, cosine = written_out(pipe, prompt, 0.03)
         last = round(30 / (1 + np.exp(-5 * (10 * (1 - cosine) - 5.2))) * 12 / 50)
         steps = (last + 1) * hit.any()
-        plain = parts_of(pipe).encode([prompt])[0]
+        plain = parts_of(pipe).encode([prompt]).first[0]
         for step in range(12):
             if hit.any() and step <= last:
                 torch.testing.assert_close(
@@ -121,24 +126,24 @@ def test_not_validated_every_step_reads_the_moved_text(pipe: Any) -> None:
     erasure = SAFREE(validate=False).fit(parts_of(pipe), [CONCEPT])
     first, *more = texts_read(pipe, erasure, 5, prompt="bomb")
     assert len(more) == 4 and all(torch.equal(text, first) for text in more)
-    assert not torch.equal(first, parts_of(pipe).encode(["bomb"]))
+    assert not torch.equal(first, parts_of(pipe).encode(["bomb"]).first)
 
 
 def test_a_prompt_that_is_a_phrase_is_found_out_and_an_empty_one_is_not(pipe: Any) -> None:
-    concept = span(pooled(pipe, "bomb")[:1])
-    assert triggers(pooled(pipe, "bomb"), concept, 0.01).tolist() == [True]
-    assert triggers(pooled(pipe, ""), concept, 0.01).tolist() == []
+    concept = span(seen(pipe, "bomb")[:1])
+    assert triggers(seen(pipe, "bomb"), concept, 0.01).tolist() == [True]
+    assert triggers(seen(pipe, ""), concept, 0.01).tolist() == []
 
 
 def test_a_phrase_said_twice_spans_no_more(pipe: Any) -> None:
-    one, two = pooled(pipe, "bomb")[:1], pooled(pipe, "van gogh")[:1]
+    one, two = seen(pipe, "bomb")[:1], seen(pipe, "van gogh")[:1]
     once, twice = span(torch.cat([one, two])), span(torch.cat([one, two, one * (1 + 1e-7)]))
     assert len(once) == len(twice) == 2
     torch.testing.assert_close(once.T @ once, twice.T @ twice, rtol=0, atol=1e-6)
 
 
 def test_a_call_with_embeddings_for_a_prompt_is_told_what_to_pass(pipe: Any) -> None:
-    text = parts_of(pipe).encode(["bomb", ""])
+    text = parts_of(pipe).encode(["bomb", ""]).first
     with SAFREE().fit(parts_of(pipe), [CONCEPT]).applied(pipe):
         with pytest.raises(InputError, match="safree reads .* pass prompt, not prompt_embeds"):
             drawn(pipe, prompt=None, prompt_embeds=text[:1], negative_prompt_embeds=text[1:])
@@ -153,7 +158,7 @@ def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
 def test_a_prompt_with_a_trigger_is_moved_in_the_first_step_at_least(pipe: Any) -> None:
     erasure = SAFREE(midpoint=1000.0).fit(parts_of(pipe), [CONCEPT])
     first, second, *_ = texts_read(pipe, erasure, 5, prompt="bomb")
-    plain = parts_of(pipe).encode(["bomb"])
+    plain = parts_of(pipe).encode(["bomb"]).first
     assert torch.equal(second, plain) and not torch.equal(first, plain)
 
 
@@ -168,12 +173,12 @@ PHRASES = [f"{a} {b}" for a in ("van", "photo", "knife", "dog") for b in ("gogh"
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_its_subspace_is_the_same_in_half_precision(pipe: Any, dtype: torch.dtype) -> None:
-    words = torch.cat([pooled(pipe, phrase)[:1] for phrase in PHRASES])
+    words = torch.cat([seen(pipe, phrase)[:1] for phrase in PHRASES])
     basis = span(words)
     erasure = SAFREE(validate=False).fit(parts_of(pipe), [CONCEPT])
     whole = texts_read(pipe, erasure, 1)[0]
     pipe.to(dtype)
-    half = span(torch.cat([pooled(pipe, phrase)[:1] for phrase in PHRASES]))
+    half = span(torch.cat([seen(pipe, phrase)[:1] for phrase in PHRASES]))
     assert len(half) == len(basis) == len(PHRASES)
     assert (project(words.double(), half) - words).norm() < 0.02 * words.norm()
     found = texts_read(pipe, erasure, 1)[0].float()

@@ -11,6 +11,7 @@ import torch
 
 from unsee._errors import InputError
 from unsee.pipelines import load_pipeline, parts_of
+from unsee.pipelines.schedule import ddim
 
 PROMPTS = ["a dog emoji in noto style", "a pizza emoji in flat style"]
 STEPS, GUIDANCE = 20, 3.0
@@ -62,11 +63,11 @@ def noise_of(pipe: Any) -> torch.Tensor:
 def ours(pipe: Any) -> torch.Tensor:
     """Where the sampler ends, by classifier-free guidance."""
     parts = parts_of(pipe)
-    sampler, text = parts.sampler(STEPS), parts.encode(["", "", *PROMPTS])
-    x: torch.Tensor = noise_of(pipe) * sampler.init_noise_sigma
-    for t in sampler.timesteps:
-        empty, prompt = parts.predict(torch.cat([x, x]), t, text, sampler).chunk(2)
-        x = sampler.step(empty + GUIDANCE * (prompt - empty), t, x).prev_sample
+    schedule, text = parts.schedule(STEPS), parts.encode([None, None, *PROMPTS])
+    x = noise_of(pipe) * schedule.start
+    for i, t in enumerate(schedule.times):
+        empty, prompt = parts.predict(torch.cat([x, x]), t, text).chunk(2)
+        x = schedule.step(i, parts.combine(empty, prompt, GUIDANCE), x)
     return x
 
 
@@ -106,7 +107,7 @@ def test_noise_schedule_and_prediction_are_the_model_s(
     pipe: Any, name: str, prediction: str
 ) -> None:
     pipe.scheduler = born(name, {**pipe.scheduler.config, "prediction_type": prediction})
-    sampler = parts_of(pipe).sampler(5)
+    sampler = ddim(pipe.scheduler)
     torch.testing.assert_close(sampler.alphas_cumprod, pipe.scheduler.alphas_cumprod)
     assert sampler.config.prediction_type == prediction
     assert sampler.config.num_train_timesteps == pipe.scheduler.config.num_train_timesteps
@@ -115,7 +116,7 @@ def test_noise_schedule_and_prediction_are_the_model_s(
 @pytest.mark.parametrize("name", ["DDIM", "EulerDiscrete", "DPMSolverMultistep"])
 def test_zero_terminal_snr_is_the_model_s_too(pipe: Any, name: str) -> None:
     pipe.scheduler = born(name, pipe.scheduler.config, rescale_betas_zero_snr=True)
-    sampler = parts_of(pipe).sampler(5)
+    sampler = ddim(pipe.scheduler)
     assert sampler.alphas_cumprod[-1] < 1e-6
 
 
@@ -133,4 +134,4 @@ def test_zero_terminal_snr_is_the_model_s_too(pipe: Any, name: str) -> None:
 def test_another_kind_of_noise_schedule_is_refused(pipe: Any, scheduler: Any) -> None:
     pipe.scheduler = scheduler
     with pytest.raises(InputError, match="has another noise schedule"):
-        parts_of(pipe).sampler(5)
+        parts_of(pipe).schedule(5)

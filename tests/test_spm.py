@@ -66,8 +66,8 @@ def images(pipe: Any, *prompts: str, **call: Any) -> Tensor:
 
 
 def test_surrogates_are_drawn_by_how_little_they_are_like_the_concept() -> None:
-    sources = torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]])
-    candidates = torch.tensor([[[3.0, 4.0]], [[-5.0, 0.0]], [[1.0, 1.0]]])
+    sources = list(torch.tensor([[[1.0, 0.0]], [[0.0, 2.0]]]))
+    candidates = list(torch.tensor([[[3.0, 4.0]], [[-5.0, 0.0]], [[1.0, 1.0]]]))
     # The nearest phrase's |cos|: 4/5, 1, √½
     weights = torch.tensor([0.2, 0.0, 1 - 0.5**0.5], dtype=torch.float64) ** 2
     found = surrogates(sources, candidates, 2.0)
@@ -82,7 +82,9 @@ def test_its_surrogates_are_kept_in_the_share_that_d_gives_them(pipe: Any) -> No
     anchored = SPM(iterations=2000, batch_size=1, alpha=3.0)._anchored(
         parts, concept, ["bomb"], draw
     )
-    want = surrogates(parts.encode(["bomb"]), parts.encode(concept.keep), 3.0)
+    want = surrogates(
+        list(parts.encode(["bomb"]).first), list(parts.encode(concept.keep).first), 3.0
+    )
     assert want.max() > 1.3 * want.min()
     for phrase, chance in zip(concept.keep, want.tolist(), strict=True):
         assert anchored.keep.count(phrase) / 2000 == pytest.approx(chance, abs=0.04)
@@ -119,7 +121,7 @@ def test_a_membrane_is_of_rank_1_around_each_layer_of_the_transformer_blocks(
 def test_without_anchoring_it_learns_as_esd_does(pipe: Any) -> None:
     parts = parts_of(pipe)
     ours = SPM(**FAST, anchoring=0.0).fit(parts, [VAN_GOGH], seed=2)
-    esd = ESD(**FAST, variant="all", layers="*attentions.*", rank=1, keep_weight=0.0)
+    esd = ESD(**FAST, variant="blocks", rank=1, keep_weight=0.0)
     theirs = esd.fit(parts, [VAN_GOGH], seed=2)
     assert ours.tensors.keys() == theirs.tensors.keys()
     assert all(torch.equal(t, theirs.tensors[n]) for n, t in ours.tensors.items())
@@ -134,7 +136,7 @@ def test_its_target_has_the_anchor_in_the_bracket(pipe: Any, anchor: str | None)
         with torch.no_grad():
             e_c, e_a = (
                 pipe.unet(x, samples.timesteps[n], encoder_hidden_states=text).sample
-                for text in parts.encode(["bomb", anchor or ""]).split(1)
+                for text in parts.encode(["bomb", anchor or ""]).first.split(1)
             )
         torch.testing.assert_close(
             samples.targets[n, None], e_a - 1.5 * (e_c - e_a), rtol=0, atol=1e-3
@@ -145,8 +147,9 @@ def test_its_target_has_the_anchor_in_the_bracket(pipe: Any, anchor: str | None)
 
 
 def test_the_likeness_of_two_texts_is_the_cosine_and_the_share_of_tokens() -> None:
-    texts = torch.tensor([[[1.0, 2.0], [2.0, 0.0]]])
-    others = torch.tensor([[[2.0, 0.0], [0.0, 0.0]], [[-1.0, -2.0], [-2.0, 0.0]]])
+    texts = [torch.tensor([[1.0, 2.0], [2.0, 0.0]])]
+    # The first has one token less.
+    others = [torch.tensor([[2.0, 0.0]]), torch.tensor([[-1.0, -2.0], [-2.0, 0.0]])]
     torch.testing.assert_close(similarity(texts, others), torch.tensor([[1 / 3, -1.0]]))
     assert overlap({1, 2, 3}, [{1, 4}, {2, 5, 6}]) == 0.5
     assert overlap({1}, [{2}]) == 0.0
@@ -258,15 +261,6 @@ def test_it_stacks_and_comes_off_in_any_order(
     torch.testing.assert_close(images(pipe, *prompts), alone["uce"], rtol=0, atol=1e-5)
     keep()
     assert torch.equal(images(pipe, *prompts), base)
-
-
-def test_several_text_encoders_are_refused_and_nothing_is_left(
-    pipe: Any, membranes: Callable[[str], Erasure]
-) -> None:
-    pipe.text_encoder_2 = pipe.text_encoder
-    with pytest.raises(InputError, match="listens to one text encoder.*load_lora_weights"):
-        membranes("both").add_to(pipe)
-    assert not getattr(pipe.unet, "peft_config", {}) and not pipe.unet._forward_pre_hooks
 
 
 def test_the_record_says_how_it_is_transported(pipe: Any, tmp_path: Path) -> None:

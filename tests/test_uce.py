@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from unsee._errors import InputError
-from unsee.erasers.uce import UCE, Rows, gather, multiplier, thin
+from unsee.erasers.uce import UCE, Rows, gather, multiplier, paired, thin
 from unsee.pipelines import Erasure, parts_of
 from unsee.prompts import Concept
 
@@ -120,14 +120,14 @@ def test_thin_leaves_out_no_more_than_is_said() -> None:
 
 def rows(pipe: object, preset: str, concept: Concept) -> tuple[Tensor, Tensor, Tensor]:
     settings = UCE(**UCE.presets[preset])
-    return settings.rows(parts_of(pipe), [concept])
+    return settings.rows(parts_of(pipe), [concept])["sequence"][:3]
 
 
 def test_the_2025_settings_take_the_last_subject_token(pipe: object) -> None:
     parts = parts_of(pipe)
     goes, becomes, stays = rows(pipe, "2025", Concept("van gogh", "style", keep=("claude monet",)))
-    encoded = parts.encode(["van gogh", "art", "claude monet"]).double()
-    last = [parts.count_tokens(text) for text in ("van gogh", "art", "claude monet")]
+    encoded = parts.encode(["van gogh", "art", "claude monet"]).first.double()
+    last = [parts.streams()[0].position(text) for text in ("van gogh", "art", "claude monet")]
     assert last[0] == 2
     torch.testing.assert_close(goes, encoded[0, 2:3])
     torch.testing.assert_close(becomes, encoded[1, last[1] : last[1] + 1])
@@ -136,12 +136,12 @@ def test_the_2025_settings_take_the_last_subject_token(pipe: object) -> None:
 
 def test_the_2025_settings_send_an_object_to_the_begin_of_text(pipe: object) -> None:
     _, becomes, _ = rows(pipe, "2025", Concept("bomb"))
-    torch.testing.assert_close(becomes, parts_of(pipe).encode([""]).double()[0, :1])
+    torch.testing.assert_close(becomes, parts_of(pipe).encode([""]).first.double()[0, :1])
 
 
 def test_the_2023_settings_align_the_tails_and_keep_the_empty_prompt(pipe: object) -> None:
     goes, becomes, stays = rows(pipe, "2023", Concept("van gogh", "style"))
-    encoded = parts_of(pipe).encode(["van gogh", ""]).double()
+    encoded = parts_of(pipe).encode(["van gogh", ""]).first.double()
     torch.testing.assert_close(goes, encoded[0, 2:])
     torch.testing.assert_close(becomes, encoded[1, :14])
     torch.testing.assert_close(stays, encoded[1])
@@ -155,13 +155,13 @@ def test_the_file_holds_the_dense_edit_of_every_layer(pipe: object, preset: str)
         Concept("bomb", keep=("hammer", "cat")),
     ]
     parts = parts_of(pipe)
-    goes, becomes, stays = settings.rows(parts, concepts)
+    goes, becomes, stays, _ = settings.rows(parts, concepts)["sequence"]
     keep_scale = 1.0 if settings.keep_scale is None else settings.keep_scale
     # '' is kept beside the four
     keep_scale = 0.2 if preset == "2023" else keep_scale
     scales = torch.tensor([1.0] * len(goes) + [keep_scale] * len(stays), dtype=torch.float64)
     erasure: Erasure = settings.fit(parts, concepts)
-    for name, layer in parts.text_layers().items():
+    for name, layer in parts.readers()["sequence"].layers.items():
         want = dense(
             layer.weight.detach().double(),
             torch.cat([goes, stays]),
@@ -206,15 +206,15 @@ def test_a_style_that_is_its_own_default_anchor_is_refused(pipe: object) -> None
 
 def test_moderation_makes_a_style_nothing(pipe: object) -> None:
     _, becomes, _ = rows(pipe, "moderate", Concept("van gogh", "style"))
-    torch.testing.assert_close(becomes, parts_of(pipe).encode([""]).double()[0, :1])
+    torch.testing.assert_close(becomes, parts_of(pipe).encode([""]).first.double()[0, :1])
 
 
 def test_a_concept_without_templates_is_expanded_as_far_as_there_is_room(pipe: object) -> None:
     goes, becomes, stays = rows(pipe, "2025-expanded", Concept("bomb", keep=("cat",)))
     texts = ["bomb", "photo of bomb", "painting of bomb"]
-    encoded = parts_of(pipe).encode(texts).double()
+    encoded = parts_of(pipe).encode(texts).first.double()
     for i, text in enumerate(texts):
-        last = encoded[i, parts_of(pipe).count_tokens(text)]
+        last = encoded[i, parts_of(pipe).streams()[0].position(text)]
         assert (goes - last).abs().sum(1).min() < 1e-5
     assert len(goes) == len(becomes) == 6 and len(stays) == 1
     long = Concept("bomb bomb bomb bomb bomb bomb")
@@ -224,14 +224,16 @@ def test_a_concept_without_templates_is_expanded_as_far_as_there_is_room(pipe: o
 def test_however_many_rows_there_are_the_edit_is_the_same() -> None:
     weight, sources, targets, _ = problem(300, 500)
     goals = targets + sources[:300]
-    few = gather(torch.cat([sources[:300], goals], 1).split(7)).chunk(2, 1)
-    kept = gather(sources[300:].split(7))
-    assert len(few[0]) < 300 and len(kept) <= 4 * 24
+    pairs = gather({"rows": some} for some in torch.cat([sources[:300], goals], 1).split(7))
+    kept = gather({"rows": some} for some in sources[300:].split(7))["rows"].rows
+    few = paired(pairs, {"rows": kept})["rows"]
+    assert len(few.sources) < 300 and len(kept) <= 4 * 24
+    assert few.norm == pytest.approx(float(sources[:300].square().sum(1).mean()))
     one, two = (
         weight @ left @ right
         for left, right in (
-            Rows(sources[:300], goals, sources[300:]).solve(1.0, 0.05, 0.5),
-            Rows(few[0], few[1], kept).solve(1.0, 0.05, 0.5),
+            Rows(sources[:300], goals, sources[300:], 1.0).solve(1.0, 0.05, 0.5),
+            few.solve(1.0, 0.05, 0.5),
         )
     )
     torch.testing.assert_close(two, one, rtol=0, atol=1e-9)

@@ -53,7 +53,7 @@ def erasures(tiny_folder: Path) -> dict[str, Erasure]:
     deltas = {
         f"{name}.weight": tensors[f"unet.{name}.lora_B.weight"]
         @ tensors[f"unet.{name}.lora_A.weight"]
-        for name in parts.text_layers()
+        for name in parts.readers()["sequence"].layers
     }
     transported = dataclasses.replace(uce.record, transport=Transport("token", CONCEPT.phrases))
     return {
@@ -538,7 +538,9 @@ def test_a_pipeline_derived_from_a_described_one_is_taken_apart(pipe: Any) -> No
     class Mine(StableDiffusionPipeline):  # type: ignore[misc]
         pass
 
-    assert list(parts_of(second(pipe, Mine)).text_layers()) == list(parts_of(pipe).text_layers())
+    assert list(parts_of(second(pipe, Mine)).readers()["sequence"].layers) == list(
+        parts_of(pipe).readers()["sequence"].layers
+    )
     with pytest.raises(InputError, match="Cannot take a object apart"):
         parts_of(object())
 

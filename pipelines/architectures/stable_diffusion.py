@@ -16,6 +16,8 @@ class StableDiffusion(Parts):
     readers_by_name = {"sequence": r".*attn2\.to_[kv]"}
     crosses = r".*attn2\..*"
     crosses_strict = r".*attn2\.to_[kv]"
+    blocks = r".*attentions\..*"
+    flow = False
     # The closed forms' authors tried their λ on this family.
     relative = False
 

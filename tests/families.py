@@ -1,0 +1,293 @@
+"""Real pipelines of every architecture, made tiny: random weights, every class diffusers' own.
+
+``PIPELINES[name]()`` builds one in memory. All images are 32 pixels a side.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import diffusers
+import torch
+import transformers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from torch import nn
+
+WORDS = (
+    "a an the of in by style art photo painting van gogh monet bomb knife hammer cat dog".split()
+)
+VOCABULARY = 512
+# Wider than an edit has rows, as the real models are
+WIDTH = 256
+
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }} "
+    "{{ m.content if m.content is string else m.content[0]['text'] }}<|im_end|>{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+)
+
+# Of each kind of tokenizer: its special tokens, their parts, and what it puts around a text.
+_KINDS: dict[str, tuple[dict[str, str], str | None]] = {
+    "clip": ({"bos": "<s>", "eos": "</s>", "pad": "</s>"}, "<s> $A </s>"),
+    "t5": ({"pad": "<pad>", "eos": "</s>"}, "$A </s>"),
+    "gemma": ({"pad": "<pad>", "bos": "<bos>"}, "<bos> $A"),
+    "bert": ({"pad": "[PAD]", "cls": "[CLS]", "sep": "[SEP]"}, "[CLS] $A [SEP]"),
+    "qwen": ({"pad": "<|endoftext|>", "eos": "<|im_end|>"}, None),
+}
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def tokenizer(kind: str, length: int) -> Any:
+    """A tokenizer that knows the words above, and letters."""
+    parts, around = _KINDS[kind]
+    special = list(dict.fromkeys(parts.values()))
+    if kind == "qwen":
+        special.append("<|im_start|>")
+    vocabulary = {token: i for i, token in enumerate(special)}
+    for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
+        vocabulary[letter] = len(vocabulary)
+    merges = []
+    for word in ("Ġ" + word for word in WORDS):
+        for end in range(2, len(word) + 1):
+            if word[:end] not in vocabulary:
+                vocabulary[word[:end]] = len(vocabulary)
+                merges.append((word[: end - 1], word[end - 1]))
+    made = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    made.decoder = decoders.ByteLevel()
+    if around:
+        known = [(token, vocabulary[token]) for token in special]
+        made.post_processor = processors.TemplateProcessing(single=around, special_tokens=known)
+    found = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=made,
+        model_max_length=length,
+        **{f"{name}_token": token for name, token in parts.items()},
+        **({"additional_special_tokens": ["<|im_start|>"]} if kind == "qwen" else {}),
+    )
+    if kind == "qwen":
+        found.chat_template = CHAT
+    return found
+
+
+def seeded(make: Callable[[], M], seed: int = 0) -> M:
+    """A module with weights of a seed, in evaluation."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return make().eval()
+
+
+def shaken(make: Callable[[], M]) -> M:
+    """A denoiser none of whose weights is 0, as some begin with, so that all of it acts."""
+    model = seeded(make)
+    draw = torch.Generator().manual_seed(7)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+    return model
+
+
+def clip(width: int = 32, projected: bool = False, seed: int = 0) -> Any:
+    cls = transformers.CLIPTextModelWithProjection if projected else transformers.CLIPTextModel
+    config = transformers.CLIPTextConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=32,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        hidden_act="gelu",
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    return seeded(lambda: cls(config), seed)
+
+
+def t5(width: int, multilingual: bool = False) -> Any:
+    family = "UMT5" if multilingual else "T5"
+    config = getattr(transformers, f"{family}Config")(
+        vocab_size=VOCABULARY,
+        d_model=width,
+        d_ff=2 * width,
+        num_layers=2,
+        num_heads=4,
+        d_kv=8,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
+    return seeded(lambda: getattr(transformers, f"{family}EncoderModel")(config), 1)
+
+
+def kl(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
+    return seeded(
+        lambda: diffusers.AutoencoderKL(
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(4,) * blocks,
+            down_block_types=("DownEncoderBlock2D",) * blocks,
+            up_block_types=("UpDecoderBlock2D",) * blocks,
+            layers_per_block=1,
+            latent_channels=channels,
+            norm_num_groups=1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            **more,
+        )
+    )
+
+
+def flow(**settings: Any) -> Any:
+    return diffusers.FlowMatchEulerDiscreteScheduler(**settings)
+
+
+def stable_diffusion() -> Any:
+    unet = shaken(
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(16, 32),
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            attention_head_dim=8,
+            norm_num_groups=4,
+            cross_attention_dim=WIDTH,
+        )
+    )
+    return diffusers.StableDiffusionPipeline(
+        vae=kl(),
+        text_encoder=clip(WIDTH),
+        tokenizer=tokenizer("clip", 77),
+        unet=unet,
+        scheduler=diffusers.DDIMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            steps_offset=1,
+            clip_sample=False,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def stable_diffusion_xl(**more: Any) -> Any:
+    unet = shaken(
+        lambda: diffusers.UNet2DConditionModel(
+            sample_size=16,
+            layers_per_block=1,
+            block_out_channels=(16, 32),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            norm_num_groups=4,
+            cross_attention_dim=WIDTH + 32,
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=32 + 6 * 8,
+        )
+    )
+    return diffusers.StableDiffusionXLPipeline(
+        vae=kl(),
+        text_encoder=clip(WIDTH),
+        text_encoder_2=clip(projected=True, seed=3),
+        tokenizer=tokenizer("clip", 77),
+        tokenizer_2=tokenizer("clip", 77),
+        unet=unet,
+        scheduler=diffusers.EulerDiscreteScheduler(
+            beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1
+        ),
+        add_watermarker=False,
+        **more,
+    )
+
+
+def stable_diffusion_3() -> Any:
+    transformer = shaken(
+        lambda: diffusers.SD3Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            caption_projection_dim=32,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=64,
+            # As 3.5 medium, whose attn2 is the image's attention to itself
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        )
+    )
+    return diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=flow(shift=3.0),
+        vae=kl(shift_factor=0.06),
+        text_encoder=clip(projected=True),
+        tokenizer=tokenizer("clip", 77),
+        text_encoder_2=clip(projected=True, seed=3),
+        tokenizer_2=tokenizer("clip", 77),
+        text_encoder_3=t5(WIDTH),
+        tokenizer_3=tokenizer("t5", 512),
+    )
+
+
+def flux(guidance: bool = True) -> Any:
+    transformer = shaken(
+        lambda: diffusers.FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            pooled_projection_dim=32,
+            axes_dims_rope=(4, 4, 8),
+            guidance_embeds=guidance,
+        )
+    )
+    pipe = diffusers.FluxPipeline(
+        scheduler=flow(shift=3.0, use_dynamic_shifting=guidance),
+        vae=kl(shift_factor=0.06),
+        text_encoder=clip(),
+        tokenizer=tokenizer("clip", 77),
+        text_encoder_2=t5(WIDTH),
+        tokenizer_2=tokenizer("t5", 512),
+        transformer=transformer,
+    )
+    return sized(pipe)
+
+
+def sized(pipe: Any) -> Any:
+    """A pipeline whose own size is 32 pixels, where no component's configuration says so."""
+    pipe.default_sample_size = 32 // pipe.vae_scale_factor
+    return pipe
+
+
+PIPELINES: dict[str, Callable[[], Any]] = {
+    "stable-diffusion": stable_diffusion,
+    "stable-diffusion-xl": stable_diffusion_xl,
+    "stable-diffusion-3": stable_diffusion_3,
+    "flux": flux,
+    "flux-schnell": functools.partial(flux, False),
+}
+
+# How a pipeline of that name is called so that it has classifier-free guidance.
+GUIDED: dict[str, dict[str, Any]] = {
+    "flux": {"true_cfg_scale": 4.0, "negative_prompt": ""},
+    "flux-schnell": {"true_cfg_scale": 4.0, "negative_prompt": ""},
+}
+
+
+def build(name: str) -> Any:
+    """The tiny pipeline of that name, without its progress bar."""
+    pipe = PIPELINES[name]()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
