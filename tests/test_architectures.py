@@ -160,14 +160,14 @@ def test_its_readers_are_the_layers_that_change_with_text_alone(name: str, pipe:
     x, other = torch.randn(2, 1, *parts.latent_shape(), generator=torch.Generator().manual_seed(0))
     text, another = (parts.encode([prompt]) for prompt in PROMPTS)
     with torch.no_grad():
-        for latents, t, said in (
+        for latents, t, words in (
             (x, 500.0, text),
             (x, 500.0, another),
             (other, 500.0, text),
             (x, 200.0, text),
         ):
             inputs.append({})
-            parts.predict(latents, torch.tensor(t), said)
+            parts.predict(latents, torch.tensor(t), words)
     for handle in handles:
         handle.remove()
     base, said, drawn, later = inputs
