@@ -262,6 +262,27 @@ def test_a_lora_overwritten_in_place_is_an_error(pipe: Any, erasures: dict[str, 
         images(pipe)
 
 
+@pytest.mark.parametrize("kind", ["lowrank", "transport", "dense"])
+def test_whichever_of_its_tensors_is_overwritten_the_next_image_is_an_error(
+    pipe: Any, erasures: dict[str, Erasure], kind: str
+) -> None:
+    erasures[kind].add_to(pipe)
+    pipe(["a bomb"], num_inference_steps=1, output_type="latent")
+    parameters = dict(pipe.unet.named_parameters())
+    for name in erasures[kind].tensors:
+        inside = name.removeprefix("unet.").removesuffix("_delta")
+        if kind != "dense":
+            inside = inside.replace(".weight", ".van-gogh.weight")
+        before = parameters[inside].detach().clone()
+        with torch.no_grad():
+            parameters[inside].mul_(1.5)
+        with pytest.raises(InputError, match="'van gogh' has been overwritten"):
+            pipe(["a bomb"], num_inference_steps=1)
+        with torch.no_grad():
+            parameters[inside].copy_(before)
+    pipe(["a bomb"], num_inference_steps=1, output_type="latent")
+
+
 def test_a_callback_that_switches_it_off_on_the_way_is_undone_at_the_next_step(
     pipe: Any, erasures: dict[str, Erasure]
 ) -> None:
