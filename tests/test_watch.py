@@ -828,6 +828,26 @@ def test_the_nearest_of_several_phrases_gives_the_strength(
     assert all((one - other).abs().max() > 0.01 for one, other in zip(base, whole, strict=True))
 
 
+@pytest.mark.parametrize("kind", ["token", "sentence", "both"])
+def test_a_prompt_that_is_one_of_the_phrases_gets_the_whole_strength(
+    pipe: Any, erasures: dict[str, Erasure], kind: Any
+) -> None:
+    made, prompts = erasures["transport"], ["van gogh", "bomb"]
+
+    def of(*phrases: str) -> Tensor:
+        record = dataclasses.replace(made.record, transport=Transport(kind, phrases))
+        with dataclasses.replace(made, record=record).applied(pipe):
+            return images(pipe, prompt=prompts, guidance_scale=1.0)
+
+    with erasures["lowrank"].applied(pipe):
+        whole = images(pipe, prompt=prompts, guidance_scale=1.0)
+    for phrases in (("van gogh", "bomb"), ("bomb", "van gogh"), ("cat", "bomb", "van gogh")):
+        torch.testing.assert_close(of(*phrases), whole, rtol=0, atol=1e-4)
+    # Of one phrase alone, the other prompt gets less
+    assert (of("van gogh")[1] - whole[1]).abs().max() > 1e-3
+    assert (of("bomb")[0] - whole[0]).abs().max() > 1e-3
+
+
 def test_a_row_whose_embedding_was_changed_gets_the_whole_strength(
     pipe: Any, erasures: dict[str, Erasure]
 ) -> None:
