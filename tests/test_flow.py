@@ -298,7 +298,7 @@ def found(out):
     for name in ("date", "seconds", "peak_bytes"):  # which are of the run and not of the images
         del report[name]
     files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
-    assert files.pop("report.html").endswith(b"</html>\\n")
+    assert files.pop("report.html").rstrip().endswith(b"</html>")
     return files | {"report.json": report}
 
 def stop_before(number, out, stopped):
