@@ -307,6 +307,8 @@ def stop_before(number, out, stopped):
         writes = event in ("os.chmod", "os.mkdir", "os.remove", "os.rename", "os.truncate")
         if event == "open":
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event == "os.mkdir" and os.path.isdir(arguments[0]):  # which changes nothing
+            return
         about = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
         if writes and any(a.startswith(str(out)) for a in about) and next(seen) == number:
             stopped.append(event)
