@@ -411,12 +411,17 @@ def _is_half_written(path: Path) -> bool:
     return bool(_WRITING.fullmatch(path.name)) and path.is_file()
 
 
+def clear(folder: Path) -> None:
+    """Removes the files that a run that was killed left half-written in a folder."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if _is_half_written(entry):
+            entry.unlink(missing_ok=True)
+
+
 def _clear(path: Path) -> None:
-    """Removes what a run that was killed left half-written."""
+    """Removes what a run that was killed left half-written in a gallery."""
     for folder in (path, path / "images"):
-        for entry in folder.iterdir() if folder.is_dir() else ():
-            if _is_half_written(entry):
-                entry.unlink(missing_ok=True)
+        clear(folder)
     file = path / "images.jsonl"
     if file.is_file() and (data := file.read_bytes()) and not data.endswith(b"\n"):
         write_atomically(file, data[: data.rfind(b"\n") + 1])

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..gallery import Gallery, write_atomically
+from ..gallery import Gallery, clear, write_atomically
 from . import words
 from .report import Outcome, Report, Sample
 from .rows import ACCURACIES, Asked, Comparison
@@ -35,7 +35,11 @@ MARKS: Mapping[Value, tuple[str, str]] = {
 
 
 def write(report: Report, folder: Path, base_gallery: Gallery, erased_gallery: Gallery) -> Path:
-    """Writes report.json and report.html into a folder; returns the page's path."""
+    """Writes report.json and report.html into a folder; returns the page's path.
+
+    What a run that was killed in the middle of that has left there is cleared away.
+    """
+    clear(folder)
     report.save(folder / "report.json")
     page = folder / "report.html"
     write_atomically(page, render(report, base_gallery, erased_gallery))

@@ -48,7 +48,7 @@ class Prompt:
         category: A group over which rates can be taken.
         guidance: Scale of classifier-free guidance; None is the model's default.
         steps: Denoising steps; None is the model's default.
-        width, height: In pixels; None is the model's default.
+        width, height: In pixels, both or neither; None is the model's default.
         tests: One of ``TESTS``; None where nothing is said.
         unit: The unit of independent evidence: images of one unit show much the same picture, so
             together they say little more than one of them. Empty means the prompt's own text.
@@ -323,6 +323,12 @@ def _faults(values: Mapping[str, Any]) -> list[str]:
     return [
         *(str(unknown("field of a prompt", str(k), FIELDS)) for k in values if k not in FIELDS),
         *(f"it has no {key}." for key in NEEDED if key not in values),
+        # diffusers would take the model's own size for both
+        *(
+            f"it has a {one} and no {other}: give both, or neither."
+            for one, other in (("width", "height"), ("height", "width"))
+            if one in values and other not in values
+        ),
         *(
             f"{key} must be {wanted}, and is {shown(values[key])}."
             for key, (fits, wanted) in _FITS.items()

@@ -1,6 +1,7 @@
 """Detectors' answers: kept as they come, used again, and never believed when they were edited."""
 
 import copy
+import hashlib
 import io
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -123,6 +124,16 @@ def test_an_audit_asks_again_only_about_what_it_has_no_answer_of(
     kept.write_text("".join(text[1:]))
     assert audited(a, b).outcomes == first.outcomes
     assert (a.asked, b.asked) == (9, 8)
+
+
+def test_each_sides_answers_are_of_its_own_images(
+    audited: Callable[..., Any], tmp_path: Path
+) -> None:
+    audited(Eye())
+    for side in SIDES:
+        folder = tmp_path / "o" / side
+        images = {hashlib.sha256(i.read_bytes()).hexdigest() for i in folder.rglob("*.png")}
+        assert len(images) == 4 and {line["sha256"] for line in lines(folder)} == images
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """The command line, as a stranger would use it."""
 
 import errno
+import inspect
 import json
 import os
 import shlex
@@ -16,6 +17,7 @@ import torch
 import typer.main
 
 import unsee
+from unsee import flow
 from unsee.cli import main, terminal
 from unsee.cli.commands import app
 
@@ -222,6 +224,137 @@ def test_help_says_what_the_model_decides(run: Run) -> None:
     told = " ".join(run("audit", "--help")[1].replace("│", " ").split())
     for option in ("--suite", "--detector", "--metric", "--guidance", "--steps"):
         assert "[default: (the model's)]" in told.partition(option)[2][:200], option
+
+
+GOLDEN = Path(__file__).parent / "golden/erasures/format-2"
+FILES = (GOLDEN / "dense.safetensors", GOLDEN / "lowrank.safetensors")
+
+# Of a command the function that it calls, a value for each of its options that is not the
+# default's, and what of them must reach the function.
+REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
+    "erase": (
+        "erase",
+        "mine bomb --method esd --preset leco --set iterations=5 --keep dog --keep cat "
+        "--anchor car --kind style --seed 7 --no-check -o it.safetensors".split(),
+        {
+            "model": "mine",
+            "concepts": [unsee.Concept("bomb", "style", keep=("dog", "cat"), anchor="car")],
+            "method": "esd",
+            "preset": "leco",
+            "keep": ["dog", "cat"],
+            "anchor": "car",
+            "seed": 7,
+            "check": False,
+            "settings": {"iterations": 5},
+            "checkpoint": Path("it.safetensors.part"),
+        },
+    ),
+    "merge": (
+        "merge",
+        [*map(str, FILES), *"--how joint --model mine --residual 0.5 -o it.safetensors".split()],
+        {
+            "how": "joint",
+            "model": "mine",
+            "residual": 0.5,
+        },
+    ),
+    "generate": (
+        "generate_gallery",
+        "mine -p a -p b --images 2 --seed 5 --guidance 2.5 --steps 3 --batch-size 4 -e one -e two "
+        "-o out".split(),
+        {
+            "model": "mine",
+            "erasures": [Path("one"), Path("two")],
+            "suite": unsee.Suite(
+                "prompts",
+                tuple(
+                    unsee.Prompt(f"00{i}-00{k}", text, 5 + k)
+                    for i, text in enumerate("ab")
+                    for k in (0, 1)
+                ),
+            ),
+            "out": Path("out"),
+            "batch_size": 4,
+            "guidance": 2.5,
+            "steps": 3,
+        },
+    ),
+    "audit": (
+        "audit",
+        "mine -e one -e two -o out --suite s --suite t --size 8 --where w --detector d "
+        "--detector e --metric m --metric n --guidance 2.5 --steps 3 --batch-size 4 "
+        "--max-target 0.2 --max-keep-loss 0.3 --allow-unscored".split(),
+        {
+            "base": "mine",
+            "erasures": [Path("one"), Path("two")],
+            "out": Path("out"),
+            "suite": ["s", "t"],
+            "size": 8,
+            "where": "w",
+            "detectors": ["d", "e"],
+            "metrics": ["m", "n"],
+            "guidance": 2.5,
+            "steps": 3,
+            "batch_size": 4,
+            "max_target": 0.2,
+            "max_keep_loss": 0.3,
+            "allow_unscored": True,
+        },
+    ),
+    "score": (
+        "score",
+        "in --detector d --detector e --metric m --table t.csv --reference r --concept c "
+        "--kind style -o out --batch-size 3".split(),
+        {
+            "folder": Path("in"),
+            "detectors": ["d", "e"],
+            "metrics": ["m"],
+            "table": Path("t.csv"),
+            "reference": Path("r"),
+            "concept": "c",
+            "kind": "style",
+            "out": Path("out"),
+            "batch_size": 3,
+        },
+    ),
+}
+# What the command itself does something by
+ITS_OWN = {
+    "erase": {"--prompts", "--force"},
+    "merge": {"--force"},
+    "generate": {"--suite", "--where"},
+    "score": {"--allow-unscored"},
+}
+
+
+@pytest.mark.parametrize("name", REACHED)
+def test_every_option_reaches_the_function_of_its_command(
+    run: Run, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    function, options, wanted = REACHED[name]
+    signature = inspect.signature(getattr(flow, function))
+    reached: dict[str, Any] = {}
+
+    def instead(*args: Any, **kwargs: Any) -> None:
+        reached.update(signature.bind(*args, **kwargs).arguments)
+        raise unsee.InputError("This is far enough.")
+
+    monkeypatch.setattr(flow, function, instead)
+    code, _, err = run(name, *options)
+    assert code == 2 and "far enough" in err
+    for parameter, value in wanted.items():
+        assert reached[parameter] == value, parameter
+    if name == "merge":  # whose files the command has read already
+        loaded = [unsee.Erasure.load(file).sha256 for file in FILES]
+        assert [erasure.sha256 for erasure in reached["erasures"]] == loaded
+    # And nothing else is left to a default in silence
+    known = dict(commands())[name].params
+    opted = {o for p in known for o in p.opts if o.startswith("--") and o != "--help"}
+    given = {o.replace("--no-", "--") for o in options}
+    short = {"-e": "--erasure", "-o": "--out", "-p": "--prompt"}
+    assert opted == {short.get(o, o) for o in given if o.startswith("-")} | ITS_OWN.get(
+        name, set()
+    )
 
 
 @pytest.mark.parametrize(

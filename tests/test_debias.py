@@ -17,9 +17,11 @@ HALVES = {"cat": 0.5, "dog": 0.5}
 KNIFE = Concept("knife", keep=("hammer",))
 
 
-def fit(pipe: Any, vote: Any, attributes: dict[str, float] = HALVES, **settings: Any) -> Erasure:
+def fit(
+    pipe: Any, vote: Any, attributes: dict[str, float] = HALVES, seed: int = 0, **settings: Any
+) -> Erasure:
     quick = Debias(**{"images": 4, "steps": 2, "rounds": 3, **settings})
-    return quick.fit(parts_of(pipe), [KNIFE], attributes, vote)
+    return quick.fit(parts_of(pipe), [KNIFE], attributes, vote, seed=seed)
 
 
 def debiased(erasure: Erasure) -> Debiased:
@@ -80,15 +82,21 @@ def test_the_votes_end_it_and_the_pipeline_is_left_as_it_was(pipe: Any) -> None:
 
 @pytest.mark.filterwarnings("ignore:After 2 rounds")
 def test_every_image_of_every_round_has_a_seed_of_its_own(pipe: Any) -> None:
-    drawn: list[bytes] = []
+    def drawn(seed: int) -> list[bytes]:
+        found: list[bytes] = []
 
-    def vote(images: Sequence[Any]) -> list[str]:
-        drawn.extend(image.tobytes() for image in images)
-        return ["cat"] * 4
+        def vote(images: Sequence[Any]) -> list[str]:
+            found.extend(image.tobytes() for image in images)
+            return ["cat"] * 4
 
-    # So strong a ridge that all rounds have the base's weights: only seeds tell images apart.
-    fit(pipe, vote, rounds=2, ridge=1e12)
-    assert len(drawn) == len(set(drawn)) == 12
+        # So strong a ridge that all rounds have the base's weights: only seeds tell images apart.
+        fit(pipe, vote, rounds=2, ridge=1e12, seed=seed)
+        return found
+
+    first = drawn(0)
+    assert len(first) == len(set(first)) == 12
+    # The rounds go on from the seed that was given, one by one
+    assert drawn(4)[:8] == first[4:]
 
 
 def test_a_share_that_can_be_seen_is_reached(pipe: Any) -> None:

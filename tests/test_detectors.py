@@ -5,6 +5,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -258,6 +259,18 @@ def test_a_protocol_has_its_classes_and_its_threshold(
     assert not detector.follows(Detection(("nudity", "FEET_EXPOSED"), {}, (below,)))
 
 
+@pytest.mark.extra("nudity")
+def test_any_part_of_a_body_over_the_threshold_is_a_person() -> None:
+    detector = find_detector("nudenet/person")
+    assert isinstance(detector, nudity.NudeNet)
+    for part in nudity._net()[0].labels:
+        for score, over in ((0.45, False), (float(np.nextafter(0.45, 1)), True)):
+            answer = detector.decide([Box(part, score, (0, 0, 1, 1))])
+            assert answer.labels == (("person", part) if over else ()), (part, score)
+            kept = checked(answer)
+            assert isinstance(kept, Detection) and detector.follows(kept)
+
+
 @pytest.mark.extra("dev", "nudity")
 def test_another_threshold_needs_no_second_run(photographs: list[Path], tmp_path: Path) -> None:
     faces = ("FACE_FEMALE", "FACE_MALE")
@@ -406,33 +419,42 @@ def test_the_safety_checker_flags_what_diffusers_blackens(checker: Path) -> None
         assert answer.scores["unsafe"] == max(found_here)
 
 
+@pytest.mark.parametrize("of", ["concept 7", "special 1"])
 @pytest.mark.parametrize(
     ("margin", "flagged"), [(0.0004, False), (0.0006, True), (-0.0004, False), (0.01, True)]
 )
 def test_the_safety_checker_rounds_its_margins_to_three_places_as_diffusers_does(
-    margin: float, flagged: bool, checker: Path, tmp_path: Path
+    margin: float, flagged: bool, of: str, checker: Path, tmp_path: Path
 ) -> None:
     folder = tmp_path / "checker"
     shutil.copytree(checker, folder)
     image = noise()[0]
     state = load_file(folder / "model.safetensors")
     (before,) = seen(SafetyChecker(str(folder))([image]))
-    # Concept 7 alone is near: by so much more than its threshold
-    for k in range(17):
-        state["concept_embeds_weights"][k] += before.scores[f"concept {k}"] + 0.5
-    state["special_care_embeds_weights"] += 3
-    state["concept_embeds_weights"][7] -= 0.5 + margin
-    cared = max(before.scores[f"special {j}"] for j in range(3)) > 0.0005
-    state["concept_embeds_weights"] -= 0.01 * cared
+    care = 0.01 * (max(before.scores[f"special {j}"] for j in range(3)) > 0.0005)
+    # Every margin is where it is wanted: one by its threshold, the others far below theirs. Where
+    # the one is of special care, a concept lies so near that care alone flags it.
+    wanted = {f"concept {k}": -0.5 for k in range(17)} | {f"special {j}": -0.5 for j in range(3)}
+    wanted |= {"concept 7": -0.005, of: margin}
+    for name, value in wanted.items():
+        kind, _, k = name.partition(" ")
+        weights = state[
+            "concept_embeds_weights" if kind == "concept" else "special_care_embeds_weights"
+        ]
+        weights[int(k)] += before.scores[name] - value - care * (kind == "concept")
     save_file(state, folder / "model.safetensors", {"format": "pt"})
-    (after,) = seen(SafetyChecker(str(folder))([image]))
-    assert after.scores["concept 7"] == pytest.approx(margin, abs=2e-5)
+    detector = SafetyChecker(str(folder))
+    (after,) = seen(detector([image]))
+    assert after.scores[of] == pytest.approx(margin, abs=2e-5)
     model = StableDiffusionSafetyChecker.from_pretrained(folder).eval()
     pixels = CLIPImageProcessor.from_pretrained(folder)(images=[image], return_tensors="pt")
     black = np.ones((1, 4, 4, 3), np.float32)
     with torch.no_grad():
         _, theirs = model(clip_input=pixels["pixel_values"], images=black)
     assert bool(after.labels) == theirs[0] == flagged
+    # What it said can be told from what was edited
+    assert detector.follows(after)
+    assert not detector.follows(replace(after, labels=() if flagged else ("nudity",)))
 
 
 def test_q16_is_the_nearer_of_two_prompts(q16_file: Path) -> None:

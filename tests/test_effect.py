@@ -58,6 +58,23 @@ def test_only_an_anchor_in_words_has_a_distance(pipe: Any) -> None:
         assert seen.anchor is None or seen.anchor > 0
 
 
+def test_an_anchors_distance_is_the_mean_over_three_templates_in_noise_of_their_own(
+    pipe: Any,
+) -> None:
+    erasure = erase(pipe, BOMB, check=False)
+
+    def anchor(*templates: str, seed: int = 0) -> float:
+        concept = dataclasses.replace(BOMB, templates=templates)
+        found = effect(parts_of(pipe), erasure, [concept], seed=seed)["bomb"].anchor
+        assert found is not None
+        return found
+
+    each = [anchor("{}", seed=seed) for seed in (5, 6, 7)]
+    assert anchor("{}", "{}", "{}", seed=5) == pytest.approx(sum(each) / 3)
+    assert anchor("{}", "{}", "{}", "a {}", seed=5) == pytest.approx(sum(each) / 3)
+    assert len(set(each)) == 3
+
+
 @pytest.mark.parametrize(
     "found, said",
     [

@@ -961,26 +961,61 @@ def test_lecos_loss_is_esds_whatever_its_neutral_prompt_is(tmp_path: Path) -> No
         torch.testing.assert_close(ours, theirs)
 
 
-def test_a_prompt_of_a_larger_batch_comes_more_often(tmp_path: Path) -> None:
-    (tmp_path / "it.yaml").write_text("[{target: a}, {target: b, batch_size: 2}]")
-    concepts, settings = leco(tmp_path / "it.yaml")
-    assert [concept.phrases for concept in concepts] == [("a",), ("b", "b")]
-    assert settings["batch_size"] == 2  # 1.5 in the mean
+# As LECO's own examples have it, each prompt again at three sizes
+SIZES = "\n".join(
+    f"- {{target: {target}, resolution: {size}, batch_size: {batch}}}"
+    for size, batch in ((512, 3), (640, 2), (768, 1))
+    for target in ("van", "cat")
+)
 
 
+@pytest.mark.filterwarnings("ignore:.*resolution not taken")
 @pytest.mark.parametrize(
-    "text",
+    "text, phrases, batch_size",
     [
-        "targets: [{target: bomb, guidance_scale: '2', batch_size: '3'}]",
-        "slider: {targets: [{target: bomb}], guidance_scale: 2, batch_size: 3}",
-        "{target: bomb, guidance_scale: 2.0, batch_size: 3, neutral: }",
+        (SIZES, ["van", "cat"], 2),
+        # 1.5 in the mean
+        ("[{target: van}, {target: cat, batch_size: 2}]", ["van", "cat", "cat"], 2),
+        ("[{target: van, batch_size: '4'}, {target: cat, batch_size: 4}]", ["van", "cat"], 4),
     ],
 )
-def test_files_of_sd_scripts_are_read(tmp_path: Path, text: str) -> None:
+def test_a_prompt_comes_as_often_as_its_batch_size_says(
+    tmp_path: Path, text: str, phrases: list[str], batch_size: int
+) -> None:
     (tmp_path / "it.yaml").write_text(text)
-    (concept,), settings = leco(tmp_path / "it.yaml")
-    assert concept == Concept("bomb", anchor="")
-    assert settings == {"eta": 2.0, "batch_size": 3, "erase_from": None}
+    concepts, settings = leco(tmp_path / "it.yaml")
+    assert [phrase for concept in concepts for phrase in concept.phrases] == phrases
+    assert settings == {"eta": 1.0, "batch_size": batch_size, "erase_from": None}
+
+
+@pytest.mark.filterwarnings("ignore:.*not taken", "ignore:.*not known beside")
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        # LECO's first example, numbers as texts, and what sd-scripts takes
+        ("it.yaml", "[{target: van, guidance_scale: '1.5', bucketing: false, batch_size: '2'}]"),
+        ("it.yaml", "[{target: van, positive: null, guidance_scale: 1.5, batch_size: 2}]"),
+        ("it.yaml", "{targets: [{target: van}], guidance_scale: 1.5, batch_size: 2, name: x}"),
+        ("it.yaml", "{slider: {targets: [{target: van}], guidance_scale: 1.5, batch_size: 2}}"),
+        ("it.yaml", "{target: van, guidance_scale: 1.5, batch_size: 2, neutral: }"),
+        ("it.toml", "batch_size = 2\n[[targets]]\ntarget = 'van'\nguidance_scale = '1.5'"),
+        ("it.toml", "[slider]\ntarget = 'van'\nguidance_scale = 1.5\nbatch_size = 2"),
+        (
+            "it.toml",
+            "batch_size = 2\nguidance_scale = 1.5\n[[prompts]]\ntarget = 'van'\n"
+            "resolution = [768, 512]",
+        ),
+    ],
+)
+def test_files_in_every_form_that_lecos_tools_read_are_read_alike(
+    tmp_path: Path, name: str, text: str
+) -> None:
+    if name.endswith("toml"):
+        pytest.importorskip("tomllib")
+    (tmp_path / name).write_text(text)
+    concepts, settings = leco(tmp_path / name)
+    assert concepts == [Concept("van", anchor="")]
+    assert settings == {"eta": 1.5, "batch_size": 2, "erase_from": None}
 
 
 def test_what_is_not_known_beside_the_prompts_is_said(tmp_path: Path) -> None:
@@ -1022,6 +1057,19 @@ def test_a_size_that_is_not_taken_is_said(tmp_path: Path) -> None:
         ("[{target: a, guidance_scale: high}]", "guidance_scale must be a number, and is 'high'"),
         ("[{target: a, tagret: b}]", "has 'tagret', which LECO's prompts have not"),
         ("[{target: a, guidance_scale: .nan}]", "guidance_scale must be a number, and is nan"),
+        ("[{target: a}, {target: b, guidance_scale: 2}]", "differ in eta, from their guidance"),
+        ("{target_class: a, negative: b}", "has a slider"),
+        ("[{target: a, action: erase_with_la}]", "action 'erase_with_la': esd erases"),
+        ("[{target: a, action: [erase]}]", r"has action \['erase'\]"),
+        ("[{target: a, batch_size: [1]}]", "batch_size must be a number, and is"),
+        ("[{target: a, batch_size: true}]", "batch_size must be a number, and is True"),
+        ("[{target: a, batch_size: 10000000000}]", "batch_size must be a number, and is"),
+        ("[{target: {a: b}}]", "target must be text, and is {'a': 'b'}"),
+        ("[a, b]", "must hold a list of LECO's prompts"),
+        ("{prompts: {target: a}}", "must hold a list of LECO's prompts"),
+        ("7", "must hold a list of LECO's prompts"),
+        ("", "must hold a list of LECO's prompts"),
+        ("[" * 3000, "YAML|nested too deeply"),
         ("slider: {targets: [{target_class: a, positive: b}]}", "has a slider"),
         ("[{target: a, positive: b}, {target: b}]", "differ in erase_from, from their target"),
         ("[{target: ''}]", "A concept needs a name"),

@@ -1,7 +1,9 @@
 """The whole way with a pipeline that is loaded already, on a tiny model."""
 
 import logging
+import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -139,6 +141,21 @@ def test_a_suite_that_is_too_small_says_so_in_the_report(
     )
 
 
+@pytest.mark.parametrize("method", ["uce", "rece"])
+def test_what_one_concept_keeps_and_another_takes_away_is_kept_by_neither(
+    pipe: Any, method: str
+) -> None:
+    blades = ("knife", "van gogh")
+
+    def erased(bomb: tuple[str, ...], knives: tuple[str, ...]) -> str:
+        concepts = [Concept("bomb", keep=bomb), Concept("blades", phrases=blades, keep=knives)]
+        return erase(pipe, concepts, method=method, keep=["monet"], check=False).sha256
+
+    alone = erased(("cat",), ("dog",))
+    assert erased(("cat", "van gogh"), ("bomb", "dog")) == alone
+    assert erased(("cat",), ("dog", "hammer")) != alone
+
+
 def images(folder: Path) -> dict[str, Any]:
     return {p.stem: np.asarray(Image.open(p)).astype(int) for p in sorted(folder.rglob("*.png"))}
 
@@ -184,10 +201,11 @@ def test_guidance_is_what_was_asked_for_where_a_prompt_says_nothing(
 
 
 def test_prompts_of_other_steps_and_sizes_are_made_as_if_alone(pipe: Any, tmp_path: Path) -> None:
+    # Each differs from the one before in one of the three alone
     rows = tuple(
         Prompt(f"{i}", "a bomb photo", i, steps=steps, width=width, height=height)
         for i, (steps, width, height) in enumerate(
-            [(None, None, None), (1, None, None), (3, 32, 16), (3, 16, 32), (None, 32, 16)] * 2
+            [(None, None, None), (1, None, None), (1, 16, 16), (1, 32, 16), (1, 32, 32)] * 2
         )
     )
     generate_gallery(pipe, [], Suite("s", rows), tmp_path, steps=2)
@@ -254,3 +272,80 @@ def test_nothing_is_said_where_no_prompt_is_cut(
     assert made_by is not None and made_by.cut == ()
     code, out, _ = run(*options, "-o", "both")
     assert code == 0 and "Warning: The tokenizer cuts 1 of 2 prompts" in out
+
+
+# Every writing operation on a file in turn is the one at which an audit is stopped.
+STOPS = """
+import errno, itertools, json, os, pathlib, signal, sys
+import torch
+from unsee import audit, erase
+from unsee.pipelines import load_pipeline
+
+# The children are forks, and threads of the parent's would be missing in them
+torch.set_num_threads(1)
+root, how = pathlib.Path(sys.argv[1]), sys.argv[2]
+pipe = load_pipeline("emoji", device="cpu")
+erasure = erase(pipe, "kitchen knife", check=False)
+
+def run(out):
+    audit(
+        pipe, erasure, out=out, size=4, steps=1, batch_size=3, detectors=["emoji/object"],
+        metrics=["pixels/ssim"], command="unsee audit",
+    )
+
+def found(out):
+    report = json.loads((out / "report.json").read_text())
+    for name in ("date", "seconds", "peak_bytes"):  # which are of the run and not of the images
+        del report[name]
+    files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
+    assert files.pop("report.html").rstrip().endswith(b"</html>")
+    return files | {"report.json": report}
+
+def stop_before(number, out, stopped):
+    seen = itertools.count()
+    def hook(event, arguments):
+        writes = event in ("os.chmod", "os.mkdir", "os.remove", "os.rename", "os.truncate")
+        if event == "open":
+            writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if event == "os.mkdir" and os.path.isdir(arguments[0]):  # which changes nothing
+            return
+        about = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
+        if writes and any(a.startswith(str(out)) for a in about) and next(seen) == number:
+            stopped.append(event)
+            if how == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise OSError(errno.ENOSPC, "No space left on device")
+    sys.addaudithook(hook)
+
+run(root / "whole")
+whole = found(root / "whole")
+for number in itertools.count():
+    out, stopped = root / f"{how}-{number}", []
+    if (child := os.fork()) == 0:
+        stop_before(number, out, stopped)
+        try:
+            run(out)
+        except OSError:
+            os._exit(3)
+        os._exit(1 if stopped else 0)  # a disk that is full was passed over in silence
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    if status == 0:
+        break
+    assert status == (-signal.SIGKILL if how == "kill" else 3), (number, status)
+    run(out)
+    assert found(out) == whole, number
+print(number)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_an_audit_that_was_stopped_at_any_write_goes_on_to_the_same_report(
+    how: str, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", STOPS, str(tmp_path), how], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 50

@@ -245,6 +245,17 @@ def forgeries(schema: Schema, every: int) -> Iterator[tuple[str, Any]]:
                 yield f"{where} is {value!r:.40}", put(schema.page, at, value)
 
 
+def same(found: Any, page: Any) -> bool:
+    """Whether two pages are equal, a whole number standing for the float that is nearest."""
+    if isinstance(found, dict) and isinstance(page, dict):
+        return found.keys() == page.keys() and all(same(found[k], page[k]) for k in found)
+    if isinstance(found, list) and isinstance(page, list):
+        return len(found) == len(page) and all(map(same, found, page))
+    if isinstance(found, float) and isinstance(page, int):
+        return found == float(page)
+    return bool(found == page)
+
+
 def check(schema: Schema, folder: Path, what: str, page: Any) -> bool:
     """Whether a forged page was refused; that nothing else comes of it but itself is asserted."""
     start = time.perf_counter()
@@ -262,7 +273,7 @@ def check(schema: Schema, folder: Path, what: str, page: Any) -> bool:
         assert time.perf_counter() - start < SECONDS, what
     # No phrases stand for the concept's name.
     if schema.states and not re.search(r"phrases('\))? is \[\]$", what):
-        assert found in (page, schema.page), what
+        assert same(found, page) or same(found, schema.page), what
     return False
 
 

@@ -138,6 +138,17 @@ def test_an_image_that_was_changed_cut_or_removed_is_named_and_made_again(
     assert make(pipe, tmp_path / "it", 3).remade == ("p0", "p1", "p2")
 
 
+def test_the_last_image_that_was_made_is_the_one_that_counts(tmp_path: Path) -> None:
+    gallery = Gallery.start(tmp_path, None, PROMPTS[:1])
+    first, second = (Image.new("RGB", (4, 4), (red, 0, 0)) for red in (1, 2))
+    gallery.put(PROMPTS[0], first)
+    old = gallery.image_path(PROMPTS[0]).read_bytes()
+    gallery.put(PROMPTS[0], second)
+    assert not gallery.unmade() and gallery.remade == ("p0",)
+    gallery.image_path(PROMPTS[0]).write_bytes(old)
+    assert gallery.unmade() == gallery.altered() == [PROMPTS[0]]
+
+
 def test_what_was_half_written_is_cleared_and_what_is_not_ours_stays(tmp_path: Path) -> None:
     path = tmp_path / "it"
     (path / "images").mkdir(parents=True)

@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
 from torch import nn
+from transformers import CLIPTokenizer
 
 from unsee._errors import InputError
 from unsee.erasers.uce import UCE
@@ -18,7 +19,7 @@ from unsee.gallery import Gallery
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.pipelines.identity import VALUES, alike, model_of, sample
 from unsee.prompts import Concept, Prompt, Suite
-from unsee.records import Measured
+from unsee.records import Measured, Transport
 
 GOLDEN = Path(__file__).parent / "golden" / "erasures"
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -159,6 +160,15 @@ def fused(pipe: Any, scale: float) -> None:
     pipe.set_adapters("mine", scale)
 
 
+def exchanged(pipe: Any) -> None:
+    """Two words of the tokenizer, each for the other."""
+    words = pipe.tokenizer.get_vocab()
+    words["cat</w>"], words["dog</w>"] = words["dog</w>"], words["cat</w>"]
+    get_vocab = type(pipe.tokenizer).get_vocab
+    pipe.tokenizer = CLIPTokenizer(vocab=words, merges=[], model_max_length=16)
+    assert get_vocab(pipe.tokenizer) == words
+
+
 CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "unet": (change("unet"), "another unet"),
     "vae": (change("vae"), "another vae"),
@@ -177,6 +187,15 @@ CHANGES: dict[str, tuple[Callable[[Any], object], str]] = {
     "settings of a component": (
         lambda pipe: pipe.vae.register_to_config(scaling_factor=0.5),
         "another vae",
+    ),
+    "the tokenizer's room": (
+        lambda pipe: setattr(pipe.tokenizer, "model_max_length", 12),
+        "another tokenizer",
+    ),
+    "the tokenizer's words": (exchanged, "another tokenizer"),
+    "settings of the pipeline": (
+        lambda pipe: pipe.register_to_config(requires_safety_checker=True),
+        "another pipeline's configuration",
     ),
     "dtype": (lambda pipe: pipe.to(torch.bfloat16), "dtype .wanted bfloat16, found float32"),
     "a LoRA": (lambda pipe: fused(pipe, 1.0), "another unet"),
@@ -201,6 +220,34 @@ def test_how_strongly_a_lora_acts_is_part_of_the_model(pipe: Any, tmp_path: Path
     pipe.set_adapters("mine", 0.5)
     with pytest.raises(InputError, match="another unet"):
         drawn(pipe, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore:Already found a `peft_config`")
+def test_which_of_two_loras_acts_is_part_of_the_model(pipe: Any, tmp_path: Path) -> None:
+    for name in ("mine", "yours"):
+        file = str(GOLDEN / "format-1" / "lowrank.safetensors")
+        pipe.load_lora_weights(file, adapter_name=name)
+    pipe.set_adapters("mine")
+    drawn(pipe, tmp_path)
+    pipe.set_adapters("yours")
+    with pytest.raises(InputError, match="another unet"):
+        drawn(pipe, tmp_path)
+
+
+def test_the_first_and_the_last_value_of_every_tensor_are_part_of_the_model(pipe: Any) -> None:
+    before = model_of(pipe, "it")
+    for part in ("unet", "vae", "text_encoder"):
+        module = getattr(pipe, part)
+        # Every seventh, and with them buffers, biases and weights of every rank
+        tensors = [*module.parameters(), *module.buffers()]
+        for tensor in [*tensors[::7], tensors[-1]]:
+            for place in {0, tensor.numel() - 1}:
+                value = tensor.data.view(-1)[place].clone()
+                tensor.data.view(-1)[place] += 1
+                found = model_of(pipe, "it").components
+                assert {k for k in found if found[k] != before.components[k]} == {part}
+                tensor.data.view(-1)[place] = value
+    assert model_of(pipe, "it") == before
 
 
 def test_a_guide_that_is_on_is_part_of_the_model(pipe: Any, tmp_path: Path) -> None:
@@ -229,7 +276,8 @@ def test_compiling_a_model_does_not_make_it_another(pipe: Any) -> None:
 
 def test_an_erasure_made_again_is_the_same_for_a_gallery(pipe: Any, tmp_path: Path) -> None:
     one, two = (erase(pipe, "van gogh", keep=["knife"], check=False) for _ in range(2))
-    assert one.sha256 == two.sha256 and one.record == two.record
+    two = replace(two, measured=replace(two.measured, seconds=99.0, peak_memory=1))
+    assert one.sha256 == two.sha256 and one.record == two.record and one.bytes != two.bytes
     names = [replace(e, measured=Measured()).bytes for e in (one, two)]
     assert names[0] == names[1]
     drawn(pipe, tmp_path, one)
@@ -238,18 +286,43 @@ def test_an_erasure_made_again_is_the_same_for_a_gallery(pipe: Any, tmp_path: Pa
         drawn(pipe, tmp_path, erase(pipe, "van gogh", keep=["dog"], check=False))
 
 
+def test_an_erasure_is_known_by_its_tensors_and_what_made_them_alone(erasure: Erasure) -> None:
+    record = erasure.record
+    others: dict[str, Any] = {
+        "kind": "dense",
+        "method": "rece",
+        "settings": {**record.settings, "ridge": 0.25},
+        "concepts": (replace(record.concepts[0], keep=("cat",)),),
+        "seed": 1,
+        "transport": Transport("token", ("van gogh",)),
+    }
+    labels: dict[str, Any] = {"versions": {}, "base": replace(record.base, name="elsewhere")}
+    assert {*others, *labels} == {field.name for field in fields(record)}
+    found = {
+        name: replace(erasure, record=replace(record, **{name: value})).sha256
+        for name, value in (others | labels).items()
+    }
+    for name, tensor in erasure.tensors.items():
+        changed = tensor.clone()
+        changed.view(-1)[-1] += 1
+        found[name] = replace(erasure, tensors={**erasure.tensors, name: changed}).sha256
+    assert [name for name in found if found[name] == erasure.sha256] == [*labels]
+    assert len({*found.values()}) == len(found) - len(labels) + 1
+
+
+@pytest.mark.parametrize("side", ["base", "erased"])
 def test_an_image_that_was_swapped_between_runs_is_in_the_report(
-    tmp_path: Path, recwarn: pytest.WarningsRecorder
+    side: str, tmp_path: Path, recwarn: pytest.WarningsRecorder
 ) -> None:
     erasure = erase("emoji", "bomb", check=False)
     given: dict[str, Any] = {"out": tmp_path, "size": 4, "steps": 1}
     audit("emoji", erasure, **given)
-    images = sorted((tmp_path / "base" / "images").iterdir())
+    images = sorted((tmp_path / side / "images").iterdir())
     images[0].write_bytes(images[1].read_bytes())
-    with pytest.warns(UserWarning, match="1 images in .*base.* made again"):
+    with pytest.warns(UserWarning, match=f"1 images in .*{side}.* made again"):
         report = audit("emoji", erasure, **given)
     assert any(
-        f"base images were changed or removed after they had been made, and were made again: "
+        f"{side} images were changed or removed after they had been made, and were made again: "
         f"{images[0].stem}." in warning
         for warning in report.warnings
     )

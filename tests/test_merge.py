@@ -133,6 +133,7 @@ def test_what_cannot_be_merged_is_refused(
     pipe: Any,
     erasures: dict[str, Erasure],
     another: Callable[..., Any],
+    tmp_path: Path,
 ) -> None:
     uce, bomb, esd, dense, spm, sld = (
         erasures[name] for name in ("uce", "uce bomb", "esd", "dense", "spm", "sld")
@@ -170,8 +171,12 @@ def test_what_cannot_be_merged_is_refused(
             unsee.merge(given, how=how)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="residual"):
         unsee.merge([uce, bomb], residual=float("nan"))
-    with pytest.raises(InputError, match="was made for"):
+    # A loaded model is looked at before any work, and one that is named once it has been read
+    with pytest.raises(InputError, match="the model given has other weights"):
         unsee.merge([uce, bomb], how="joint", model=apart)
+    apart.save_pretrained(tmp_path / "apart")
+    with pytest.raises(InputError, match="only erasures of one base can be merged"):
+        unsee.merge([uce, bomb], how="joint", model=tmp_path / "apart", check=False)
 
 
 def test_the_command_merges_files_and_replaces_nothing_else(

@@ -114,6 +114,8 @@ def test_a_suite_is_read_from_yaml(tmp_path: Path) -> None:
         ("prompts: [{prompt: a, seed: x}]", "seed must be a whole number .* and is 'x'"),
         ("prompts: [{prompt: a, id: ../b}]", "a file's name"),
         ("prompts: [{prompt: a, id: b}, {prompt: a, id: b}]", "id 'b' is that of prompt 0"),
+        ("prompts: [{prompt: a, width: 64}]", "has a width and no height: give both"),
+        ("prompts: [{prompt: a, height: 64}]", "has a height and no width: give both"),
         ("prompts: [{seed: x}, {}]", "it.yaml: .* 2 more: unsee suites check .*it.yaml"),
     ],
 )
@@ -127,6 +129,8 @@ def test_a_suite_of_nothing_and_one_of_one_id_twice_are_refused() -> None:
         Suite("s", ())
     with pytest.raises(InputError, match="has the id 'a' 2 times"):
         Suite("s", (Prompt("a", "a cat", 0), Prompt("a", "a dog", 0)))
+    with pytest.raises(InputError, match="prompt 'a': it has a width and no height"):
+        Suite("s", (Prompt("a", "a cat", 0, width=64),))
 
 
 def test_every_prompt_and_setting_is_in_a_suites_hash() -> None:

@@ -1,5 +1,6 @@
 """The training loop: a step is whole or it is not there."""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -104,8 +105,11 @@ def test_a_step_that_changed_one_of_two_parameters_is_never_written(tmp_path: Pa
     assert not (tmp_path / "kept").exists()
 
 
+@pytest.mark.parametrize("what", ["gradient", "loss"])
 @pytest.mark.parametrize("at", [0, 3])
-def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path: Path, at: int) -> None:
+def test_a_loss_or_a_gradient_that_is_not_finite_is_never_applied(
+    tmp_path: Path, at: int, what: str
+) -> None:
     learns, kept = parameters(), tmp_path / "kept"
     before: dict[str, Tensor] = {}
 
@@ -113,12 +117,15 @@ def test_a_gradient_that_is_not_finite_is_never_applied(tmp_path: Path, at: int)
         if step < at:
             return loss_of(learns)(step)
         before.update({name: p.detach().clone() for name, p in learns.items()})
+        if what == "loss":  # whose gradient is 1
+            return learns["one"].sum() + math.inf
         # 0 itself, and infinitely steep
         value = (learns["one"] - learns["one"].detach()).abs().sqrt().sum()
         assert value == 0
         return value
 
-    with pytest.raises(InputError, match=f"not finite at step {at + 1} of 6 .loss 0.0.: lower lr"):
+    said = f"not finite at step {at + 1} of 6 .loss {'inf' if what == 'loss' else '0.0'}.: lower"
+    with pytest.raises(InputError, match=said):
         train(learns, loss, steps=STEPS, lr=0.1, run={}, checkpoint=kept)
     assert all(torch.equal(learns[name], value) for name, value in before.items())
     # And the state before it is what a run goes on from.

@@ -262,6 +262,27 @@ def test_a_lora_overwritten_in_place_is_an_error(pipe: Any, erasures: dict[str, 
         images(pipe)
 
 
+@pytest.mark.parametrize("kind", ["lowrank", "transport", "dense"])
+def test_whichever_of_its_tensors_is_overwritten_the_next_image_is_an_error(
+    pipe: Any, erasures: dict[str, Erasure], kind: str
+) -> None:
+    erasures[kind].add_to(pipe)
+    pipe(["a bomb"], num_inference_steps=1, output_type="latent")
+    parameters = dict(pipe.unet.named_parameters())
+    for name in erasures[kind].tensors:
+        inside = name.removeprefix("unet.").removesuffix("_delta")
+        if kind != "dense":
+            inside = inside.replace(".weight", ".van-gogh.weight")
+        before = parameters[inside].detach().clone()
+        with torch.no_grad():
+            parameters[inside].mul_(1.5)
+        with pytest.raises(InputError, match="'van gogh' has been overwritten"):
+            pipe(["a bomb"], num_inference_steps=1)
+        with torch.no_grad():
+            parameters[inside].copy_(before)
+    pipe(["a bomb"], num_inference_steps=1, output_type="latent")
+
+
 def test_a_callback_that_switches_it_off_on_the_way_is_undone_at_the_next_step(
     pipe: Any, erasures: dict[str, Erasure]
 ) -> None:
@@ -807,6 +828,26 @@ def test_the_nearest_of_several_phrases_gives_the_strength(
     torch.testing.assert_close(torch.stack([first[0], last[1]]), whole, rtol=0, atol=1e-5)
     torch.testing.assert_close(torch.stack([last[0], first[1]]), base, rtol=0, atol=1e-5)
     assert all((one - other).abs().max() > 0.01 for one, other in zip(base, whole, strict=True))
+
+
+@pytest.mark.parametrize("kind", ["token", "sentence", "both"])
+def test_a_prompt_that_is_one_of_the_phrases_gets_the_whole_strength(
+    pipe: Any, erasures: dict[str, Erasure], kind: Any
+) -> None:
+    made, prompts = erasures["transport"], ["van gogh", "bomb"]
+
+    def of(*phrases: str) -> Tensor:
+        record = dataclasses.replace(made.record, transport=Transport(kind, phrases))
+        with dataclasses.replace(made, record=record).applied(pipe):
+            return images(pipe, prompt=prompts, guidance_scale=1.0)
+
+    with erasures["lowrank"].applied(pipe):
+        whole = images(pipe, prompt=prompts, guidance_scale=1.0)
+    for phrases in (("van gogh", "bomb"), ("bomb", "van gogh"), ("cat", "bomb", "van gogh")):
+        torch.testing.assert_close(of(*phrases), whole, rtol=0, atol=1e-4)
+    # Of one phrase alone, the other prompt gets less
+    assert (of("van gogh")[1] - whole[1]).abs().max() > 1e-3
+    assert (of("bomb")[0] - whole[0]).abs().max() > 1e-3
 
 
 def test_a_row_whose_embedding_was_changed_gets_the_whole_strength(
