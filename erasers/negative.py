@@ -51,6 +51,7 @@ def guide(record: Record, parts: Parts) -> Start:
 @dataclass(frozen=True)
 class _Guide:
     concept: Tensor
+    begins: ClassVar[int] = 0
     changes: ClassVar[tuple[int, ...]] = ()
 
     def before(

@@ -164,6 +164,7 @@ class _Guide:
     concept: Tensor
     masked: Sequence[Tensor]
     negative: Tensor | None
+    begins: ClassVar[int] = 0
     changes: Collection[int] = ()
 
     def before(

@@ -36,6 +36,7 @@ def published(
     goes: Tensor,
     becomes: Tensor,
     kept: Tensor,
+    *,
     layers: int | None = None,
 ) -> list[Tensor]:
     """The weights after one more epoch, layer by layer; of the first so many, or of all."""
@@ -93,7 +94,8 @@ def main() -> None:
     slow, rounded = timed(lambda: published(old, new, *rows))
 
     old, new = [one.double() for one in old], [one.double() @ m for one in old]
-    want = published(old, new, *doubles, layers=COMPARED)
+    goes, becomes, kept = doubles
+    want = published(old, new, goes, becomes, kept, layers=COMPARED)
 
     def off(weights: list[Tensor]) -> float:
         """Of the change of the layers that are compared, the largest that is off."""
