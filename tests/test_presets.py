@@ -227,7 +227,14 @@ def around(pipe: Any, old: str, new: str) -> Pair:
 
 TEMPLATES = ("a photo of {}", "{} by monet", "the {} in a painting")
 GOING = [
-    Concept("van gogh", "style", anchor="art", templates=TEMPLATES),
+    Concept(
+        "van gogh",
+        "style",
+        phrases=("van gogh", "gogh"),
+        anchor="art",
+        keep=("monet", "a hammer"),
+        templates=TEMPLATES,
+    ),
     # The article is no token of the concept.
     Concept("a bomb", anchor="a dog", templates=TEMPLATES),
     Concept("knife", anchor="the cat", templates=TEMPLATES),
@@ -261,12 +268,14 @@ def test_mace_refines_all_concepts_in_one_solve(
     torch.nn.init.normal_(pipe.text_encoder.final_layer_norm.bias)
     weights, concepts = weights_of(pipe), GOING[:count]
     pairs = [
-        around(pipe, template.format(c.name), template.format(c.anchor))
+        around(pipe, template.format(phrase), template.format(c.anchor))
         for c in concepts
+        for phrase in c.phrases
         for template in TEMPLATES
     ]
     scaled = [caption_scale**0.5 * encoded(pipe, text)[0] for text in CAPTIONS]
-    scaled.append(keep_scale**0.5 * encoded(pipe, "")[0])
+    stays = ["", *(t.format(phrase) for t in TEMPLATES for phrase in GOING[0].keep)]
+    scaled += [keep_scale**0.5 * encoded(pipe, text)[0] for text in stays]
     want = {name: minimised(w, pairs, scaled, ridge, 1.0) for name, w in weights.items()}
     erasure = erase(pipe, concepts, method="mace", preset=preset, prompts=0, check=False)
     same_edit(erasure, weights, want)
