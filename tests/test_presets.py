@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unsee import erase
+from unsee._errors import InputError
 from unsee.erasers import mace
 from unsee.pipelines import Erasure
 from unsee.prompts import Concept
@@ -343,3 +344,11 @@ def test_a_trained_presets_first_steps_are_its_authors_optimisers(
             rate = lr(step)
             want = (1 - rate * decay) * value - rate * mean / (square.sqrt() + 1e-8)
             torch.testing.assert_close(seen[step + 1][0][place], want, rtol=2e-7, atol=1e-9)
+
+
+def test_a_warm_up_that_would_never_end_is_refused(pipe: Any) -> None:
+    pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the denoiser was run"))
+    with pytest.raises(InputError, match="warmup is 500 and iterations is 500: .* below 500"):
+        erase(pipe, "bomb", method="spm", preset="2024", iterations=500)
+    with pytest.raises(InputError, match="warmup is 3 and iterations is 2"):
+        erase(pipe, "bomb", method="esd", iterations=2, warmup=3)
