@@ -83,6 +83,8 @@ Rest = Annotated[float, Range(least=0, below=1)]
 """A share of something of which at least a little must be left."""
 Count = Annotated[int, Range(least=1, most=1_000_000)]
 """Of steps, images or rows: a million is a slip of the finger, not a request."""
+Whole = Annotated[int, Range(least=0, most=1_000_000)]
+"""As ``Count``, where none is a choice too."""
 Seed = Annotated[int, Range(least=0, most=2**63 - 1)]
 """What torch's generators take, with room for the seeds that are counted on from it."""
 Size = Annotated[int, Range(least=4, most=1_000_000)]

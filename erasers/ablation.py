@@ -94,9 +94,9 @@ class Ablation(Eraser):
 
     The defaults are ours: they did well on the built-in model. ``presets``: "2023" is the authors'
     code for styles and objects on Stable Diffusion, on two devices: 100 steps of 8 images, and a
-    rate of 2e-6 for each of these. It draws its images by a stochastic sampler under prompts of a
-    language model (1000 of 200 prompts in the paper, 200 by its first code's instructions), and
-    has AdamW's weight decay and a limit to the gradient, which are not offered here.
+    rate of 2e-6 for each of these, and its optimiser. That code draws its images by a stochastic
+    sampler under prompts of a language model (1000 of 200 prompts in the paper, 200 by its first
+    code's instructions), and of objects also scales, crops and flips them.
 
     Attributes:
         loss: ``model-based`` or ``noise-based``, as the authors call them.
@@ -108,6 +108,9 @@ class Ablation(Eraser):
         layers: Of these, the layers whose names match, as file names do: ``mid_block.*``.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
+        weight_decay: AdamW's; 0 is Adam.
+        clip: The norm that the gradient of all weights together is brought down to; None is no
+            limit.
         batch_size: Samples a step.
         anchor_weight: Of the regulariser. Where the authors use it, it is 0.2 in the code of the
             paper's results and 1 in that for diffusers; for styles and objects they do not.
@@ -131,6 +134,8 @@ class Ablation(Eraser):
     layers: str = "*"
     iterations: Count = 200
     lr: Positive = 1e-3
+    weight_decay: NotNegative = 0.0
+    clip: Positive | None = None
     batch_size: Count = 8
     anchor_weight: NotNegative = 1.0
     keep_weight: NotNegative = 1.0
@@ -152,6 +157,8 @@ class Ablation(Eraser):
             "target": "student",
             "iterations": 100,
             "lr": 1.6e-5,
+            "weight_decay": 0.01,
+            "clip": 1.0,
             "anchor_weight": 0.0,
             "keep_weight": 0.0,
             "images": 200,
@@ -207,6 +214,8 @@ class Ablation(Eraser):
                     lambda step: self._loss(parts, texts, terms, step, compute),
                     steps=self.iterations,
                     lr=self.lr,
+                    weight_decay=self.weight_decay,
+                    clip=self.clip,
                     run=this,
                     checkpoint=checkpoint,
                     progress=lambda done: progress(share + (1 - share) * done),

@@ -18,8 +18,9 @@ HARDLY = 0.1
 WIDE = 0.5
 """Where what is kept moved more than this, on average over the concepts, much of it is gone.
 
-Measured on the built-in model: UCE of so many objects at once, three draws each, and how often the
-judge still saw the label in 24 images of objects that were not erased.
+Measured on the built-in model, as ``lab/effect_thresholds.py`` does it with draws of its own: UCE
+of so many objects at once, three draws each, and how often the judge still saw the label in 24
+images of objects that were not erased.
 
     objects    kept_moved       still seen
     1          0.05 to 0.12     71 of 72
@@ -34,10 +35,11 @@ All 34 animals at once: 0.60, and 18 of 24.
 NEAR = 0.9
 """An anchor that is nearer to its concept than this may draw it.
 
-Measured on the built-in model with 44 anchors of 13 objects, eight images each (an image a style):
-all 12 anchors up to 0.38 drew the concept in 8 of 8; "glass" for a wine glass (0.63) in 6; "ball"
-for a soccer ball (0.82) in 4; "birthday" for a birthday cake and "shirt" for a T-shirt (0.75) in
-1; "phone" for a mobile phone (0.83) in none; and none of the 27 from 0.98 on in any.
+Measured on the built-in model with 44 anchors of 13 objects, eight images each (an image a style);
+``lab/effect_thresholds.py`` does it with a list of its own. All 12 anchors up to 0.38 drew the
+concept in 8 of 8; "glass" for a wine glass (0.63) in 6; "ball" for a soccer ball (0.82) in 4;
+"birthday" for a birthday cake and "shirt" for a T-shirt (0.75) in 1; "phone" for a mobile phone
+(0.83) in none; and none of the 27 from 0.98 on in any.
 """
 
 

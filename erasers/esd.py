@@ -32,14 +32,23 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._errors import InputError
-from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, check
+from .._settings import Count, Guidance, NotNegative, Positive, Rest, Steps, Whole, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..pipelines.text import Text
 from ..prompts import Concept
 from . import Eraser
 from .record import run, trained
-from .training import autocast, check_run, check_store, frozen, precision, student, train
+from .training import (
+    autocast,
+    check_run,
+    check_schedule,
+    check_store,
+    frozen,
+    precision,
+    student,
+    train,
+)
 
 
 def target(concept: Tensor, empty: Tensor, anchor: Tensor, eta: float) -> Tensor:
@@ -158,10 +167,13 @@ class ESD(Eraser):
 
     ``presets``: "2025" is the authors' code of that year for Stable Diffusion. Its target is
     ε*(a) − 2(ε*(c) − ε*(∅)), where a is ``erase_from`` or else the concept itself; so its own η of
-    2 is the paper's η + 1, but with ``erase_from`` the paper's. "2023" is the first code's rate
-    and length; that code drew x_t from the model being edited and t from around the step, which
-    is not offered here. "leco" is LECO's configuration; it draws x_t from the model with the
-    LoRA, and has AdamW's weight decay, which is not offered here either.
+    2 is the paper's η + 1, but with ``erase_from`` the paper's. That code samples with the
+    pipeline's own scheduler (PNDM, whose timesteps are from the third on those of one step
+    before) where DDIM does here, and trains biases, which here ``store`` "dense" alone does, and
+    never norms. "2023" is the first code's rate and length; that code drew x_t from the model
+    being edited and t from around the step. "leco" is LECO's configuration and optimiser; that
+    code draws x_t from the model with the LoRA, takes at least one step to it, and predicts at a
+    timestep of a grid of 1000, up to a step's width above x_t's own.
 
     Of a model that predicts v, the loss is in v, as the authors' and LECO's is.
 
@@ -180,6 +192,9 @@ class ESD(Eraser):
             concept.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
+        weight_decay: AdamW's; 0 is Adam.
+        warmup: Steps in which the rate rises from 0 to ``lr``.
+        cycles: How many times the rate then falls to 0 by a cosine; 0 is never.
         batch_size: Samples a step.
         sampling: ``batched``, all points of whole trajectories, shuffled; or ``reference``, the
             authors' way: for each sample a trajectory of its own as far as a step drawn, and the
@@ -209,6 +224,9 @@ class ESD(Eraser):
     erase_from: str | None = None
     iterations: Count = 200
     lr: Positive = 5e-5
+    weight_decay: NotNegative = 0.0
+    warmup: Whole = 0
+    cycles: Whole = 0
     batch_size: Count = 1
     sampling: Literal["batched", "reference"] = "batched"
     sampling_steps: Steps = 20
@@ -245,6 +263,7 @@ class ESD(Eraser):
             "variant": "blocks",
             "iterations": 500,
             "lr": 1e-4,
+            "weight_decay": 0.01,
             "sampling": "reference",
             "sampling_steps": 50,
             "keep_weight": 0.0,
@@ -259,6 +278,7 @@ class ESD(Eraser):
         check_store(self.rank, self.store)
         if self.alpha is not None and self.rank is None:
             raise InputError(f"alpha is {self.alpha} and rank is none: alpha is a LoRA's.")
+        check_schedule(self.iterations, self.warmup)
         if self.eta is None:
             object.__setattr__(self, "eta", 1.0 if self.erase_from is None else 2.0)
 
@@ -311,6 +331,9 @@ class ESD(Eraser):
                     lambda step: self._loss(parts, samples, step, compute),
                     steps=self.iterations,
                     lr=self.lr,
+                    weight_decay=self.weight_decay,
+                    warmup=self.warmup,
+                    cycles=self.cycles,
                     run=this,
                     checkpoint=checkpoint,
                     progress=lambda done: progress(share + (1 - share) * done),

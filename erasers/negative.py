@@ -52,6 +52,7 @@ def guide(record: Record, parts: Parts) -> Start:
 @dataclass(frozen=True)
 class _Guide:
     concept: Text
+    begins: ClassVar[int] = 0
     changes: ClassVar[tuple[int, ...]] = ()
 
     def before(self, step: int, empty: Text, prompt: Text) -> tuple[Text, Text, Sequence[Text]]:

@@ -183,6 +183,7 @@ class _Guide:
     columns: Sequence[slice]
     masked: Sequence[Sequence[Tensor]]
     negative: Text | None
+    begins: ClassVar[int] = 0
     changes: Collection[int] = ()
 
     def before(self, step: int, empty: Text, prompt: Text) -> tuple[Text, Text, Sequence[Text]]:

@@ -20,7 +20,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
-from .._settings import NotNegative, Range, Rest, check
+from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
 from ..pipelines.parts import Parts
@@ -36,14 +36,15 @@ class SLD(Eraser):
     """Safe latent diffusion. The defaults are the paper's medium strength.
 
     Attributes:
-        scale: s_S, how sharply the concept is pushed away; 0 is plain guidance.
+        scale: s_S, how sharply the concept is pushed away.
         threshold: λ, above which difference an element is let be.
         warmup: δ, the first step that is guided, of 50 steps; of another number as great a share.
+            A call with so few steps that none would be guided is refused.
         momentum: s_m, how much of the past pushes is added.
         momentum_decay: β, how much of them is kept from step to step.
     """
 
-    scale: NotNegative = 1000.0
+    scale: Positive = 1000.0
     threshold: float = 0.01
     warmup: Annotated[int, Range(least=0, most=50)] = 10
     momentum: NotNegative = 0.3
@@ -106,7 +107,7 @@ def guide(record: Record, parts: Parts) -> Start:
 class _Guide:
     settings: SLD
     concept: Text
-    warmup: int
+    begins: int
     changes: ClassVar[tuple[int, ...]] = ()
     past: Tensor = field(default_factory=lambda: torch.zeros(()))
 
@@ -121,4 +122,4 @@ class _Guide:
         mu = torch.where(apart < s.threshold, (s.scale * apart.abs()).clamp(max=1), 0.0)
         g = mu * (more[0] - empty) + s.momentum * self.past.to(prompt)
         self.past = s.momentum_decay * self.past.to(prompt) + (1 - s.momentum_decay) * g
-        return empty, prompt - g if step >= self.warmup else prompt
+        return empty, prompt - g if step >= self.begins else prompt

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .._errors import InputError
 from .._reading import plain
-from .._settings import Count, Guidance, NotNegative, Positive, Steps, check
+from .._settings import Count, Guidance, NotNegative, Positive, Steps, Whole, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..pipelines.transport import overlap, similarity
@@ -35,6 +35,7 @@ from ..prompts import Concept
 from ..records import Transport
 from . import Eraser
 from .esd import ESD, encoded, every_phrase_fits
+from .training import check_schedule
 
 # Words of the vocabulary that are looked at where nothing is kept.
 WORDS = 512
@@ -61,9 +62,9 @@ class SPM(Eraser):
     """Concept semi-permeable membranes.
 
     The defaults are ours: they did well on the built-in model. ``presets``: "2024" is the authors'
-    code for Stable Diffusion. It warms Adam up and lets its rate fall and rise again three times,
-    has four surrogates a sample, and trajectories of the model being edited, which is not offered
-    here.
+    configuration for Stable Diffusion and their optimiser, whose state is in 8 bits there. That
+    code has four surrogates a step, which are noise, where one word a sample is here;
+    trajectories of the model being edited, at sizes around 512; and γ² for γ.
 
     Where every prompt is padded to one length, the padding makes all sentences alike: on the
     built-in model an object's prompt has a cosine of 0.5 to 0.7 with another object, and the empty
@@ -77,6 +78,7 @@ class SPM(Eraser):
         eta: η, how far beyond its anchor the concept is pushed.
         iterations: Steps of Adam.
         lr: Adam's learning rate.
+        weight_decay, warmup, cycles: As ESD's.
         batch_size: Samples a step.
         anchoring: λ. In the authors' code 1000, where noise is anchored, which hardly moves.
         alpha: α. In the authors' code 1.
@@ -93,6 +95,9 @@ class SPM(Eraser):
     eta: float = 1.0
     iterations: Count = 200
     lr: Positive = 3e-3
+    weight_decay: NotNegative = 0.0
+    warmup: Whole = 0
+    cycles: Whole = 0
     batch_size: Count = 8
     anchoring: NotNegative = 1.0
     alpha: NotNegative = 1.0
@@ -109,6 +114,9 @@ class SPM(Eraser):
         "2024": {
             "iterations": 3000,
             "lr": 1e-4,
+            "weight_decay": 0.01,
+            "warmup": 500,
+            "cycles": 3,
             "batch_size": 1,
             "anchoring": 1000.0,
             "sampling_steps": 30,
@@ -118,6 +126,7 @@ class SPM(Eraser):
 
     def __post_init__(self) -> None:
         check(self)
+        check_schedule(self.iterations, self.warmup)
 
     def fit(
         self,
@@ -156,6 +165,9 @@ class SPM(Eraser):
             against="anchor",
             iterations=self.iterations,
             lr=self.lr,
+            weight_decay=self.weight_decay,
+            warmup=self.warmup,
+            cycles=self.cycles,
             batch_size=self.batch_size,
             sampling_steps=self.sampling_steps,
             guidance=self.guidance,

@@ -4,6 +4,7 @@ Nothing is left behind: the denoiser has its own parameters, flags and modes aga
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -32,6 +33,19 @@ def check_store(rank: int | None, store: str) -> None:
     """
     if rank is not None and store == "dense":
         raise InputError(f"rank is {rank} and store is 'dense': a LoRA is stored as it is.")
+
+
+def check_schedule(iterations: int, warmup: int) -> None:
+    """Looks at whether a training's warm-up comes to its end.
+
+    Raises:
+        InputError: It does not: the learning rate would never be what was set.
+    """
+    if warmup and warmup >= iterations:
+        raise InputError(
+            f"warmup is {warmup} and iterations is {iterations}: the learning rate would never be "
+            f"reached; set warmup below {iterations}."
+        )
 
 
 @contextmanager
@@ -154,18 +168,35 @@ def autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContext
     return nullcontext() if dtype is None else torch.autocast(device.type, dtype)
 
 
+def rate(step: int, steps: int, warmup: int, cycles: int) -> float:
+    """The share of the learning rate in a step, from 0.
+
+    It rises evenly from 0 over the warm-up. Then it is 1, or falls so many times from 1 to 0 as a
+    half cosine does, over equal parts of what is left.
+    """
+    if step < warmup:
+        return step / warmup
+    if cycles == 0:
+        return 1.0
+    return 0.5 + 0.5 * math.cos(math.pi * (cycles * (step - warmup) / (steps - warmup) % 1))
+
+
 def train(
     parameters: Mapping[str, nn.Parameter],
     loss: Callable[[int], Tensor],
     *,
     steps: int,
     lr: float,
+    weight_decay: float = 0.0,
+    clip: float | None = None,
+    warmup: int = 0,
+    cycles: int = 0,
     run: Mapping[str, Any],
     checkpoint: Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
     watch: Callable[[float], None] = lambda loss: None,
 ) -> list[float]:
-    """Steps of Adam.
+    """Steps of AdamW, which without decay is Adam.
 
     Args:
         parameters: What learns, by name.
@@ -173,6 +204,11 @@ def train(
             comes to the same weights.
         steps: How many.
         lr: The learning rate.
+        weight_decay: The share of each parameter that a step at rate 1 takes away.
+        clip: The norm that the gradient of all parameters together is brought down to; None is no
+            limit.
+        warmup: Steps in which the rate rises from 0 to ``lr``.
+        cycles: How many times it falls to 0 after that, by a cosine; 0 is never.
         run: What this run is, as JSON: a checkpoint of another one is refused.
         checkpoint: A file that an interrupted run leaves and goes on from. It is written every
             minute, when something stops the run, and at the end; it is the caller's to remove
@@ -187,7 +223,7 @@ def train(
         InputError: The loss or its gradient is not finite (the checkpoint then holds the state
             before that step), or the checkpoint is not this run's.
     """
-    optimizer = torch.optim.Adam(parameters.values(), lr=lr)
+    optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
         losses = _resume(checkpoint, run, parameters, optimizer)
@@ -205,6 +241,10 @@ def train(
                     f"The loss or its gradient is not finite at step {step + 1} of {steps} "
                     f"(loss {value.item()}): lower lr, which is {lr}.{state if checkpoint else ''}"
                 )
+            if clip is not None:
+                nn.utils.clip_grads_with_norm_(parameters.values(), clip, norm)
+            for group in optimizer.param_groups:
+                group["lr"] = lr * rate(step, steps, warmup, cycles)
             whole = False
             optimizer.step()
             losses.append(value.item())

@@ -31,9 +31,14 @@ class Guide(Protocol):
     """One method in one trajectory, of whose steps it may keep a memory.
 
     Attributes:
+        begins: The first step that it may steer. In a trajectory that ends before, the image would
+            be the base model's, so that is refused.
         changes: The steps after the first in which the text that ``before`` gives is another than
             in the step before; it may be known only once ``before`` has been called.
     """
+
+    @property
+    def begins(self) -> int: ...
 
     @property
     def changes(self) -> Collection[int]: ...
@@ -228,8 +233,16 @@ class Guides:
                     if empty is None:
                         continue
                 steps = int(getattr(parts.pipe, "num_timesteps", len(parts.scheduler.timesteps)))
-                starts = [put.start for e, put in entries if e.listener is listener]
-                guides = [start(steps, prompts) for start in starts]
+                own = [(e, put) for e, put in entries if e.listener is listener]
+                guides = [put.start(steps, prompts) for _, put in own]
+                for (entry, _), guide in zip(own, guides, strict=True):
+                    if guide.begins >= steps:
+                        raise InputError(
+                            f"The erasure {entry.erasure.name!r} would do nothing: "
+                            f"{entry.active.method} begins after {guide.begins} steps, and this "
+                            f"call has {steps}. Draw with more steps, or erase again with "
+                            "settings by which it begins sooner."
+                        )
                 loop.memory = Trajectory(parts, guides, empty)
             return cast(Trajectory, loop.memory)
         raise InputError(

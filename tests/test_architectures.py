@@ -253,6 +253,7 @@ def test_off_again_it_is_the_base_bit_for_bit(name: str, pipe: Any) -> None:
 class Still:
     """A guide that does nothing but take a row of its own."""
 
+    begins = 0
     changes: tuple[int, ...] = ()
 
     def __init__(self, text: Text) -> None:

@@ -5,6 +5,9 @@ import warnings
 from typing import Any
 
 import pytest
+import torch
+from diffusers import DDIMScheduler
+from torch import Tensor
 
 from unsee import Concept, erase
 from unsee.erasers.effect import doubts, effect
@@ -35,6 +38,52 @@ def test_half_an_erasure_moves_everything_half_as_far(pipe: Any) -> None:
     assert half.moved / one.moved == pytest.approx(0.5, rel=0.05)
     # How near the anchor is, is the base's and no matter of the erasure
     assert half.anchor == one.anchor
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_its_figures_are_the_formulas_on_the_bases_own_trajectories(pipe: Any) -> None:
+    concept = dataclasses.replace(BOMB, templates=("a {}", "{} photo", "the {}", "in {}"))
+    erasure = erase(pipe, concept, seed=3)
+    found = (erasure.measured.effect or {})["bomb"]
+
+    def predictions(prompt: str, points: Any) -> Tensor:
+        given = pipe.tokenizer([prompt], padding="max_length", return_tensors="pt")
+        with torch.no_grad():
+            text = pipe.text_encoder(given.input_ids)[0]
+            rows = [pipe.unet(x, t, encoder_hidden_states=text).sample for x, t in points]
+        return torch.stack(rows).double()
+
+    def trajectories(prompt: str, seed: int, samples: int) -> list[Any]:
+        """Three points each, without guidance, by DDIM of five steps."""
+        noise = torch.randn(samples, 4, 8, 8, generator=torch.Generator().manual_seed(seed))
+        points = []
+        for x in noise.split(1):
+            scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+            scheduler.set_timesteps(5)
+            for t in scheduler.timesteps[:3]:
+                points.append((x, t))
+                x = scheduler.step(predictions(prompt, [(x, t)])[0].float(), t, x).prev_sample
+        return points
+
+    points = trajectories("a bomb", 3, 2)
+    prompts = {name: f"a {name}" for name in ("bomb", "cat", "dog", "van gogh")} | {"": ""}
+    before = {name: predictions(text, points) for name, text in prompts.items()}
+    with erasure.applied(pipe):
+        after = {name: predictions(text, points) for name, text in prompts.items()}
+    way = before["cat"] - before["bomb"]
+    moved = ((after["bomb"] - before["bomb"]) * way).sum() / (way * way).sum()
+    assert found.moved == pytest.approx(float(moved), rel=1e-3)
+    shift = sum((after[k] - before[k]).square().sum() for k in ("dog", "van gogh"))
+    scale = sum((before[k] - before[""]).square().sum() for k in ("dog", "van gogh"))
+    assert found.kept_moved == pytest.approx(float(shift / scale) ** 0.5, rel=1e-3)
+    nearness = []
+    for i, template in enumerate(("a {}", "{} photo", "the {}")):
+        own = trajectories(template.format("bomb"), 3 + i, 4)
+        c, a, nothing = (
+            predictions(text, own) for text in (*map(template.format, ("bomb", "cat")), "")
+        )
+        nearness.append(float((a - c).norm() / (c - nothing).norm()))
+    assert found.anchor == pytest.approx(sum(nearness) / 3, rel=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

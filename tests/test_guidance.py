@@ -1,6 +1,7 @@
 """Guidance away from a concept: beside diffusers' own, beside the formula, and off again."""
 
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 from unsee._errors import InputError
+from unsee.erasers import ERASERS
 from unsee.erasers.negative import Negative
 from unsee.erasers.sld import SLD, _Guide
 from unsee.erasers.uce import UCE
@@ -76,7 +78,7 @@ def test_sld_is_diffusers_own_safe_pipeline(
 
 def test_sld_is_the_papers_formula() -> None:
     settings = SLD(scale=3.0, threshold=0.1, warmup=1, momentum=0.5, momentum_decay=0.7)
-    guide = _Guide(settings, Text({"encoder_hidden_states": torch.zeros(1, 1, 1)}), warmup=1)
+    guide = _Guide(settings, Text({"encoder_hidden_states": torch.zeros(1, 1, 1)}), begins=1)
     draw = torch.Generator().manual_seed(0)
     past = torch.zeros(2, 4, 3, 3)
     for step in range(4):
@@ -93,8 +95,8 @@ def test_sld_is_the_papers_formula() -> None:
         torch.testing.assert_close(second, prompt - g if step >= 1 else prompt)
 
 
-def test_sld_without_scale_and_momentum_is_plain_guidance(pipe: Any) -> None:
-    erasure = SLD(scale=0.0, momentum=0.0, warmup=0).fit(parts_of(pipe), [CONCEPT])
+def test_sld_of_next_to_no_scale_and_no_momentum_is_plain_guidance(pipe: Any) -> None:
+    erasure = SLD(scale=1e-9, momentum=0.0, warmup=0).fit(parts_of(pipe), [CONCEPT])
     plain = images(pipe)
     with erasure.applied(pipe):
         torch.testing.assert_close(images(pipe), plain, rtol=0, atol=1e-5)
@@ -212,15 +214,58 @@ def test_a_denoiser_called_from_elsewhere_is_told_of_the_guide(pipe: Any, method
 
 def test_the_first_step_guided_is_a_share_of_the_steps(pipe: Any) -> None:
     """δ = 10 of 50 is 1 of 5: the first step is as without."""
-    late = SLD(scale=1000.0, warmup=50).fit(parts_of(pipe), [CONCEPT])
-    plain = images(pipe, 5)
-    with late.applied(pipe):
-        torch.testing.assert_close(images(pipe, 5), plain, rtol=0, atol=1e-5)
-    with SLD(warmup=10).fit(parts_of(pipe), [CONCEPT]).applied(pipe):
-        assert (images(pipe, 5) - plain).abs().max() > 0.02
+    seen: list[list[Tensor]] = []
+
+    def look(pipe: Any, step: int, t: Any, given: dict[str, Tensor]) -> dict[str, Tensor]:
+        seen[-1].append(given["latents"].clone())
+        return given
+
+    for warmup in (None, 0, 10, 20):
+        seen.append([])
+        guide = None if warmup is None else SLD(warmup=warmup).fit(parts_of(pipe), [CONCEPT])
+        with guide.applied(pipe) if guide else nullcontext():
+            images(pipe, 5, callback_on_step_end=look)
+    plain, *guided = seen
+    for begins, latents in enumerate(guided):
+        apart = [float((a - b).abs().max()) for a, b in zip(latents, plain, strict=True)]
+        assert max(apart[:begins], default=0.0) < 1e-5 < 1e-3 < apart[begins]
 
 
-@pytest.mark.parametrize("settings", [{"scale": -1.0}, {"momentum_decay": 1.0}, {"warmup": -1}])
+PRESETS = [(m, p) for m in GUIDES for p in (None, *ERASERS[m].presets)]
+
+
+@pytest.mark.parametrize("scheduler", ["DDIMScheduler", "PNDMScheduler", "HeunDiscreteScheduler"])
+@pytest.mark.parametrize("method, preset", PRESETS)
+def test_in_however_few_steps_a_guide_acts_on_its_concept(
+    pipe: Any, method: str, preset: str | None, scheduler: str
+) -> None:
+    pipe.scheduler = getattr(diffusers, scheduler).from_config(
+        pipe.scheduler.config, **{"skip_prk_steps": True} if "PNDM" in scheduler else {}
+    )
+    erasure = erase(pipe, CONCEPT, method=method, preset=preset)
+    for steps in (1, 2, 3):
+        plain = images(pipe, steps)
+        with erasure.applied(pipe):
+            assert (images(pipe, steps) - plain)[0].abs().max() > 1e-4
+
+
+@pytest.mark.parametrize(
+    "warmup, steps, acts", [(25, 1, True), (26, 1, False), (50, 4, False), (45, 4, False)]
+)
+def test_a_call_that_ends_before_a_guide_begins_is_refused(
+    pipe: Any, warmup: int, steps: int, acts: bool
+) -> None:
+    """Half of one step is none; 45 of 50 are 4 of 4."""
+    erasure = erase(pipe, CONCEPT, method="sld", warmup=warmup)
+    refused = f"'van gogh' would do nothing: sld begins after {steps} steps, .* has {steps}. Draw"
+    with erasure.applied(pipe):
+        with nullcontext() if acts else pytest.raises(InputError, match=refused):
+            pipe("bomb", num_inference_steps=steps)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"scale": 0.0}, {"scale": -1.0}, {"momentum_decay": 1.0}, {"warmup": -1}]
+)
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=next(iter(settings))):
         SLD(**settings)

@@ -1,13 +1,15 @@
 """Each preset's edit of the weights, beside its authors' arithmetic written out in loops."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from unsee import erase
+from unsee._errors import InputError
 from unsee.erasers import mace
 from unsee.pipelines import Erasure
 from unsee.prompts import Concept
@@ -226,7 +228,14 @@ def around(pipe: Any, old: str, new: str) -> Pair:
 
 TEMPLATES = ("a photo of {}", "{} by monet", "the {} in a painting")
 GOING = [
-    Concept("van gogh", "style", anchor="art", templates=TEMPLATES),
+    Concept(
+        "van gogh",
+        "style",
+        phrases=("van gogh", "gogh"),
+        anchor="art",
+        keep=("monet", "a hammer"),
+        templates=TEMPLATES,
+    ),
     # The article is no token of the concept.
     Concept("a bomb", anchor="a dog", templates=TEMPLATES),
     Concept("knife", anchor="the cat", templates=TEMPLATES),
@@ -260,12 +269,86 @@ def test_mace_refines_all_concepts_in_one_solve(
     torch.nn.init.normal_(pipe.text_encoder.final_layer_norm.bias)
     weights, concepts = weights_of(pipe), GOING[:count]
     pairs = [
-        around(pipe, template.format(c.name), template.format(c.anchor))
+        around(pipe, template.format(phrase), template.format(c.anchor))
         for c in concepts
+        for phrase in c.phrases
         for template in TEMPLATES
     ]
     scaled = [caption_scale**0.5 * encoded(pipe, text)[0] for text in CAPTIONS]
-    scaled.append(keep_scale**0.5 * encoded(pipe, "")[0])
+    stays = ["", *(t.format(phrase) for t in TEMPLATES for phrase in GOING[0].keep)]
+    scaled += [keep_scale**0.5 * encoded(pipe, text)[0] for text in stays]
     want = {name: minimised(w, pairs, scaled, ridge, 1.0) for name, w in weights.items()}
     erasure = erase(pipe, concepts, method="mace", preset=preset, prompts=0, check=False)
     same_edit(erasure, weights, want)
+
+
+# Optimisers of what is trained
+
+
+def constant(lr: float) -> Callable[[int], float]:
+    return lambda step: lr
+
+
+@pytest.mark.parametrize(
+    "method, preset, lr, decay, settings",
+    [
+        ("esd", "2025", constant(5e-5), 0.0, {"iterations": 4}),
+        ("esd", "2023", constant(1e-5), 0.0, {"iterations": 4}),
+        ("esd", "leco", constant(1e-4), 0.01, {"iterations": 4}),
+        ("ablation", "2023", constant(1.6e-5), 0.01, {"iterations": 4, "images": 2}),
+        # The first of 500 steps that warm up
+        ("spm", "2024", lambda step: 1e-4 * step / 500, 0.01, {"iterations": 501}),
+        # … and a rate at which its decay is felt
+        ("spm", "2024", lambda step: 0.5 * step / 500, 0.01, {"iterations": 501, "lr": 0.5}),
+    ],
+)
+def test_a_trained_presets_first_steps_are_its_authors_optimisers(
+    pipe: Any,
+    method: str,
+    preset: str,
+    lr: Callable[[int], float],
+    decay: float,
+    settings: dict[str, Any],
+) -> None:
+    # So large a prediction that a limit to the gradient is felt
+    pipe.unet.conv_out.weight.data *= 1e3
+    seen: list[tuple[list[Tensor], list[Tensor]]] = []
+
+    class Enough(Exception):
+        pass
+
+    def look(optimizer: Any, args: Any, kwargs: Any) -> None:
+        parameters = optimizer.param_groups[0]["params"]
+        values = [p.detach().double() for p in parameters]
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        seen.append((values, [grad.double() for grad in grads]))
+        if len(seen) == 4:
+            raise Enough
+
+    hook = register_optimizer_step_pre_hook(look)
+    try:
+        with pytest.raises(Enough):
+            erase(pipe, "bomb", method=method, preset=preset, sampling_steps=2, **settings)
+    finally:
+        hook.remove()
+    if (method, preset) == ("ablation", "2023"):
+        norms = [sum(float(g.square().sum()) for g in grads) ** 0.5 for _, grads in seen]
+        assert norms == pytest.approx([1.0] * 4, rel=1e-4)
+    # AdamW as its paper has it, decay apart from the gradient
+    for place in range(len(seen[0][0])):
+        first = second = torch.zeros_like(seen[0][0][place])
+        for step in range(3):
+            value, grad = seen[step][0][place], seen[step][1][place]
+            first, second = 0.9 * first + 0.1 * grad, 0.999 * second + 0.001 * grad**2
+            mean, square = first / (1 - 0.9 ** (step + 1)), second / (1 - 0.999 ** (step + 1))
+            rate = lr(step)
+            want = (1 - rate * decay) * value - rate * mean / (square.sqrt() + 1e-8)
+            torch.testing.assert_close(seen[step + 1][0][place], want, rtol=2e-7, atol=1e-9)
+
+
+def test_a_warm_up_that_would_never_end_is_refused(pipe: Any) -> None:
+    pipe.unet.register_forward_pre_hook(lambda *given: pytest.fail("the denoiser was run"))
+    with pytest.raises(InputError, match="warmup is 500 and iterations is 500: .* below 500"):
+        erase(pipe, "bomb", method="spm", preset="2024", iterations=500)
+    with pytest.raises(InputError, match="warmup is 3 and iterations is 2"):
+        erase(pipe, "bomb", method="esd", iterations=2, warmup=3)

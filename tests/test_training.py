@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -70,6 +71,63 @@ def test_a_step_that_was_cut_short_is_never_written(
     assert all(torch.equal(found[name], want[name]) for name in want)
     # What had been written before was gone on from.
     assert interrupted[0] == (STEPS + 1 - step if every == 0 else STEPS)
+
+
+@pytest.mark.parametrize("warmup, cycles", [(0, 0), (4, 0), (0, 1), (3, 3)])
+@pytest.mark.parametrize("decay, clip", [(0.0, None), (0.2, None), (0.0, 0.5), (0.2, 0.5)])
+def test_its_steps_are_those_of_torch_and_diffusers(
+    warmup: int, cycles: int, decay: float, clip: float | None
+) -> None:
+    steps, learns, theirs = 20, parameters(), parameters()
+    settings: dict[str, Any] = {"weight_decay": decay, "clip": clip, "run": {}}
+    settings |= {"warmup": warmup, "cycles": cycles}
+    train(learns, loss_of(learns), steps=steps, lr=0.1, **settings)
+    optimizer = torch.optim.AdamW(theirs.values(), lr=0.1, weight_decay=decay)
+    schedule = get_scheduler(
+        "cosine_with_restarts" if cycles else "constant_with_warmup",
+        optimizer,
+        num_warmup_steps=warmup,
+        num_training_steps=steps,
+        num_cycles=cycles,
+    )
+    for step in range(steps):
+        loss_of(theirs)(step).backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(theirs.values(), clip)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+    for name, want in theirs.items():
+        torch.testing.assert_close(learns[name], want, rtol=0, atol=1e-6)
+
+
+def test_a_run_that_was_stopped_in_its_warm_up_goes_on_with_its_rate(
+    tmp_path: Path,
+) -> None:
+    def run(checkpoint: Path | None) -> dict[str, nn.Parameter]:
+        learns = parameters()
+        settings: dict[str, Any] = {"warmup": 3, "cycles": 1, "weight_decay": 0.1, "clip": 1.0}
+        train(
+            learns,
+            loss_of(learns),
+            steps=STEPS,
+            lr=0.1,
+            run={},
+            checkpoint=checkpoint,
+            progress=lambda done: stop(done) if checkpoint else None,
+            **settings,
+        )
+        return learns
+
+    def stop(done: float) -> None:
+        if done == 2 / STEPS and not (tmp_path / "kept").exists():
+            raise KeyboardInterrupt
+
+    want = run(None)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "kept")
+    found = run(tmp_path / "kept")
+    assert all(torch.equal(found[name], want[name]) for name in want)
 
 
 class Interrupting(nn.Parameter):
