@@ -21,6 +21,10 @@ _ARCHITECTURES = {
 }
 
 
+DENOISERS = ("unet", "transformer")
+"""What pipelines call the network that predicts the noise."""
+
+
 class Parts(Protocol):
     """A pipeline taken apart. Nothing here changes the pipeline.
 
