@@ -54,7 +54,7 @@ class RandomParts(StableDiffusionParts):
 
 def resident() -> float:
     """MB at this moment."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 
