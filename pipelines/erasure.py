@@ -27,7 +27,7 @@ from torch import Tensor
 from .. import records
 from .._errors import InputError
 from .._reading import loads, plain
-from .._settings import shown
+from .._settings import checked, shown
 from ..gallery import write_atomically
 from ..records import Component, Measured, Record
 from .identity import alike, quantised
@@ -89,6 +89,7 @@ class Erasure:
         write_atomically(Path(path), self.bytes)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Erasure":
         """Reads and checks a file.
 

@@ -220,7 +220,8 @@ class Guided:
 
 
 def _guided(pipe: Any) -> bool:
-    return bool(pipe.do_classifier_free_guidance)
+    # A shallow copy draws in the place of the pipeline itself, which may never have drawn.
+    return bool(getattr(pipe, "do_classifier_free_guidance", False))
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:

@@ -497,6 +497,19 @@ def test_a_second_pipeline_on_the_same_parts_is_erased_or_told_how(
 
 
 @every_kind
+def test_a_shallow_copy_is_erased_or_told_how(
+    tiny_folder: Path, erasures: dict[str, Erasure], kind: str
+) -> None:
+    pipe = load_pipeline(tiny_folder, erasures[kind], device="cpu")
+    also = copy.copy(pipe)
+    if kind == "guidance":
+        with pytest.raises(InputError, match="put it into another pipeline .*add_to"):
+            images(also)
+    else:
+        assert torch.equal(images(also), images(pipe))
+
+
+@every_kind
 def test_a_deep_copy_is_erased_and_is_a_pipeline_of_its_own(
     pipe: Any, erasures: dict[str, Erasure], kind: str
 ) -> None:
