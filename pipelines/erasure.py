@@ -37,6 +37,10 @@ from .parts import DENOISERS, denoiser_of, weights_of
 from .watch import put_on
 
 
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What an erasure's tensors may be: others would be cut, or are read by no LoRA."""
+
+
 @dataclass(frozen=True)
 class Erasure:
     """What takes concepts away from one base model.
@@ -295,5 +299,10 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) ->
         tensor = tensors[key]
         if tuple(tensor.shape) != shape or 0 in shape:
             raise InputError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}.")
+        if tensor.dtype not in FLOATS:
+            raise InputError(
+                f"{path}: {key} is of {str(tensor.dtype).removeprefix('torch.')}, wanted one of "
+                f"{', '.join(str(t).removeprefix('torch.') for t in FLOATS)}."
+            )
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {key} has values that are not finite.")

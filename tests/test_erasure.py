@@ -203,6 +203,15 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8]
+)
+def test_tensors_that_are_no_floats_are_refused(file: Path, dtype: torch.dtype) -> None:
+    changed(file, lambda tensors, header: tensors.update({KEY: tensors[KEY].to(dtype)}))
+    with pytest.raises(InputError, match=rf"{KEY} is of {str(dtype)[6:]}, wanted one of float32"):
+        Erasure.load(file)
+
+
 @pytest.mark.parametrize("message", CHANGES)
 def test_a_file_that_is_not_right_is_refused(file: Path, message: str) -> None:
     changed(file, CHANGES[message])
