@@ -36,7 +36,6 @@ from .kinds.dense import DenseErasures, deltas_of, parameters_of
 from .parts import DENOISERS, denoiser_of, weights_of
 from .watch import put_on
 
-
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 """What an erasure's tensors may be: others would be cut, or are read by no LoRA."""
 
