@@ -145,6 +145,8 @@ def read_text(path: Path) -> str:
         raise InputError(
             f"{path} is not in UTF-8: {error.reason} at byte {error.start}."
         ) from error
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"{path} cannot be read: {error}.") from error
 

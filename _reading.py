@@ -12,7 +12,7 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin
 
 from ._errors import InputError
-from ._settings import fit, hints_of, shown
+from ._settings import fit, hints_of, is_text, shown
 
 DEEPEST = 16
 """How deep values without a type of their own may be nested, such as a method's settings."""
@@ -162,9 +162,6 @@ def _typed(value: Any, where: str, kind: type, wanted: str) -> Any:
 
 def _written(value: Any, where: str) -> Any:
     """A value, if it is a text, made sure that a file can hold it."""
-    if isinstance(value, str):
-        try:
-            value.encode()
-        except UnicodeEncodeError:
-            raise InputError(f"{where} is {shown(value)}, half of a character.") from None
+    if isinstance(value, str) and not is_text(value):
+        raise InputError(f"{where} is {shown(value)}, half of a character.")
     return value

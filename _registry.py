@@ -22,9 +22,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(name, names, n=1, cutoff=0.5)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
-    return InputError(
-        f"No {kind} is named {name!r}.{hint} There are: {', '.join(names[:20])}{more}."
-    )
+    there = f"There are: {', '.join(names[:20])}{more}." if names else "There is none at all."
+    return InputError(f"No {kind} is named {name!r}.{hint} {there}")
 
 
 class Registry(Mapping[str, T], Generic[T]):

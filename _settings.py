@@ -187,6 +187,8 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         for name, value in given.arguments.items():
             parameter = signature.parameters[name]
             hint = parameter.annotation
+            if hint is parameter.empty:  # a method's own class
+                continue
             if isinstance(hint, str):
                 hint = eval(hint, {}, Names())
             if parameter.kind is parameter.VAR_POSITIONAL:
@@ -196,6 +198,18 @@ def checked(function: Callable[P, R]) -> Callable[P, R]:
         return function(*given.args, **given.kwargs)
 
     return call
+
+
+def is_text(value: object) -> bool:
+    """Whether a value is a text that a file can hold, as half of a character cannot be.
+
+    >>> is_text("é"), is_text("\\udce9"), is_text(b"e")
+    (True, False, False)
+    """
+    try:
+        return isinstance(value, str) and bool(value.encode() or True)
+    except UnicodeEncodeError:
+        return False
 
 
 def shown(value: object) -> str:

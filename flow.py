@@ -269,7 +269,7 @@ def audit(
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = _name(base), Path(out)
     check_folder(out)
-    _check_report(out)
+    _check_ours(out, {"report.json": '"verdict"', "report.html": "unsee"}, "report")
     if name != "emoji" and (suite is None or not detectors):
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
@@ -368,6 +368,7 @@ def score(
     gallery = open_folder(Path(folder), None if table is None else Path(table))
     there = Path(folder if out is None else out)
     check_folder(there)
+    _check_ours(there, {"score.json": '"rates"'}, "score")
     found = measure(
         gallery,
         [find_detector(d, gallery.prompts) for d in detectors],
@@ -546,13 +547,17 @@ def _check_phrase(phrase: str, meant: Callable[[list[str]], list[str]]) -> None:
         )
 
 
-def _check_report(out: Path) -> None:
-    """Refuses to write a report over a file of that name that is none.
+def _check_ours(out: Path, marks: Mapping[str, str], what: str) -> None:
+    """Refuses to write over a file of somebody else's that has the name of one of ours.
+
+    Args:
+        marks: A file's name to what is in each of ours.
+        what: What ours is.
 
     Raises:
         InputError: There is one.
     """
-    for name, mark in (("report.json", '"verdict"'), ("report.html", "unsee")):
+    for name, mark in marks.items():
         file = out / name
         try:
             ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
@@ -560,7 +565,7 @@ def _check_report(out: Path) -> None:
             raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
         if not ours:
             raise InputError(
-                f"{file} is there already and is no report of unsee: name another folder."
+                f"{file} is there already and is no {what} of unsee: name another folder."
             )
 
 

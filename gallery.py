@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from ._errors import InputError
 from ._reading import loads, plain, read
-from ._settings import NotNegative, Range, shown
+from ._settings import NotNegative, Range, checked, shown
 from .prompts import Prompt
 from .records import Model
 
@@ -182,6 +182,12 @@ class Gallery:
                     f"{path} holds images made with another {difference}: name another folder, "
                     "or remove it."
                 )
+            for name, kind in (("images", Path.is_dir), ("images.jsonl", Path.is_file)):
+                if (there := path / name).exists() and not kind(there):
+                    raise InputError(
+                        f"{there} is no {'folder' if name == 'images' else 'file'}, as it is in a "
+                        "gallery: remove it, and its images are made again."
+                    )
             _clear(path)
             return found
         if path.exists() and not _is_unborn(path):
@@ -198,12 +204,14 @@ class Gallery:
         return gallery
 
     @classmethod
-    def open(cls, path: Path) -> "Gallery":
+    @checked
+    def open(cls, path: str | Path) -> "Gallery":
         """Opens a gallery that is there.
 
         Raises:
             InputError: There is none, or its text files cannot be read.
         """
+        path = Path(path)
         where = str(path / "gallery.json")
         page = loads(_text(path, "gallery.json"), where)
         samples = _text(path, "samples.jsonl")

@@ -10,7 +10,7 @@ import typer
 from .._errors import InputError
 from .._files import check_file, check_folder, file_stem
 from .._registry import unknown
-from .._settings import hints_of, read
+from .._settings import Count, Seed, fit, hints_of, read
 from ..prompts import YAML
 from . import looking
 from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
@@ -243,6 +243,9 @@ def generate(
 
     if bool(prompt) == bool(suite):
         raise InputError("Say what to make: either --prompt TEXT or --suite FILE.")
+    # Before the list is made, which would fill the memory
+    fit("images", images * len(prompt or [1]), Count)
+    fit("seed", seed, Seed)
     made = (
         find_suite(suite, where=where)
         if suite
@@ -398,12 +401,18 @@ def demo(
     size: Size = None,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
-    from ..flow import audit, erase
+    from ..flow import audit, erase, find_concepts
     from ..pipelines import load_pipeline
 
+    names = ("kitchen knife", "contrast")
+    for name in names:
+        path = out / f"{name.replace(' ', '-')}.safetensors"
+        check_file(path)
+        if path.exists():
+            _check_replaceable(path, find_concepts(name, "emoji"), force=False)
     hush()
     pipe, reports = load_pipeline("emoji"), []
-    for name in ("kitchen knife", "contrast"):
+    for name in names:
         stem = name.replace(" ", "-")
         path = out / f"{stem}.safetensors"
         with warnings_in_words(), progress() as show:
@@ -427,7 +436,7 @@ def demo(
             )
     for report in reports:
         print_report(report)
-    for name in ("kitchen knife", "contrast"):
+    for name in names:
         page = out / name.replace(" ", "-") / "report.html"
         say(f"Report on {name}: ", (str(page), "bold"))
     next_("unsee", "erase", "emoji", "bomb", *("--keep", "hammer"), *("--keep", "scissors"))

@@ -24,7 +24,7 @@ from .terminal import (
 )
 
 KEPT = 20
-"""How many of the phrases that a concept keeps the terminal has."""
+"""How many of an erasure's concepts, and of the phrases that one keeps, the terminal has."""
 
 suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_args_is_help=True)
 
@@ -128,7 +128,7 @@ def _show_erasure(path: Path) -> None:
     erasure = Erasure.load(path)
     record = erasure.record
     rows: list[tuple[str, str]] = []
-    for concept in record.concepts:
+    for concept in record.concepts[:KEPT]:
         more = f" and {len(concept.keep) - KEPT} more" if len(concept.keep) > KEPT else ""
         rows += [
             ("concept", f"{concept.name} ({concept.kind})"),
@@ -136,6 +136,8 @@ def _show_erasure(path: Path) -> None:
             ("anchor", "the method's own" if concept.anchor is None else repr(concept.anchor)),
             ("keep", (", ".join(concept.keep[:KEPT]) or "nothing") + more),
         ]
+    if (further := len(record.concepts) - KEPT) > 0:
+        rows.append(("concepts", f"and {further} more"))
     rows += [
         ("method", record.method),
         ("settings", json.dumps(dict(record.settings))),

@@ -226,7 +226,7 @@ def train(
     optimizer = torch.optim.AdamW(parameters.values(), lr=lr, weight_decay=weight_decay)
     losses: list[float] = []
     if checkpoint is not None and checkpoint.exists():
-        losses = _resume(checkpoint, run, parameters, optimizer)
+        losses = _resume(checkpoint, run, parameters, optimizer, steps)
         progress(len(losses) / steps)
     saved, whole = time.monotonic(), True
     try:
@@ -310,16 +310,55 @@ def _resume(
     run: Mapping[str, Any],
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
+    steps: int,
 ) -> list[float]:
     check_run(path, run)
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {error}. Remove it to start anew.") from error
+    if wrong := _fault(tensors, parameters, steps):
+        raise InputError(f"{path} is not as a training left it: {wrong}. Remove it to start anew.")
     state: dict[int, dict[str, Tensor]] = {}
     for index, (name, parameter) in enumerate(parameters.items()):
         parameter.copy_(tensors[f"parameter:{name}"])
-        found = {k.partition(":")[0]: t for k, t in tensors.items() if k.endswith(f":{name}")}
-        del found["parameter"]
+        found = {key: tensors[f"{key}:{name}"] for key in _ADAM if f"{key}:{name}" in tensors}
         if found:
             state[index] = found
     optimizer.load_state_dict(optimizer.state_dict() | {"state": state})
     return [float(value) for value in tensors["losses"]]
+
+
+_ADAM = ("step", "exp_avg", "exp_avg_sq")
+"""What torch's Adam remembers of each parameter that had a gradient."""
+
+
+def _fault(
+    tensors: Mapping[str, Tensor], parameters: Mapping[str, nn.Parameter], steps: int
+) -> str:
+    """What is wrong with a checkpoint's tensors, in words; empty if nothing is."""
+    wanted: dict[str, tuple[torch.Size, torch.dtype]] = {}
+    for name, p in parameters.items():
+        wanted[f"parameter:{name}"] = (p.shape, p.dtype)
+        if any(f"{key}:{name}" in tensors for key in _ADAM):
+            wanted |= {f"{key}:{name}": (p.shape, p.dtype) for key in _ADAM[1:]}
+            wanted[f"step:{name}"] = (torch.Size(), torch.float32)
+    losses = tensors.get("losses")
+    if losses is None or losses.ndim != 1 or not len(losses) <= steps:
+        return f"it has no losses of at most {steps} steps"
+    wanted["losses"] = (losses.shape, torch.float64)
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        return f"it lacks {shown(missing[0])} ({len(missing)} missing)"
+    if extra := sorted(tensors.keys() - wanted.keys()):
+        return f"it has {shown(extra[0])}, which this training does not"
+    for name, (shape, dtype) in wanted.items():
+        tensor = tensors[name]
+        if (tensor.shape, tensor.dtype) != (shape, dtype):
+            found = f"{tuple(tensor.shape)} of {tensor.dtype}"
+            return f"{shown(name)} is {found}, wanted {tuple(shape)} of {dtype}"
+        if not torch.isfinite(tensor).all():
+            return f"{shown(name)} has values that are not finite"
+        if name.startswith(("step:", "exp_avg_sq:")) and (tensor < 0).any():
+            return f"{shown(name)} has values below 0"
+    return ""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from .._errors import InputError
 from .._reading import loads, plain, read
+from .._settings import checked
 from ..gallery import write_atomically
 from ..prompts import Concept, Prompt
 from . import words
@@ -329,14 +330,15 @@ class Report:
         write_atomically(path, text + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Report":
+    @checked
+    def load(cls, path: str | Path) -> "Report":
         """Reads what ``save`` wrote.
 
         Raises:
             InputError: The file is missing, is no report, or is of another format.
         """
         try:
-            data = path.read_bytes()
+            data = Path(path).read_bytes()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         return cls.from_json(loads(data, str(path)), str(path))

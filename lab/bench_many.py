@@ -62,7 +62,7 @@ def words(text: str, **options: object) -> SimpleNamespace:
 
 def resident() -> float:
     """MB at this moment."""
-    with open("/proc/self/statm") as file:
+    with open("/proc/self/statm", encoding="ascii") as file:
         return int(file.read().split()[1]) * resource.getpagesize() / 2**20
 
 

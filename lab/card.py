@@ -130,7 +130,7 @@ The icons, drawn by resvg on white, at 64 × 64 with two pixels of margin. NOTIC
 def quality() -> str:
     if not QUALITY.exists():
         return "Not measured yet: `python -m lab.evaluate`."
-    q = json.loads(QUALITY.read_text())
+    q = json.loads(QUALITY.read_text(encoding="utf-8"))
 
     def cell(rate: dict[str, Any]) -> str:
         low, high = rate["interval"]
@@ -184,7 +184,7 @@ def compute() -> str:
     for name in ("judge", "vae", "pipeline", "clip"):
         log = RUNS / name / "log.jsonl"
         if log.exists():
-            last = json.loads(log.read_text().splitlines()[-1])
+            last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
             lines.append(f"| {name} | {last['seen']:,} | {last['seconds'] / 60:.0f} |")
     return "\n".join(lines)
 
@@ -203,7 +203,7 @@ def write() -> None:
     if not CARD.parent.exists():
         return
     world = World.read()
-    vae = json.loads((CARD.parent / "vae" / "config.json").read_text())
+    vae = json.loads((CARD.parent / "vae" / "config.json").read_text(encoding="utf-8"))
     CARD.write_text(
         PAGE.format(
             objects=world.first,
@@ -217,7 +217,8 @@ def write() -> None:
             text_size=size("pipelines/emoji/text_encoder"),
             judge_size=size("eval/emoji/judge.safetensors"),
             clip_size=size("eval/emoji/clip"),
-        )
+        ),
+        encoding="utf-8",
     )
 
 

@@ -162,7 +162,9 @@ def export(model: nn.Module, tokenizer: CLIPTokenizer, folder: Path = FOLDER) ->
             "resize_mode": "squash",
         },
     }
-    (folder / "open_clip_config.json").write_text(json.dumps(page, indent=2) + "\n")
+    (folder / "open_clip_config.json").write_text(
+        json.dumps(page, indent=2) + "\n", encoding="utf-8"
+    )
     tokenizer.save_pretrained(folder)
     for path in folder.iterdir():
         path.chmod(0o644)  # safetensors gives its files to their owner alone

@@ -82,7 +82,7 @@ def measure(
     shared = HERE / f"{concept.replace(' ', '-')}-{size or 'whole'}"
     mine = shared / f"{method}-{digest[:8]}"
     if (file := mine / "row.json").exists():
-        row: dict[str, Any] = json.loads(file.read_text())
+        row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
         return row
     if (saved := mine / "erasure.safetensors").exists():
         erasure = Erasure.load(saved)
@@ -105,7 +105,7 @@ def measure(
     )
     row = {"concept": concept, "method": method, "settings": settings} | figures(report)
     row |= {"seconds": erasure.measured.seconds, "bytes": saved.stat().st_size}
-    file.write_text(json.dumps(row))
+    file.write_text(json.dumps(row), encoding="utf-8")
     return row
 
 
@@ -126,7 +126,7 @@ def figures(report: Report) -> dict[str, Any]:
 
 def write(path: Path, entries: Sequence[dict[str, Any]]) -> None:
     """JSON of a line an entry."""
-    path.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n")
+    path.write_text("[\n" + ",\n".join(map(json.dumps, entries)) + "\n]\n", encoding="utf-8")
 
 
 def lost(row: dict[str, Any], role: str) -> float:
@@ -145,7 +145,7 @@ def badness(rows: Sequence[dict[str, Any]]) -> float:
 def search(size: int, methods: Sequence[str]) -> None:
     """Every setting that was thought worth trying, on the concepts for tuning."""
     pipe = load_pipeline("emoji")
-    found = json.loads(SEARCH.read_text()) if SEARCH.exists() else []
+    found = json.loads(SEARCH.read_text(encoding="utf-8")) if SEARCH.exists() else []
     found = [entry for entry in found if entry["method"] not in methods]
     jobs = [(method, settings) for method in methods for settings in TRIED[method]]
     for method, settings in tqdm(jobs, desc="search"):
@@ -159,7 +159,7 @@ def search(size: int, methods: Sequence[str]) -> None:
 def chosen() -> dict[str, Settings]:
     """Each method's best settings of the search."""
     best: dict[str, dict[str, Any]] = {}
-    for entry in json.loads(SEARCH.read_text()):
+    for entry in json.loads(SEARCH.read_text(encoding="utf-8")):
         now = best.get(entry["method"])
         if now is None or entry["badness"] < now["badness"]:
             best[entry["method"]] = entry
@@ -254,7 +254,7 @@ def main() -> None:
         )
         text += f"**{name}** ({about})\n\n{table(of, args.methods)}\n\n"
     text += "Settings: " + "; ".join(title(m, settings[m]) for m in args.methods) + "\n"
-    (RESULTS / "methods.md").write_text(text)
+    (RESULTS / "methods.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-import yaml
 from PIL import Image
 from torch import Tensor
+
+from unsee.prompts.concept import read_yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 RUNS = ROOT / "lab" / "runs"
@@ -51,7 +52,7 @@ class World:
 
     @classmethod
     def read(cls, path: Path = ROOT / "prompts" / "emoji.yaml") -> World:
-        page = yaml.safe_load(path.read_text())
+        page = read_yaml(path)
         objects: dict[str, str] = {}
         groups: dict[str, str] = {}
         first = 0
@@ -161,7 +162,7 @@ def _icon_set(folder: Path, icon_set: str) -> dict[str, Any]:
                 f"{path} is not there:"
                 f" npm install --prefix {folder.parent} @iconify-json/{icon_set}"
             )
-        _PAGES[key] = json.loads(path.read_text())
+        _PAGES[key] = json.loads(path.read_text(encoding="utf-8"))
     return _PAGES[key]
 
 

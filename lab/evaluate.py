@@ -180,10 +180,12 @@ def main() -> None:
     pipe = pipe.to(args.device)
     pipe.set_progress_bar_config(disable=True)
     if args.search:
-        (RESULTS / "search.json").write_text(json.dumps(search(world, pipe), indent=1) + "\n")
+        (RESULTS / "search.json").write_text(
+            json.dumps(search(world, pipe), indent=1) + "\n", encoding="utf-8"
+        )
         return
     report = quality(world, pipe, args.device)
-    (RESULTS / "quality.json").write_text(json.dumps(report, indent=1) + "\n")
+    (RESULTS / "quality.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     card.write()
     for key in ("all", "known pairs", "held-out pairs"):
         print(key, {k: (v["value"], v["n"]) for k, v in report[key].items()})

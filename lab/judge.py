@@ -123,7 +123,7 @@ def main() -> None:
     if not args.measure:
         train(args, world)
     name = args.name or "judge"
-    labels = json.loads((RUNS / name / "labels.json").read_text())
+    labels = json.loads((RUNS / name / "labels.json").read_text(encoding="utf-8"))
     learnt = load_ema(name, make(world))
     assert isinstance(learnt, Judge)
     judge = arrange(learnt, labels, world)
@@ -145,7 +145,7 @@ def train(args: Any, world: World) -> None:
 
     model = make(world)
     run = Run("judge", model, args, ema=0.998)
-    (run.folder / "labels.json").write_text(json.dumps(list(world.objects)))
+    (run.folder / "labels.json").write_text(json.dumps(list(world.objects)), encoding="utf-8")
     forward = torch.compile(model) if args.compile else model
     known = len(pairs)
     for rng, _ in run:

@@ -213,8 +213,8 @@ def train(args: argparse.Namespace, world: World) -> None:
     run = Run("pipeline", model, args, ema=0.999, sample=sample, sample_every=480)
     began = run.folder / "world.json"
     if not began.exists():
-        began.write_text(json.dumps(list(world.objects)[: world.first]))
-    first = set(json.loads(began.read_text()))
+        began.write_text(json.dumps(list(world.objects)[: world.first]), encoding="utf-8")
+    first = set(json.loads(began.read_text(encoding="utf-8")))
     names = list(world.objects)
     grown = torch.tensor([i for i, (o, _) in enumerate(pairs) if names[o] not in first])
     # Plain attention: PyTorch's fused one is slow on a CPU when there are few tokens

@@ -163,7 +163,7 @@ class Run:
         if self.step % 20 == 0:
             self._bar.set_postfix({k: f"{v:.4f}" for k, v in self._figures.items()}, refresh=False)
             line = {"seen": self.seen, "seconds": round(self.seconds), **self._figures}
-            with (self.folder / "log.jsonl").open("a") as log:
+            with (self.folder / "log.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps(line) + "\n")
 
 

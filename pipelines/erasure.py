@@ -27,14 +27,17 @@ from torch import Tensor
 from .. import records
 from .._errors import InputError
 from .._reading import loads, plain
-from .._settings import shown
+from .._settings import checked, shown
 from ..gallery import write_atomically
 from ..records import Component, Measured, Record
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
-from .modules import denoiser_of, weights_of
+from .modules import DENOISERS, denoiser_of, weights_of
 from .watch import put_on
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""What an erasure's tensors may be: others would be cut, or are read by no LoRA."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ class Erasure:
         write_atomically(Path(path), self.bytes)
 
     @classmethod
+    @checked
     def load(cls, path: str | Path) -> "Erasure":
         """Reads and checks a file.
 
@@ -109,6 +113,10 @@ class Erasure:
             raise InputError(f"{path} is no erasure file: its header has no record of ours.")
         ours = loads(header["unsee"], f"{path}: its record")
         record, measured = records.from_json(ours, str(path))
+        try:
+            _check_edits(record)
+        except InputError as error:
+            raise InputError(f"{path} {error}") from error
         _check_tensors(path, tensors, record)
         page = {name: value for name, value in ours.items() if name != "sha256"}
         # Format 1 had its measurements in the record.
@@ -133,6 +141,10 @@ class Erasure:
             InputError: It does not; the message says which layer, what was wanted and found.
         """
         base = self.record.base
+        try:
+            _check_edits(self.record)
+        except InputError as error:
+            raise InputError(f"The erasure {self.name!r} {error}") from error
         made_for = f"This erasure ({self.name}) was made for {base.name!r}"
         coded: list[str] = []
         for prefix, component in base.components.items():
@@ -247,12 +259,36 @@ def checksum(tensors: Mapping[str, Tensor], page: Any) -> str:
     return sha.hexdigest()
 
 
-def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
+def _check_edits(record: Record) -> None:
+    """Makes sure that this version can apply what a record says is edited.
+
+    Raises:
+        InputError: It cannot; the end of the one line, after the file's or the erasure's name.
+    """
     if record.kind not in KINDS:
         raise InputError(
-            f"{path} is of the kind {shown(record.kind)}, which this version does not know: "
-            "upgrade unsee."
+            f"is of the kind {shown(record.kind)}, which this version does not know: upgrade "
+            "unsee."
         )
+    edited = record.base.components
+    if others := sorted(edited.keys() - set(DENOISERS)):
+        raise InputError(
+            f"edits the {others[0]}, and this version applies what edits a denoiser alone "
+            f"({' or '.join(DENOISERS)}): upgrade unsee, or make it again."
+        )
+    if len(edited) > 1:
+        raise InputError(
+            f"edits {' and '.join(sorted(edited))}, and this version applies what edits one "
+            "component: upgrade unsee, or make one erasure for each."
+        )
+    if record.kind != "guidance" and not record.base.layers:
+        raise InputError(
+            f"is of the kind {record.kind} and edits no layer, so that it would erase nothing: "
+            "make it again."
+        )
+
+
+def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) -> None:
     wanted = KINDS[record.kind].shapes(record.base.layers, tensors)
     if missing := sorted(set(wanted) - set(tensors)):
         raise InputError(f"{path} lacks {missing[0]} ({len(missing)} missing).")
@@ -262,5 +298,10 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) ->
         tensor = tensors[key]
         if tuple(tensor.shape) != shape or 0 in shape:
             raise InputError(f"{path}: {key} has shape {tuple(tensor.shape)}, wanted {shape}.")
+        if tensor.dtype not in FLOATS:
+            raise InputError(
+                f"{path}: {key} is of {str(tensor.dtype).removeprefix('torch.')}, wanted one of "
+                f"{', '.join(str(t).removeprefix('torch.') for t in FLOATS)}."
+            )
         if not torch.isfinite(tensor).all():
             raise InputError(f"{path}: {key} has values that are not finite.")

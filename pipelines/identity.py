@@ -3,7 +3,8 @@
 A *base*, which an erasure was made for, is known by a sample of each weight that is edited, in
 bfloat16, and compared within one rounding: float32, float16 and bfloat16 of one model are one
 base. A *model*, which made a gallery's images, is known by an exact sample of every tensor of all
-its components, as a hash, with whatever else of it the images depend on.
+its components, as a hash, with whatever else of it the images depend on. The scales of a quantised
+weight, which are no tensors of the module's own, are among them.
 
 The sample is ``VALUES`` values of a tensor at even distances from the first to the last, so that
 it meets every part of it, and nearly as many rows and columns. What it tells apart: other weights;
@@ -186,6 +187,24 @@ def _tensors(part: str, module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                     )
                 tensor = elsewhere[name]
             yield f"{place}.{name}", tensor
+            yield from _beside(f"{place}.{name}", tensor)
+
+
+def _beside(name: str, tensor: Tensor, depth: int = 3) -> Iterator[tuple[str, Tensor]]:
+    """The tensors that a tensor carries: of a quantised one the scales that its codes need.
+
+    bitsandbytes keeps them as attributes, in 4 bits in an object ``quant_state`` that can have
+    another inside; torchao inside a subclass of Tensor.
+    """
+    carried = dict(getattr(tensor, "__dict__", {}))
+    if hasattr(tensor, "__tensor_flatten__"):
+        inner, _ = tensor.__tensor_flatten__()
+        carried |= {key: getattr(tensor, key) for key in inner}
+    for key, value in sorted(carried.items()):
+        if isinstance(value, Tensor) and value is not tensor:
+            yield f"{name}.{key}", value
+        if depth and not isinstance(value, nn.Module):
+            yield from _beside(f"{name}.{key}", value, depth - 1)
 
 
 def _settings(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,13 +11,18 @@ from safetensors import SafetensorError, safe_open
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import checked, shown
 from . import MODELS
 from .architectures import family_of
 from .erasure import Erasure
 
+LONGEST = 1_000_000
+"""Tokens of a text, for any tokenizer."""
+
 EMOJI = str(Path(__file__).parent / "emoji")
 
 
+@checked
 def load_pipeline(
     base: str | Path,
     *erasures: Erasure | str | Path,
@@ -35,15 +40,36 @@ def load_pipeline(
         from_pretrained: Passed on to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
-        InputError: There is no such model, or an erasure cannot be read or was made for another.
+        InputError: There is no such model or device, or an erasure cannot be read or was made for
+            another.
     """
     from accelerate import PartialState
+
+    place = PartialState().device if device is None else _device(device)
 
     loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     pipe = _assembled(base, lambda folder: from_pretrained, dtype)
     for erasure in loaded:
         erasure.add_to(pipe)
-    return pipe.to(PartialState().device if device is None else device)
+    return pipe.to(place)
+
+
+def _device(device: str | torch.device) -> torch.device:
+    """A device that is here: tried, as its name alone says nothing of this machine.
+
+    Raises:
+        InputError: It is not.
+    """
+    try:
+        found = torch.device(device)
+        torch.empty(1, device=found)
+    except (RuntimeError, ValueError, AssertionError, NotImplementedError) as error:
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise InputError(
+            f"device is {shown(device)}, which cannot be used here: torch says {reason!r}. Leave "
+            "device out to take what there is."
+        ) from error
+    return found
 
 
 def load_text_side(base: str | Path, **from_pretrained: Any) -> Any:
@@ -134,12 +160,24 @@ def _assembled(
         raise InputError(f"{folder} is no diffusers model: it has no model_index.json.")
     try:
         pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **arguments(Path(folder)))
-    except (OSError, ValueError, SafetensorError) as error:
-        reason = " ".join(str(error).split())
+    except Exception as error:
+        # Whatever a library makes of a folder that is cut or edited: KeyError, TypeError, …
+        said = " ".join(str(error).split())
+        if isinstance(error, MemoryError) or re.search("out of memory|allocate memory", said):
+            raise
+        named = isinstance(error, (OSError, ValueError, SafetensorError))
+        reason = said if named else f"{type(error).__name__}: {said}"
         raise InputError(
             f"No model could be loaded as {str(base)!r}: wanted a folder, a Hugging Face id or "
             f"one of {', '.join(MODELS)}. diffusers says: {reason}"
         ) from error
+    for name, part in pipe.components.items():
+        length = getattr(part, "model_max_length", 0) if name.startswith("tokenizer") else 0
+        if length > LONGEST:  # transformers' stand-in for a number that is not there
+            raise InputError(
+                f"The {name} of {str(base)!r} does not say after how many tokens it cuts: its "
+                "tokenizer_config.json lacks model_max_length."
+            )
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(base))
     return pipe

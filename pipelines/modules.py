@@ -12,6 +12,9 @@ from .._errors import InputError
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+DENOISERS = ("unet", "transformer")
+"""What pipelines call the network that predicts."""
+
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module itself, also where torch.compile has been put around it."""

@@ -364,7 +364,8 @@ class Parts(ABC):
 
     def guided(self) -> bool:
         """Whether the call that goes on has classifier-free guidance."""
-        return bool(self.pipe.do_classifier_free_guidance)
+        # A shallow copy draws in the place of the pipeline itself, which may never have drawn.
+        return bool(getattr(self.pipe, "do_classifier_free_guidance", False))
 
 
 # What a pipeline's call passes on to its encode_prompt, beside prompts, by their names in both.

@@ -14,7 +14,7 @@ import itertools
 import json
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
@@ -27,6 +27,7 @@ from torch import Tensor, nn
 
 from .._errors import InputError
 from .._registry import unknown
+from .._settings import fit, shown
 from ..gallery import write_atomically
 from .modules import denoiser_of, eager, named, uncompiled
 
@@ -131,11 +132,13 @@ class Loop:
     Attributes:
         thread: The identity of the thread that it runs in.
         spoken: The last texts that were encoded before it.
+        looked: The denoisers' erasures of which all was looked at before its first step.
         memory: For who has to remember something as long as it lasts.
     """
 
     thread: int
     spoken: tuple[Spoken, ...]
+    looked: "list[Erasures]"
     memory: Any = None
 
     @property
@@ -226,14 +229,12 @@ class Listener:
         self.check()
         thread = threading.get_ident()
         if (running := self.loop) is not None and running.thread != thread:
-            alone = [e for on in self.erasures for e in on.entries if e.put.alone]
-            if alone:
-                raise InputError(
-                    f"Two threads draw with one pipeline, and the erasure "
-                    f"{alone[0].erasure.name!r} keeps count of one drawing at a time: give each "
-                    "thread a pipeline of its own (copy.deepcopy)."
-                )
-        self.loop = loop = Loop(thread, self.spoken)
+            # Its scheduler's too, so that the images are wrong whatever the erasure is.
+            raise InputError(
+                "Two threads draw with one pipeline, which keeps count of one drawing at a time: "
+                "give each thread a pipeline of its own (copy.deepcopy)."
+            )
+        self.loop = loop = Loop(thread, self.spoken, [])
         try:
             yield
             self.check_looked(loop)
@@ -244,7 +245,7 @@ class Listener:
         """Makes sure that the erasures were looked at in a loop, which has come to its end."""
         for entry in [e for on in self.erasures for e in on.entries if e.listener is self]:
             now = erasures_on(denoiser_of(self.pipe, entry.put.component))
-            if now is not None and now.looked is not loop:
+            if now is not None and now not in loop.looked:
                 raise InputError(
                     f"The erasure {entry.erasure.name!r} did not act: the {entry.put.component} "
                     "was compiled or called without its hooks. Call torch.compiler.reset(), and "
@@ -306,8 +307,6 @@ class Erasures:
         self.told: set[int] = set()
         # the thread that is inside a call of the denoiser
         self.inside: int | None = None
-        # the loop before whose first step all was looked at
-        self.looked: Loop | None = None
         self.handles = (
             denoiser.register_forward_pre_hook(self.look, with_kwargs=True, prepend=True),
             denoiser.register_forward_hook(self.leave, always_call=True),
@@ -363,9 +362,10 @@ class Erasures:
         # All is looked at before an image, and between its steps what a callback may have done.
         loops = (entry.listener.loop for entry in self.entries)
         loop = next((one for one in loops if one is not None and one.thread == thread), None)
-        whole = loop is None or loop is not self.looked
+        whole = loop is None or self not in loop.looked
         self.check(whole)
-        self.looked = loop
+        if loop is not None and whole:
+            loop.looked.append(self)
 
     @eager
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
@@ -446,7 +446,11 @@ def active(pipe: Any) -> list[Active]:
     """What is on in a pipeline, in the order in which it was put on.
 
     What is part of the weights since ``save_pretrained`` has the kind ``weights``.
+
+    Raises:
+        InputError: It is no pipeline.
     """
+    _check_pipeline(pipe)
     return [*_saved(pipe), *(entry.active for _, entry in _entries(pipe))]
 
 
@@ -458,8 +462,11 @@ def remove(pipe: Any, name: str | None = None) -> None:
         name: The erasure's name, as ``active`` gives it; None takes all of them off.
 
     Raises:
-        InputError: No erasure of that name is on, or it is fused into the weights.
+        InputError: No erasure of that name is on, it is fused into the weights, or there is no
+            pipeline.
     """
+    _check_pipeline(pipe)
+    name = fit("name", name, str | None)
     entries = _entries(pipe)
     if name is not None:
         if name in (saved.name for saved in _saved(pipe)):
@@ -488,6 +495,13 @@ def _entries(pipe: Any) -> list[tuple[Erasures, Entry]]:
             if not entry.put.alone or entry.put.adapter or entry.listener is listener:
                 found[entry.serial] = (erasures, entry)  # type: ignore[assignment]
     return [found[serial] for serial in sorted(found)]
+
+
+def _check_pipeline(pipe: Any) -> None:
+    if not isinstance(getattr(pipe, "components", None), Mapping):
+        raise InputError(
+            f"{shown(pipe)} is no pipeline of diffusers: give what load_pipeline returned."
+        )
 
 
 def _modules(pipe: Any) -> list[nn.Module]:

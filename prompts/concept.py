@@ -10,7 +10,7 @@ import yaml
 
 from .._errors import InputError
 from .._files import read_text
-from .._settings import shown
+from .._settings import is_text, shown
 
 DEEPEST = 32
 """How deep a YAML file may be nested; a suite is five deep."""
@@ -39,7 +39,9 @@ class Concept:
     templates: tuple[str, ...] = ("{}",)
 
     def __post_init__(self) -> None:
-        if not isinstance(self.name, str) or not self.name.strip():
+        if not is_text(self.name):
+            raise InputError(f"A concept's name must be a text, and is {shown(self.name)}.")
+        if not self.name.strip():
             raise InputError("A concept needs a name, and this one is empty.")
         who = f"Concept {shown(self.name)}"
         if self.kind not in KINDS:
@@ -50,12 +52,10 @@ class Concept:
             object.__setattr__(self, "phrases", (self.name,))
         for field in ("phrases", "keep", "templates"):
             values = getattr(self, field)
-            if not isinstance(values, (list, tuple)) or not all(
-                isinstance(value, str) for value in values
-            ):
+            if not isinstance(values, (list, tuple)) or not all(map(is_text, values)):
                 raise InputError(f"{who}: {field} must be a list of phrases.")
             object.__setattr__(self, field, tuple(values))
-        if self.anchor is not None and not isinstance(self.anchor, str):
+        if self.anchor is not None and not is_text(self.anchor):
             raise InputError(f"{who}: the anchor must be a text.")
         if any(not phrase.strip() for phrase in self.phrases):
             raise InputError(f"{who} has an empty phrase: name what is to go.")
@@ -104,7 +104,10 @@ def read_mapping(path: Path, known: set[str] | None = None) -> Mapping[str, Any]
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without what makes a small file large: aliases, and nesting without an end."""
+    """YAML without what makes a small file large: aliases, and nesting without an end.
+
+    Nor with a key that is there twice, of which PyYAML would drop the first in silence.
+    """
 
     depth = 0
 
@@ -124,6 +127,16 @@ class _Loader(yaml.SafeLoader):
             return super().compose_node(parent, index)
         finally:
             self.depth -= 1
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> Any:
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and (key.tag, key.value) in seen:
+                raise yaml.MarkedYAMLError(
+                    problem=f"{shown(key.value)} is there twice", problem_mark=key.start_mark
+                )
+            seen.add((key.tag, str(key.value)))
+        return super().construct_mapping(node, deep)
 
 
 def read_yaml(path: Path) -> Any:

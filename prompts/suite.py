@@ -27,7 +27,7 @@ from typing import Any
 from .._errors import InputError
 from .._files import is_file_name
 from .._registry import unknown
-from .._settings import shown
+from .._settings import is_text, shown
 from .concept import Concept, read_mapping
 from .where import Where
 
@@ -119,6 +119,13 @@ class Suite:
 
     def __post_init__(self) -> None:
         who = f"Suite {shown(self.name)}"
+        if not is_text(self.name):
+            raise InputError(f"{who}: its name must be a text.")
+        if not isinstance(self.prompts, (list, tuple)) or not all(
+            isinstance(prompt, Prompt) for prompt in self.prompts
+        ):
+            raise InputError(f"{who}: prompts must be a list of Prompt, no {shown(self.prompts)}.")
+        object.__setattr__(self, "prompts", tuple(self.prompts))
         if not self.prompts:
             raise InputError(f"{who} has no prompts: nothing would be measured.")
         for prompt in self.prompts:
@@ -345,7 +352,7 @@ def _whole(low: int, high: float = math.inf, of: int = 1) -> Callable[[Any], boo
 
 
 def _text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    return is_text(value) and bool(value.strip())
 
 
 def _labels(value: Any) -> bool:
@@ -358,15 +365,15 @@ def _guidance(value: Any) -> bool:
 
 _FITS: Mapping[str, tuple[Callable[[Any], bool], str]] = {
     "id": (is_file_name, "a text that can be a file's name on every system"),
-    "prompt": (lambda value: isinstance(value, str), "a text"),
+    "prompt": (is_text, "a text"),
     "seed": (_whole(0, 2**64 - 1), "a whole number from 0 to 2**64 - 1"),
     "labels": (_labels, "a mapping from a kind, such as object, to a text"),
-    "category": (lambda value: isinstance(value, str), "a text"),
+    "category": (is_text, "a text"),
     "guidance": (_guidance, "a number from 0 to 1000"),
     "steps": (_whole(1, 1000), "a whole number from 1 to 1000"),
     # A latent pixel is 8 pixels wide; diffusers refuses other sizes
     "width": (_whole(8, 8192, of=8), "a multiple of 8 up to 8192"),
     "height": (_whole(8, 8192, of=8), "a multiple of 8 up to 8192"),
     "tests": (lambda value: value in TESTS, f"one of {', '.join(TESTS)}"),
-    "unit": (lambda value: isinstance(value, str), "a text"),
+    "unit": (is_text, "a text"),
 }

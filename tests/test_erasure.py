@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -202,6 +203,15 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize(
+    "dtype", [torch.int32, torch.bool, torch.complex64, torch.float8_e4m3fn, torch.uint8]
+)
+def test_tensors_that_are_no_floats_are_refused(file: Path, dtype: torch.dtype) -> None:
+    changed(file, lambda tensors, header: tensors.update({KEY: tensors[KEY].to(dtype)}))
+    with pytest.raises(InputError, match=rf"{KEY} is of {str(dtype)[6:]}, wanted one of float32"):
+        Erasure.load(file)
+
+
 @pytest.mark.parametrize("message", CHANGES)
 def test_a_file_that_is_not_right_is_refused(file: Path, message: str) -> None:
     changed(file, CHANGES[message])
@@ -231,3 +241,34 @@ def test_any_changed_byte_is_refused(file: Path) -> None:
         file.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
         with pytest.raises(InputError, match="van-gogh.safetensors"):
             Erasure.load(file)
+
+
+EDITS: dict[str, tuple[tuple[str, ...], str]] = {
+    "two denoisers": (("transformer", "unet"), "edits transformer and unet, .* one component"),
+    "a text encoder beside it": (("unet", "text_encoder"), "edits the text_encoder"),
+    "what is no denoiser": (("vae",), r"edits the vae.*\(unet or transformer\)"),
+    "nothing": ((), "edits no layer, so that it would erase nothing"),
+}
+
+
+@pytest.mark.parametrize("what", EDITS)
+@pytest.mark.parametrize("kind", ["lowrank", "dense"])
+def test_what_edits_anything_but_one_denoiser_is_refused_when_it_is_read_and_put_on(
+    pipe: Any, erasure: Erasure, tmp_path: Path, kind: str, what: str
+) -> None:
+    """Its tensors and its checksum are right, for as many components as it names."""
+    components, message = EDITS[what]
+    (edited,) = erasure.record.base.components.values()
+    tensors: dict[str, Tensor] = {}
+    for prefix in components:
+        if kind == "lowrank":
+            tensors |= {k.replace("unet.", f"{prefix}."): t for k, t in erasure.tensors.items()}
+        for name, shape in edited.layers.items() if kind == "dense" else ():
+            tensors[f"{prefix}.{name}.weight_delta"] = torch.ones(shape)
+    base = replace(erasure.record.base, components=dict.fromkeys(components, edited))
+    forged = Erasure(tensors, replace(erasure.record, kind=kind, base=base))
+    refused(forged, pipe, message)
+    forged.save(tmp_path / "it.safetensors")
+    with pytest.raises(InputError, match=message) as error:
+        Erasure.load(tmp_path / "it.safetensors")
+    assert str(error.value).startswith(str(tmp_path)) and "\n" not in str(error.value)

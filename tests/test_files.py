@@ -1,6 +1,7 @@
 """Files that somebody else wrote, names that a system cannot hold, and places to write to."""
 
 import hashlib
+import json
 import shutil
 import time
 import tracemalloc
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from unsee import erase, generate_gallery
 from unsee._errors import InputError
@@ -317,6 +319,57 @@ def test_a_folder_with_a_report_of_somebody_else_is_left_alone(
     assert [p.name for p in (tmp_path / "runs").iterdir()] == ["report.html"]
 
 
+def test_a_score_or_an_erasure_of_somebody_else_is_left_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.effect_noise((64, 64), 80).convert("RGB").save(tmp_path / "images" / "a.png")
+    mine = tmp_path / "images" / "score.json"
+    mine.write_text("my notes", encoding="utf-8")
+    score = ("score", "images", "--detector", "emoji/object")
+    code, _, err = run(*score)
+    assert code == 2 and "score.json is there already and is no score of unsee" in err
+    assert mine.read_text(encoding="utf-8") == "my notes"
+    mine.unlink()
+    assert run(*score)[0] == run(*score)[0] == 0
+    (tmp_path / "contrast.safetensors").write_bytes(b"my weights")
+    code, _, err = run("demo", "-o", ".")
+    assert code == 2 and "contrast.safetensors is there already" in err
+    assert (tmp_path / "contrast.safetensors").read_bytes() == b"my weights"
+    assert not (tmp_path / "kitchen-knife.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--images", "99999999999"),
+        ("--images", "600000", "-p", "a dog"),
+        ("--seed", "-1"),
+        ("--seed", str(2**70)),
+    ],
+)
+def test_more_images_than_anybody_can_make_are_refused_before_they_are_listed(
+    run: Run, options: tuple[str, ...]
+) -> None:
+    start = time.monotonic()
+    code, _, err = run("generate", "emoji", "-p", "a cat", "-o", "it", *options)
+    assert code == 2 and "must be a whole number from" in err
+    assert time.monotonic() - start < 5
+
+
+def test_a_gallery_whose_files_are_of_another_kind_is_one_line(tmp_path: Path) -> None:
+    prompts = [Prompt("a", "a cat", 0)]
+    for name in ("images", "images.jsonl"):
+        gallery = Gallery.start(tmp_path / name, None, prompts)
+        place = gallery.path / name
+        if name == "images":
+            place.rmdir()
+            place.write_bytes(b"")
+        else:
+            place.unlink()
+            place.mkdir()
+        with pytest.raises(InputError, match=f"{name} is no f(older|ile), as it is in a gallery"):
+            Gallery.start(gallery.path, None, prompts)
+
+
 def test_galleries_ids_are_looked_at_when_they_are_opened(tmp_path: Path) -> None:
     gallery = Gallery.start(tmp_path / "g", None, [Prompt("a", "a cat", 0)])
     lines = gallery.path / "samples.jsonl"
@@ -329,3 +382,39 @@ def test_galleries_ids_are_looked_at_when_they_are_opened(tmp_path: Path) -> Non
     head.write_text(head.read_text().replace(old, new))
     with pytest.raises(InputError, match="file's name"):
         Gallery.open(gallery.path)
+
+
+@pytest.mark.parametrize("text", ["\ud800", "a cat \udcff"])
+def test_half_of_a_character_is_refused_wherever_a_text_is_read(text: str, tmp_path: Path) -> None:
+    """As a terminal gives what is no UTF-8, and YAML what is escaped."""
+    for field in ("name", "phrases", "keep", "anchor"):
+        value = (text,) if field in ("phrases", "keep") else text
+        with pytest.raises(InputError, match="text|list of phrases"):
+            Concept(**({"name": "cat", "kind": "object"} | {field: value}))  # type: ignore[arg-type]
+    for field in ("prompt", "category", "unit", "labels"):
+        values: dict[str, Any] = {"id": "a", "prompt": "a cat", "seed": 1}
+        page = values | {field: {"object": text} if field == "labels" else text}
+        with pytest.raises(InputError, match=f"{field} must be a"):
+            Suite("it", (Prompt(**page),))
+        file = tmp_path / "it.yaml"
+        file.write_text(json.dumps({"prompts": [page]}), encoding="utf-8")
+        _, problems = check_suite(str(file))
+        assert len(problems) == 1 and f"{field} must be a" in problems[0]
+
+
+def test_a_key_that_is_there_twice_is_refused_in_all_yaml(tmp_path: Path) -> None:
+    """PyYAML drops the first in silence: half of what a concept keeps."""
+    file = tmp_path / "it.yaml"
+    file.write_text("name: cat\nkind: object\nkeep: [dog]\nkeep: [fox]\n", encoding="utf-8")
+    with pytest.raises(InputError, match="'keep' is there twice .*line 4"):
+        Concept.load(file)
+    file.write_text("prompts:\n- {prompt: a cat, seed: 1, prompt: a dog}\n", encoding="utf-8")
+    with pytest.raises(InputError, match="'prompt' is there twice .*line 2"):
+        Suite.load(file)
+
+
+def test_a_file_that_is_not_there_is_named_once(tmp_path: Path) -> None:
+    file = tmp_path / "nope.yaml"
+    with pytest.raises(InputError) as error:
+        Concept.load(file)
+    assert str(error.value) == f"{file} cannot be read: there is no such file."

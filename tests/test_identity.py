@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, PNDMScheduler
-from torch import nn
+from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
 from unsee._errors import InputError
@@ -19,7 +19,7 @@ from unsee.gallery import Gallery
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.pipelines.identity import VALUES, alike, model_of, sample
 from unsee.prompts import Concept, Prompt, Suite
-from unsee.records import Measured, Transport
+from unsee.records import Measured, Model, Transport
 
 GOLDEN = Path(__file__).parent / "golden" / "erasures"
 TYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -266,6 +266,33 @@ def test_the_same_model_by_another_path_and_batch_size_goes_on(
     again = drawn(str(copy), tmp_path / "it", batch_size=2)
     assert again == first and again.made_by is not None and again.made_by.model is not None
     assert again.made_by.model.name == str(tiny_folder) and again.made_by.batch_size == 1
+
+
+class State:
+    """What bitsandbytes keeps of a 4-bit weight beside its codes: ``functional.QuantState``."""
+
+    def __init__(self, absmax: Tensor, state2: "State | None" = None) -> None:
+        self.absmax, self.blocksize, self.state2 = absmax, 64, state2
+
+
+@pytest.mark.parametrize("at", ["scales", "scales of the scales", "a tensor of the weight's own"])
+def test_the_scales_of_a_quantised_weight_are_part_of_the_model(pipe: Any, at: str) -> None:
+    """The same codes with other scales are another model, and no tensor of the module says so."""
+
+    def known(scale: float) -> Model:
+        codes = nn.Parameter(torch.ones(8, 1, dtype=torch.uint8), requires_grad=False)
+        scales = torch.full((4,), scale)
+        if at == "scales":
+            codes.quant_state = State(scales)  # type: ignore[attr-defined]
+        elif at == "scales of the scales":
+            codes.quant_state = State(torch.ones(4), State(scales))  # type: ignore[attr-defined]
+        else:
+            codes.SCB = scales  # type: ignore[attr-defined]
+        pipe.unet.conv_in.weight = codes
+        return model_of(pipe, "it")
+
+    assert known(1.0) == known(1.0)
+    assert known(1.0) != known(1.01)
 
 
 def test_compiling_a_model_does_not_make_it_another(pipe: Any) -> None:

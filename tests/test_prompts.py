@@ -25,7 +25,7 @@ def test_a_concept_is_its_own_phrase() -> None:
         ({"name": "x", "phrases": ("",)}, "empty phrase"),
         ({"name": "x", "phrases": "abc"}, "list of phrases"),
         ({"name": "x", "keep": None}, "keep must be a list of phrases"),
-        ({"name": 7}, "needs a name"),
+        ({"name": 7}, "name must be a text"),
         ({"name": "x", "anchor": 7}, "the anchor must be a text"),
         ({"name": "x", "anchor": "X "}, "its own anchor"),
         ({"name": "x y", "phrases": ("a", "b  c"), "anchor": " B c"}, "its own anchor"),

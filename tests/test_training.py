@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers.optimization import get_scheduler
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
@@ -188,6 +190,81 @@ def test_a_loss_or_a_gradient_that_is_not_finite_is_never_applied(
     assert all(torch.equal(learns[name], value) for name, value in before.items())
     # And the state before it is what a run goes on from.
     found, losses = trained(kept)
+    want, wanted_losses = trained()
+    assert losses == wanted_losses
+    assert all(torch.equal(found[name], want[name]) for name in want)
+
+
+def opened(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata())
+
+
+@pytest.fixture(scope="module")
+def halfway(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The checkpoint of a run that was interrupted after three steps."""
+    learns, path = parameters(), tmp_path_factory.mktemp("training") / "kept"
+
+    def loss(step: int) -> Tensor:
+        if step == 3:
+            raise KeyboardInterrupt
+        return loss_of(learns)(step)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(learns, loss, steps=STEPS, lr=0.1, run={}, checkpoint=path)
+    return path
+
+
+FORGED: dict[str, Callable[[Tensor], Tensor | None]] = {
+    "removed": lambda tensor: None,
+    "of another shape": lambda tensor: torch.ones(2, 2, dtype=tensor.dtype),
+    "longer": lambda tensor: torch.cat([tensor.flatten()] * 7),
+    "of another type": lambda tensor: tensor.to(torch.float16),
+    "of whole numbers": lambda tensor: tensor.to(torch.int64),
+    "not finite": lambda tensor: tensor * torch.nan,
+}
+
+
+@pytest.mark.parametrize("how", FORGED)
+def test_a_forged_checkpoint_is_one_line_and_changes_nothing(
+    halfway: Path, tmp_path: Path, how: str
+) -> None:
+    tensors, header = opened(halfway)
+    assert len(tensors) == 1 + 2 * 4
+    for name in tensors:
+        new = FORGED[how](tensors[name])
+        changed = {key: t for key, t in tensors.items() if key != name}
+        save_file(changed if new is None else changed | {name: new}, tmp_path / "kept", header)
+        learns, before = parameters(), parameters()
+        with pytest.raises(InputError, match="not as a training left it: .*emove it") as error:
+            train(
+                learns, loss_of(learns), steps=STEPS, lr=0.1, run={}, checkpoint=tmp_path / "kept"
+            )
+        assert "\n" not in str(error.value)
+        assert all(torch.equal(learns[key], before[key]) for key in before)
+
+
+@pytest.mark.parametrize("name", ["parameter:three", "more", "step:"])
+def test_a_checkpoint_with_a_tensor_more_is_refused(
+    halfway: Path, tmp_path: Path, name: str
+) -> None:
+    tensors, header = opened(halfway)
+    save_file(tensors | {name: torch.ones(1)}, tmp_path / "kept", header)
+    with pytest.raises(InputError, match=f"it has '{name}', which this training does not"):
+        trained(tmp_path / "kept")
+
+
+def test_an_average_of_squares_below_zero_is_refused(halfway: Path, tmp_path: Path) -> None:
+    tensors, header = opened(halfway)
+    tensors["exp_avg_sq:one"] *= -1
+    save_file(tensors, tmp_path / "kept", header)
+    with pytest.raises(InputError, match="'exp_avg_sq:one' has values below 0"):
+        trained(tmp_path / "kept")
+
+
+def test_a_checkpoint_that_is_not_forged_is_gone_on_from(halfway: Path, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_bytes(halfway.read_bytes())
+    found, losses = trained(tmp_path / "kept")
     want, wanted_losses = trained()
     assert losses == wanted_losses
     assert all(torch.equal(found[name], want[name]) for name in want)

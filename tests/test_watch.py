@@ -518,6 +518,19 @@ def test_a_second_pipeline_on_the_same_parts_is_erased_or_told_how(
 
 
 @every_kind
+def test_a_shallow_copy_is_erased_or_told_how(
+    tiny_folder: Path, erasures: dict[str, Erasure], kind: str
+) -> None:
+    pipe = load_pipeline(tiny_folder, erasures[kind], device="cpu")
+    also = copy.copy(pipe)
+    if kind == "guidance":
+        with pytest.raises(InputError, match="put it into another pipeline .*add_to"):
+            images(also)
+    else:
+        assert torch.equal(images(also), images(pipe))
+
+
+@every_kind
 def test_a_deep_copy_is_erased_and_is_a_pipeline_of_its_own(
     pipe: Any, erasures: dict[str, Erasure], kind: str
 ) -> None:
@@ -763,7 +776,7 @@ def test_arguments_are_known_however_they_are_passed(
         assert torch.equal(images(pipe), erased)
 
 
-@pytest.mark.parametrize("kind", ["guidance", "transport"])
+@every_kind
 def test_two_threads_on_one_pipeline_are_refused(
     pipe: Any, erasures: dict[str, Erasure], kind: str
 ) -> None:
@@ -789,6 +802,27 @@ def test_two_threads_on_one_pipeline_are_refused(
     thread.start()
     thread.join()
     assert len(errors) == 1
+
+
+@pytest.mark.parametrize("kind", ["lowrank", "dense"])
+def test_two_pipelines_on_one_unet_draw_in_two_threads(
+    pipe: Any, erasures: dict[str, Erasure], kind: str
+) -> None:
+    """What keeps no count was said not to have acted, as one loop's look hid the other's."""
+    erasures[kind].add_to(pipe)
+    other = second(pipe)
+    other.scheduler = copy.deepcopy(pipe.scheduler)
+    erasures["knife"].add_to(other)
+    erased, found = images(pipe), []
+
+    def callback(pipe: Any, step: int, t: Any, given: dict[str, Any]) -> dict[str, Any]:
+        thread = threading.Thread(target=lambda: found.append(images(other)))
+        thread.start()
+        thread.join()
+        return given
+
+    assert torch.equal(images(pipe, callback_on_step_end=callback), erased)
+    assert found and all(torch.equal(one, erased) for one in found)
 
 
 @every_kind
