@@ -10,7 +10,7 @@ import typer
 from .._errors import InputError
 from .._files import check_file, check_folder, file_stem
 from .._registry import unknown
-from .._settings import Count, Seed, fit, hints_of, read
+from .._settings import Count, fit, hints_of, read
 from ..prompts import YAML
 from . import looking
 from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
@@ -245,7 +245,6 @@ def generate(
         raise InputError("Say what to make: either --prompt TEXT or --suite FILE.")
     # Before the list is made, which would fill the memory
     fit("images", images * len(prompt or [1]), Count)
-    fit("seed", seed, Seed)
     made = (
         find_suite(suite, where=where)
         if suite
