@@ -1,11 +1,13 @@
 """How much faster UCE is by one n × n solve than by the published loop, on real shapes.
 
-    python -m lab.bench_uce [--model sd15|sdxl] [--edits 1+0 10+100 100+1000]
+    python -m lab.bench_uce [--model sd15|sdxl|flux] [--edits 1+0 10+100 100+1000]
 
 Both do the arithmetic of the 2025 settings (one embedding a concept) on the cross-attention key
-and value weights of Stable Diffusion 1.5's or SDXL's UNet, random, in one process. The published
-loop is written out plainly from its description: for each layer, in float32, a d × d matrix and an
-out × d matrix are summed up over the concepts by outer products, and the first is inverted.
+and value weights of Stable Diffusion 1.5's or SDXL's UNet, or on FLUX.1's two layers that read
+text, one T5's and one CLIP's, each with its own solve: random weights, in one process. The
+published loop is written out plainly from its description: for each layer, in float32, a d × d
+matrix and an out × d matrix are summed up over the concepts by outer products, and the first is
+inverted.
 Encoding the prompts is the same work for both and is left out.
 
 Prints a row for each number of concepts (edited + kept): seconds of each, and the ratio.
@@ -25,6 +27,16 @@ from unsee.erasers.uce import multiplier, thin
 
 T = TypeVar("T")
 Shapes = dict[str, tuple[int, int]]
+
+
+def groups(model: str) -> list[Shapes]:
+    """Out and in of the layers that read text, those that read the same together."""
+    if model == "flux":
+        return [
+            {"context_embedder": (3072, 4096)},
+            {"time_text_embed.text_embedder.linear_1": (3072, 768)},
+        ]
+    return [shapes(model)]
 
 
 def shapes(model: str) -> Shapes:
@@ -97,31 +109,33 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--model", choices=("sd15", "sdxl"), default="sd15")
+    parser.add_argument("--model", choices=("sd15", "sdxl", "flux"), default="sd15")
     parser.add_argument("--edits", nargs="+", default=["1+0", "10+100", "100+1000"])
     arguments = parser.parse_args()
     draw = torch.Generator().manual_seed(0)
-    sizes = shapes(arguments.model)
-    weights = [torch.randn(size, generator=draw) / size[1] ** 0.5 for size in sizes.values()]
-    dim = weights[0].shape[1]
-    print(
-        f"{arguments.model}: {len(weights)} layers, d = {dim}, {torch.get_num_threads()} threads"
-    )
-    one, other, kept = (torch.randn(1, dim, generator=draw) for _ in range(3))
-    ours(weights, one, other, kept, 0.5)  # warm up
+    made = [
+        [torch.randn(size, generator=draw) / size[1] ** 0.5 for size in sizes.values()]
+        for sizes in groups(arguments.model)
+    ]
+    told = ", ".join(f"{len(weights)} layers of d = {weights[0].shape[1]}" for weights in made)
+    print(f"{arguments.model}: {told}, {torch.get_num_threads()} threads")
+    for weights in made:  # warm up
+        once = torch.randn(1, weights[0].shape[1])
+        ours(weights, once, once, once, 0.5)
     for numbers in arguments.edits:
         n_edited, n_kept = map(int, numbers.split("+"))
-        edited, targets, kept = (
-            torch.randn(n, dim, generator=draw) for n in (n_edited, n_edited, n_kept)
-        )
-        work = (weights, edited, targets, kept, 0.5)
-        fast = min(timed(partial(ours, *work))[0] for _ in range(3))
-        slow, want = timed(partial(published, *work))
-        found = ours(*work)
-        apart = max(
-            float((weight + b @ a - w).norm() / (w - weight).norm())
-            for weight, w, (a, b) in zip(weights, want, found, strict=True)
-        )
+        fast, slow, apart = 0.0, 0.0, 0.0
+        for weights in made:
+            edited, targets, kept = (
+                torch.randn(n, weights[0].shape[1], generator=draw)
+                for n in (n_edited, n_edited, n_kept)
+            )
+            work = (weights, edited, targets, kept, 0.5)
+            fast += min(timed(partial(ours, *work))[0] for _ in range(3))
+            seconds, want = timed(partial(published, *work))
+            slow += seconds
+            for weight, w, (a, b) in zip(weights, want, ours(*work), strict=True):
+                apart = max(apart, float((weight + b @ a - w).norm() / (w - weight).norm()))
         row = {
             "edited+kept": numbers,
             "published_s": round(slow, 3),
