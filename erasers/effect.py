@@ -115,7 +115,7 @@ def _look(
     phrase = template.replace("{}", concept.phrases[0])
     near = _anchor(parts, concept, seed) if concept.anchor else None
     kept = [template.replace("{}", phrase) for phrase in keep]
-    prompts = [phrase, template.replace("{}", concept.anchor or "") or None, None, *kept]
+    prompts = [phrase, template.replace("{}", concept.anchor or ""), None, *kept]
     texts = parts.encode(prompts)
     points = _trajectory(parts, texts[:1], seed, samples)
     before = [_predicted(parts, points, texts[i : i + 1]) for i in range(len(texts))]

@@ -242,6 +242,14 @@ def test_one_prompt_sent_to_another_predicts_what_the_other_does(name: str, pipe
 
 
 @each
+def test_uce_as_it_is_by_default_takes_a_concept_to_its_anchor(name: str, pipe: Any) -> None:
+    """λ and the rows that are edited fit every text encoder: no setting is for one of them."""
+    erasure = unsee.erase(pipe, "van gogh", keep=["cat"])
+    assert erasure.measured.effect is not None
+    assert 0.9 < erasure.measured.effect["van gogh"].moved < 1.2
+
+
+@each
 def test_off_again_it_is_the_base_bit_for_bit(name: str, pipe: Any) -> None:
     base = draw(name, pipe)
     erasure = unsee.erase(pipe, "van gogh", check=False, keep=["cat"])
@@ -351,3 +359,34 @@ def test_plain_diffusers_reads_the_file(name: str, pipe: Any, method: str, tmp_p
     finally:
         pipe.unload_lora_weights()
     assert torch.equal(draw(name, pipe), base)
+
+
+PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
+
+
+def table() -> str:
+    """What the tests above show, a line an architecture."""
+    methods = list(ERASERS)
+    lines = [f"| | pipeline | {' | '.join(f'`{m}`' for m in methods)} |"]
+    lines.append("|---" * (2 + len(methods)) + "|")
+    reasons: list[str] = []
+    for name in PIPELINES:
+        cells = []
+        for method in methods:
+            reason = REFUSED.get((method, name))
+            if reason is None:
+                cells.append("yes")
+                continue
+            if reason not in reasons:
+                reasons.append(reason)
+            cells.append(f"no ({reasons.index(reason) + 1})")
+        pipeline = type(_built(name)).__name__
+        lines.append(f"| {name} | `{pipeline}` | {' | '.join(cells)} |")
+    lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
+    return "\n".join(lines)
+
+
+def test_the_table_in_the_docs_is_what_the_tests_show() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    shown = text.partition("<!-- table -->")[2].partition("<!-- end of table -->")[0].strip()
+    assert shown == table(), f"docs/architectures.md should have:\n\n{table()}"
