@@ -1,5 +1,6 @@
 """What holds for every architecture: the contract of a file in ``pipelines/architectures``."""
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Iterator, Sequence
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 import unsee
 from unsee._errors import InputError
 from unsee.erasers import ERASERS
-from unsee.pipelines import parts_of
-from unsee.pipelines.architectures.flux import unpacked
+from unsee.erasers.esd import select
+from unsee.pipelines import Parts, parts_of
+from unsee.pipelines.architectures.flux import Flux, unpacked
 from unsee.pipelines.guidance import Guided
 from unsee.pipelines.parts import described
 from unsee.pipelines.text import Text
@@ -91,6 +93,13 @@ def scale(name: str, pipe: Any) -> float:
     return float(GUIDED.get(name, {}).get("true_cfg_scale", own))
 
 
+def guided(name: str, parts: Parts, empty: Tensor, prompt: Tensor) -> Tensor:
+    """The pipeline's guidance in ``draw``."""
+    if isinstance(parts, Flux):  # which has none by default
+        return empty + scale(name, parts.pipe) * (prompt - empty)
+    return parts.combine(empty, prompt, scale(name, parts.pipe))
+
+
 def apart(one: Tensor, other: Tensor) -> float:
     return float((one - other).norm() / other.norm())
 
@@ -115,10 +124,22 @@ def test_its_prediction_is_what_the_scheduler_is_given_at_every_step(name: str, 
     assert len(seen.times) == STEPS
     for want, x, t in zip(seen.predictions, seen.latents, seen.times, strict=True):
         empty, prompt = parts.predict(torch.cat([x, x]), t, text).chunk(2)
-        guided = parts.combine(empty, prompt, scale(name, pipe))
-        if name in GUIDED and "true_cfg_scale" in GUIDED[name] and parts.calls == 2:
-            guided = empty + scale(name, pipe) * (prompt - empty)
-        assert apart(guided, want) < 1e-5
+        assert apart(guided(name, parts, empty, prompt), want) < 1e-5
+
+
+@each
+@torch.no_grad()
+def test_a_flow_models_trajectory_is_the_pipelines(name: str, pipe: Any) -> None:
+    parts = parts_of(pipe)
+    if type(pipe.scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
+        pytest.skip("its sampler is of another order, or it is no flow model")
+    schedule, text = parts.schedule(STEPS), parts.encode([None, None, *PROMPTS])
+    shape = (1, *parts.latent_shape())
+    x = torch.cat([torch.randn(shape, generator=torch.Generator().manual_seed(i)) for i in (0, 1)])
+    for i, t in enumerate(schedule.times):
+        empty, prompt = parts.predict(torch.cat([x, x]), t, text).chunk(2)
+        x = schedule.step(i, guided(name, parts, empty, prompt), x)
+    assert apart(x, whole(draw(name, pipe), shape[1:])) < 1e-5
 
 
 @each
@@ -359,6 +380,50 @@ def test_plain_diffusers_reads_the_file(name: str, pipe: Any, method: str, tmp_p
     finally:
         pipe.unload_lora_weights()
     assert torch.equal(draw(name, pipe), base)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-xl", "stable-diffusion-3", "flux"])
+@torch.no_grad()
+def test_a_concept_is_left_where_the_pooled_embedding_is_not_edited(name: str, pipe: Any) -> None:
+    erasure = unsee.erase(pipe, "monet", anchor="dog", check=False, ridge=1e-6)
+    pooled = parts_of(pipe).readers()["pooled"].layers
+    (component,) = erasure.record.base.components.values()
+    assert component.sample is not None
+    rest = dataclasses.replace(
+        component,
+        layers={n: shape for n, shape in component.layers.items() if n not in pooled},
+        sample={n: values for n, values in component.sample.items() if n not in pooled},
+    )
+    base = dataclasses.replace(erasure.record.base, components={parts_of(pipe).prefix: rest})
+    without = dataclasses.replace(
+        erasure,
+        record=dataclasses.replace(erasure.record, base=base),
+        tensors={
+            n: t
+            for n, t in erasure.tensors.items()
+            if not any(f".{layer}." in n for layer in pooled)
+        },
+    )
+    parts = parts_of(pipe)
+    x = torch.randn(1, *parts.latent_shape(), generator=torch.Generator().manual_seed(0))
+    left = []
+    anchor = parts.predict(x, torch.tensor(500.0), parts.encode(["dog"]))
+    for one in (erasure, without):
+        with one.applied(pipe):
+            found = parts.predict(x, torch.tensor(500.0), parts.encode(["monet"]))
+        left.append(float((found - anchor).norm()))
+    assert left[0] < 0.1 * left[1]
+
+
+def test_the_second_attention_of_stable_diffusion_3_is_the_images_own() -> None:
+    parts = parts_of(_built("stable-diffusion-3"))
+    names = set(dict(parts.denoiser.named_modules()))
+    assert any(".attn2." in name for name in names)
+    assert not any(".attn2." in name for name in (*select(parts, "x"), *select(parts, "x-strict")))
+    assert {name.rpartition(".")[2] for name in select(parts, "x-strict")} == {
+        "add_k_proj",
+        "add_v_proj",
+    }
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
