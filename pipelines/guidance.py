@@ -229,7 +229,7 @@ class Guides:
             if loop.memory is None:
                 prompts, empty = loop.prompts, None
                 if parts.calls == 2:
-                    prompts, empty = _spoken(parts, loop.spoken, text)
+                    prompts, empty = _spoken(parts, parts.spoken(), text)
                     if empty is None:
                         continue
                 steps = int(getattr(parts.pipe, "num_timesteps", len(parts.scheduler.timesteps)))

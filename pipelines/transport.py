@@ -107,7 +107,7 @@ class Transported:
         text = self.parts.text_of(named(module, args, kwargs))
         spoken = spoken_in(self.parts.pipe)
         if spoken is not self.spoken:
-            for one in spoken:
+            for one in self.parts.spoken():
                 if one not in self.spoken:
                     self.listen(one)
             self.spoken = spoken

@@ -271,12 +271,232 @@ def sized(pipe: Any) -> Any:
     return pipe
 
 
+def calling(pipeline: type, **own: Any) -> Any:
+    """A class of pipelines whose call takes other values for arguments that are left out."""
+    call = functools.partialmethod(pipeline.__call__, **own)  # type: ignore[operator]
+    return type(pipeline.__name__, (pipeline,), {"__call__": call})
+
+
+def aura_flow() -> Any:
+    transformer = shaken(
+        lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=WIDTH,
+            caption_projection_dim=32,
+            pos_embed_max_size=256,
+        )
+    )
+    return calling(diffusers.AuraFlowPipeline, height=32, width=32, max_sequence_length=32)(
+        tokenizer=tokenizer("t5", 512),
+        text_encoder=t5(WIDTH, multilingual=True),
+        vae=kl(),
+        transformer=transformer,
+        scheduler=flow(),
+    )
+
+
+def hunyuan_dit() -> Any:
+    # Wider than its 77 + 256 rows
+    width = 2 * WIDTH
+    transformer = shaken(
+        lambda: diffusers.HunyuanDiT2DModel(
+            sample_size=4,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            in_channels=4,
+            hidden_size=24,
+            cross_attention_dim=width,
+            cross_attention_dim_t5=width,
+            pooled_projection_dim=16,
+            text_len=77,
+            text_len_t5=256,
+        )
+    )
+    bert = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=80,
+    )
+    return diffusers.HunyuanDiTPipeline(
+        transformer=transformer,
+        vae=kl(blocks=4),
+        scheduler=diffusers.DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.03,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
+        text_encoder=seeded(lambda: transformers.BertModel(bert)),
+        tokenizer=tokenizer("bert", 77),
+        text_encoder_2=t5(width),
+        tokenizer_2=tokenizer("t5", 256),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pixart_sigma() -> Any:
+    transformer = shaken(
+        lambda: diffusers.PixArtTransformer2DModel(
+            sample_size=16,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            caption_channels=WIDTH,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=24,
+            attention_bias=True,
+            num_embeds_ada_norm=1000,
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            norm_eps=1e-6,
+        )
+    )
+    return diffusers.PixArtSigmaPipeline(
+        transformer=transformer,
+        vae=kl(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+        text_encoder=t5(WIDTH),
+        tokenizer=tokenizer("t5", 512),
+    )
+
+
+def sana() -> Any:
+    transformer = shaken(
+        lambda: diffusers.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=16,
+            # As in Sprint, where t is counted otherwise than by the scheduler
+            timestep_scale=0.001,
+        )
+    )
+    vae = seeded(
+        lambda: diffusers.AutoencoderDC(
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41,
+        )
+    )
+    pipeline = calling(
+        diffusers.SanaPipeline,
+        height=32,
+        width=32,
+        max_sequence_length=32,
+        complex_human_instruction=["a photo of the", "by: "],
+    )
+    return pipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=flow(shift=7.0),
+        text_encoder=gemma(WIDTH),
+        tokenizer=tokenizer("gemma", 512),
+    )
+
+
+def gemma(width: int) -> Any:
+    config = transformers.Gemma2Config(
+        vocab_size=VOCABULARY,
+        head_dim=8,
+        hidden_size=width,
+        intermediate_size=32,
+        num_attention_heads=2,
+        num_hidden_layers=2,
+        num_key_value_heads=2,
+        pad_token_id=0,
+        bos_token_id=1,
+        sliding_window=64,
+    )
+    return seeded(lambda: transformers.Gemma2Model(config), 1)
+
+
+def wan() -> Any:
+    transformer = shaken(
+        lambda: diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=WIDTH,
+            freq_dim=256,
+            ffn_dim=32,
+            num_layers=2,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        )
+    )
+    vae = seeded(
+        lambda: diffusers.AutoencoderKLWan(
+            base_dim=3,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+        )
+    )
+    pipeline = calling(
+        diffusers.WanPipeline, height=32, width=32, num_frames=5, max_sequence_length=32
+    )
+    return pipeline(
+        tokenizer=tokenizer("t5", 512),
+        text_encoder=t5(WIDTH, multilingual=True),
+        vae=vae,
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=transformer,
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
+    "aura-flow": aura_flow,
     "stable-diffusion": stable_diffusion,
     "stable-diffusion-xl": stable_diffusion_xl,
     "stable-diffusion-3": stable_diffusion_3,
     "flux": flux,
     "flux-schnell": functools.partial(flux, False),
+    "hunyuan-dit": hunyuan_dit,
+    "pixart-sigma": pixart_sigma,
+    "sana": sana,
+    "wan": wan,
 }
 
 # How a pipeline of that name is called so that it has classifier-free guidance.

@@ -4,12 +4,17 @@ from importlib import import_module
 from typing import Any
 
 FAMILIES = {
+    "AuraFlowPipeline": ".aura_flow:AuraFlow",
     "StableDiffusionPipeline": ".stable_diffusion:StableDiffusion",
     "StableDiffusionImg2ImgPipeline": ".stable_diffusion:StableDiffusion",
     "StableDiffusionInpaintPipeline": ".stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": ".stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": ".stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": ".flux:Flux",
+    "HunyuanDiTPipeline": ".hunyuan_dit:HunyuanDiT",
+    "PixArtSigmaPipeline": ".pixart_sigma:PixArtSigma",
+    "SanaPipeline": ".sana:Sana",
+    "WanPipeline": ".wan:Wan",
 }
 """The class of a pipeline, or one that it is derived from, to the class that describes it."""
 
