@@ -48,6 +48,8 @@ class Stream:
         causal: Whether a row knows only of the tokens up to its own. If not, one word changes
             all rows.
         pooled: Whether the one row stands for the whole text.
+        before: What the pipeline puts before a text: a space at its end and a text's first word
+            are one token.
     """
 
     group: str
@@ -58,11 +60,12 @@ class Stream:
     stop: int | None = None
     causal: bool = True
     pooled: bool = False
+    before: str = ""
 
     def tokens(self, text: str) -> list[int]:
-        """A text's tokens, without those that a tokenizer puts around it."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        """A text's tokens, without those that a tokenizer or the pipeline puts around it."""
+        found = token_ids(self.tokenizer, self.before + text)
+        return found[len(token_ids(self.tokenizer, self.before.rstrip(" "))) :]
 
     def position(self, text: str) -> int:
         """The row of the last token of a text, which may be the beginning of a longer one.
@@ -70,6 +73,14 @@ class Stream:
         Of no text at all it is the row before the first token's, if there is one.
         """
         return max(self.first, self.start + len(self.tokens(text)) - 1)
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens, without those that the tokenizer puts around it."""
+    if not text:
+        return []
+    found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return found
 
 
 class Encoder(NamedTuple):
@@ -100,7 +111,9 @@ class Parts(ABC):
         shared: Its inputs that have no row a text or image, whatever their shape.
         listed: Its inputs that are a list with an entry a row.
         readers_by_name: By group, a pattern of the names of the layers that read the text first.
-        before_readers: Modules through which the text goes before that, by name.
+        before_readers: Modules and parameters through which the text goes before that, by name.
+        masked: The text input that says which rows of the sequence are read, where the denoiser
+            leaves the others out.
         crosses: A pattern of the attention layers in which image and text meet: ESD's ``x``.
         crosses_strict: Of these, those that read the text: ESD's ``x-strict``.
         blocks: A pattern of the layers of its transformer blocks, with what leads in and out.
@@ -121,6 +134,7 @@ class Parts(ABC):
     listed: ClassVar[tuple[str, ...]] = ()
     readers_by_name: ClassVar[Mapping[str, str]]
     before_readers: ClassVar[tuple[str, ...]] = ()
+    masked: ClassVar[str | None] = None
     crosses: ClassVar[str]
     crosses_strict: ClassVar[str]
     blocks: ClassVar[str] = r"(single_)?transformer_blocks\..*"
@@ -189,11 +203,12 @@ class Parts(ABC):
         return True
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str | None]) -> Text:
+    def encode(self, texts: Sequence[str | None], *, negative: bool = False) -> Text:
         """What the denoiser reads of each text.
 
         Args:
             texts: None is the empty prompt ∅, as the pipeline itself takes it in guidance.
+            negative: Whether they are negative prompts, which a pipeline may encode otherwise.
 
         Raises:
             InputError: A tokenizer would cut one of them.
@@ -201,17 +216,29 @@ class Parts(ABC):
         words = [text or "" for text in texts]
         for text in words:
             self.check_fits(text)
-        found = self.heard(self.encoded(words, guided=False)).prompt
+        if negative and not self.empty_is_text:
+            unwanted = self.heard(self.encoded([""] * len(words), True, words)).empty
+            assert unwanted is not None
+            found = unwanted
+        else:
+            found = self.heard(self.encoded(words, False)).prompt
         if self.empty_is_text or None not in texts:
             return found
-        empty = self.heard(self.encoded([""], guided=True)).empty
+        empty = self.heard(self.encoded([""], True)).empty
         assert empty is not None
         return Text.cat(
             [empty if text is None else found[i : i + 1] for i, text in enumerate(texts)]
         )
 
-    def encoded(self, texts: Sequence[str], guided: bool) -> tuple[Any, ...]:
-        """What ``encode_prompt`` gives, with what the pipeline's call passes to it by default."""
+    def encoded(
+        self, texts: Sequence[str], guided: bool, negative: Sequence[str] | None = None
+    ) -> tuple[Any, ...]:
+        """What ``encode_prompt`` gives, with what the pipeline's call passes to it by default.
+
+        Args:
+            guided: Whether it is asked for the empty or negative prompt too.
+            negative: Negative prompts, one a text; None is the empty one.
+        """
         takes = inspect.signature(type(self.pipe).encode_prompt).parameters
         call = inspect.signature(type(self.pipe).__call__).parameters
         arguments: dict[str, Any] = {
@@ -220,6 +247,7 @@ class Parts(ABC):
             if name in takes and name in call and call[name].default is not inspect.Parameter.empty
         }
         arguments |= {
+            # Copies, as some pipelines write into the list
             "prompt": list(texts),
             "prompt_2": None,
             "prompt_3": None,
@@ -227,6 +255,8 @@ class Parts(ABC):
             "num_images_per_prompt": 1,
             "num_videos_per_prompt": 1,
             "do_classifier_free_guidance": guided,
+            # Some take None for a negative prompt.
+            **({} if negative is None else {"negative_prompt": list(negative)}),
         }
         found: tuple[Any, ...] = self.pipe.encode_prompt(
             **{name: value for name, value in arguments.items() if name in takes}
@@ -273,8 +303,11 @@ class Parts(ABC):
 
     def reads(self, text: Text) -> dict[str, list[Tensor]]:
         """What the groups' layers read of each text, (rows, columns): without what is left out."""
-        rows = text.inputs[self.text[0]]
-        return {next(iter(self.readers_by_name)): list(rows)}
+        found = list(text.inputs[self.text[0]])
+        if self.masked is not None:
+            masks = text.inputs[self.masked]
+            found = [rows[mask.bool()] for rows, mask in zip(found, masks, strict=True)]
+        return {next(iter(self.readers_by_name)): found}
 
     def sequence(self, text: Text) -> list[Tensor]:
         """What stands for each text as a whole, (tokens, dim): the rows of the first group."""
@@ -376,6 +409,14 @@ _PASSED_ON = (
     "system_prompt",
     "text_encoder_out_layers",
 )
+
+
+def default(pipe: Any, name: str) -> Any:
+    """What a pipeline's call takes for an argument that is left out; None if it has none."""
+    argument = inspect.signature(type(pipe).__call__).parameters.get(name)
+    if argument is None or argument.default is inspect.Parameter.empty:
+        return None
+    return argument.default
 
 
 def described(pipe: Any) -> Parts:

@@ -82,12 +82,18 @@ def watched(pipe: Any) -> Iterator[Seen]:
 
 def whole(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Latents as they were before a pipeline packed them."""
-    return x.clone() if x.shape[1:] == shape else unpacked(x, *shape[-2:])
+    if x.shape[1:] == shape:
+        return x.clone()
+    if x.shape[-1] == shape[0]:
+        # A latent is a token.
+        return x.transpose(1, 2).reshape(len(x), *shape)
+    return unpacked(x, *shape[-2:])
 
 
 def scale(name: str, pipe: Any) -> float:
     """The scale of guidance in ``draw``."""
-    own = inspect.signature(type(pipe).__call__).parameters["guidance_scale"].default
+    argument = described(pipe).guidance_argument
+    own = inspect.signature(type(pipe).__call__).parameters[argument].default
     return float(GUIDED.get(name, {}).get("true_cfg_scale", own))
 
 
@@ -116,7 +122,8 @@ def test_its_prediction_is_what_the_scheduler_is_given_at_every_step(name: str, 
     for want, x, t in zip(seen.predictions, seen.latents, seen.times, strict=True):
         empty, prompt = parts.predict(torch.cat([x, x]), t, text).chunk(2)
         guided = parts.combine(empty, prompt, scale(name, pipe))
-        if name in GUIDED and "true_cfg_scale" in GUIDED[name] and parts.calls == 2:
+        if "true_cfg_scale" in GUIDED.get(name, {}):
+            # Which it does not have by default
             guided = empty + scale(name, pipe) * (prompt - empty)
         assert apart(guided, want) < 1e-5
 
@@ -215,6 +222,19 @@ def test_it_says_what_the_readers_read(name: str, pipe: Any) -> None:
 
 @each
 @torch.no_grad()
+def test_it_says_from_which_row_on_a_word_changes_a_text(name: str, pipe: Any) -> None:
+    parts = parts_of(pipe)
+    read = parts.reads(parts.encode(["a photo of a dog", "a photo of a cat"]))
+    for stream in parts.streams():
+        one, other = (rows[: stream.stop] for rows in read[stream.group])
+        changed = (one - other).abs().amax(1)[stream.first :].nonzero().flatten() + stream.first
+        whole = stream.pooled or not stream.causal
+        first = stream.first if whole else stream.position("a photo of a dog")
+        assert int(changed[0]) == first
+
+
+@each
+@torch.no_grad()
 def test_one_prompt_sent_to_another_predicts_what_the_other_does(name: str, pipe: Any) -> None:
     """By the closed form, every row that the concept changes, with hardly any ridge."""
     parts = parts_of(pipe)
@@ -283,14 +303,56 @@ def test_a_guide_that_does_nothing_is_the_pipeline(name: str, pipe: Any) -> None
 
 @each
 def test_the_negative_prompt_by_a_guide_is_the_one_by_argument(name: str, pipe: Any) -> None:
-    if "negative_prompt" not in inspect.signature(type(pipe).__call__).parameters:
-        pytest.skip("the pipeline takes no negative prompt")
+    words = ["van gogh"] * len(PROMPTS)
+    if "negative_prompt" in inspect.signature(type(pipe).__call__).parameters:
+        argument: dict[str, Any] = {"negative_prompt": words}
+    else:
+        argument = {"negative_prompt_embeds": parts_of(pipe).encode(words, negative=True).first}
     base = draw(name, pipe)
-    want = draw(name, pipe, negative_prompt=["van gogh"] * len(PROMPTS))
+    want = draw(name, pipe, **argument)
     with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
         found = draw(name, pipe)
     assert apart(want, base) > 1e-4
     assert apart(found, want) < 1e-5
+
+
+ENDED = {
+    "lumina-2": ({"cfg_trunc_ratio": 0.5}, {"cfg_trunc_ratio": 0.7}),
+    "z-image": ({"cfg_truncation": 0.1},),
+}
+"""What ends guidance before the last step, or before the step before it."""
+
+
+@pytest.mark.parametrize(
+    ("name", "setting"), [(n, one) for n, some in ENDED.items() for one in some]
+)
+def test_guidance_that_ends_on_the_way_is_an_error_with_a_guide(
+    name: str, pipe: Any, setting: dict[str, Any]
+) -> None:
+    assert apart(draw(name, pipe, **setting), draw(name, pipe)) > 1e-4
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        with pytest.raises(InputError, match=r"[Gg]uidance ended"):
+            draw(name, pipe, **setting)
+
+
+@each
+def test_a_text_of_another_length_is_no_guides_unless_the_rest_is_left_out(
+    name: str, pipe: Any
+) -> None:
+    if "max_sequence_length" not in inspect.signature(type(pipe).__call__).parameters:
+        pytest.skip("the pipeline's texts have one length")
+    parts = parts_of(pipe)
+    erasure = unsee.erase(pipe, "van gogh", method="negative")
+    put = Guided(parts, lambda steps, prompts: Still(parts.encode(["van gogh"])))
+    remove = put_on(pipe, erasure, put)
+    try:
+        made = draw(name, pipe, max_sequence_length=200)
+    except InputError as error:
+        assert "leave max_sequence_length as it is" in str(error)
+        return
+    finally:
+        remove()
+    assert apart(made, draw(name, pipe, max_sequence_length=200)) < 1e-5
 
 
 # Every method on every architecture: an image that changes, or one line that says why not
@@ -310,6 +372,11 @@ REFUSED = {
     ("safree", "stable-diffusion-3"): "the text encoder of a StableDiffusion3Pipeline has none",
     ("safree", "flux"): "the text encoder of a FluxPipeline has none",
     ("safree", "flux-schnell"): "the text encoder of a FluxPipeline has none",
+    ("safree", "chroma"): "the text encoder of a ChromaPipeline has none",
+    ("safree", "flux-2-klein"): "the text encoder of a Flux2KleinPipeline has none",
+    ("safree", "lumina-2"): "the text encoder of a Lumina2Pipeline has none",
+    ("safree", "qwen-image"): "the text encoder of a QwenImagePipeline has none",
+    ("safree", "z-image"): "the text encoder of a ZImagePipeline has none",
 }
 
 

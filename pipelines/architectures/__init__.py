@@ -10,6 +10,11 @@ FAMILIES = {
     "StableDiffusionXLPipeline": ".stable_diffusion_xl:StableDiffusionXL",
     "StableDiffusion3Pipeline": ".stable_diffusion_3:StableDiffusion3",
     "FluxPipeline": ".flux:Flux",
+    "ChromaPipeline": ".chroma:Chroma",
+    "Flux2KleinPipeline": ".flux_2_klein:Flux2Klein",
+    "Lumina2Pipeline": ".lumina_2:Lumina2",
+    "QwenImagePipeline": ".qwen_image:QwenImage",
+    "ZImagePipeline": ".z_image:ZImage",
 }
 """The class of a pipeline, or one that it is derived from, to the class that describes it."""
 
