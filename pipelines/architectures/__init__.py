@@ -5,16 +5,21 @@ from typing import Any
 
 FAMILIES = {
     "AuraFlowPipeline": ".aura_flow:AuraFlow",
-    "StableDiffusionPipeline": ".stable_diffusion:StableDiffusion",
-    "StableDiffusionImg2ImgPipeline": ".stable_diffusion:StableDiffusion",
-    "StableDiffusionInpaintPipeline": ".stable_diffusion:StableDiffusion",
-    "StableDiffusionXLPipeline": ".stable_diffusion_xl:StableDiffusionXL",
-    "StableDiffusion3Pipeline": ".stable_diffusion_3:StableDiffusion3",
+    "ChromaPipeline": ".chroma:Chroma",
+    "Flux2KleinPipeline": ".flux_2_klein:Flux2Klein",
     "FluxPipeline": ".flux:Flux",
     "HunyuanDiTPipeline": ".hunyuan_dit:HunyuanDiT",
+    "Lumina2Pipeline": ".lumina_2:Lumina2",
     "PixArtSigmaPipeline": ".pixart_sigma:PixArtSigma",
+    "QwenImagePipeline": ".qwen_image:QwenImage",
     "SanaPipeline": ".sana:Sana",
+    "StableDiffusion3Pipeline": ".stable_diffusion_3:StableDiffusion3",
+    "StableDiffusionImg2ImgPipeline": ".stable_diffusion:StableDiffusion",
+    "StableDiffusionInpaintPipeline": ".stable_diffusion:StableDiffusion",
+    "StableDiffusionPipeline": ".stable_diffusion:StableDiffusion",
+    "StableDiffusionXLPipeline": ".stable_diffusion_xl:StableDiffusionXL",
     "WanPipeline": ".wan:Wan",
+    "ZImagePipeline": ".z_image:ZImage",
 }
 """The class of a pipeline, or one that it is derived from, to the class that describes it."""
 
