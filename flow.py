@@ -44,9 +44,6 @@ Progress = Callable[[str, int, int], None]
 
 EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge", "pixels/ssim")
 
-# Stable Diffusion's own, in diffusers.
-STABLE_DIFFUSION = {"guidance": 7.5, "steps": 50}
-
 
 def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eraser:
     """A method with its settings.
@@ -242,8 +239,8 @@ def audit(
             own.
         metrics: As ``find_metric`` reads them; the built-in model has its own.
         batch_size: Images at a time.
-        guidance: Where a prompt names none; None is the model's default.
-        steps: Where a prompt names none; None is the model's default.
+        guidance: Where a prompt names none; None is the pipeline's own.
+        steps: Where a prompt names none; None is the pipeline's own.
         max_target: The target counts as forgotten where its rate is at most this share, with 95 %
             confidence.
         max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
@@ -285,7 +282,7 @@ def audit(
     kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     pipe = _pipeline(base)
     model = model_of(pipe, name)
-    settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
+    settings = {"batch_size": batch_size, **_generation(pipe, name, guidance, steps)}
     seconds = {}
 
     def made(what: str, stacked: "Sequence[Erasure]") -> Gallery:
@@ -308,6 +305,7 @@ def audit(
         suite_source=suite.source,
         notes=(
             *suite.notes,
+            *_pictured(pipe),
             *_cut(base_gallery),
             *_remade(base_gallery, "base"),
             *_remade(erased_gallery, "erased"),
@@ -406,12 +404,13 @@ def generate_gallery(
         suite: The prompts.
         out: The gallery's folder.
         batch_size: Images at a time.
-        guidance: Where a prompt names none; None is the model's default.
-        steps: Where a prompt names none; None is the model's default.
+        guidance: Where a prompt names none; None is the pipeline's own.
+        steps: Where a prompt names none; None is the pipeline's own.
         progress: Called with what is going on, how much of it is done, and of how much.
 
     Warns:
-        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists.
+        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists; or the
+            model draws videos, of which an image is one frame.
 
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
@@ -421,11 +420,11 @@ def generate_gallery(
     check_folder(Path(out))
     loaded = _loaded(erasures)
     name = _name(model)
-    settings = {"batch_size": batch_size, **_generation(name, guidance, steps)}
     pipe = _pipeline(model)
+    settings = {"batch_size": batch_size, **_generation(pipe, name, guidance, steps)}
     known = model_of(pipe, name)
     gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
-    for note in _cut(gallery):
+    for note in (*_pictured(pipe), *_cut(gallery)):
         warnings.warn(note, stacklevel=3)  # past ``checked``
     return gallery
 
@@ -608,17 +607,31 @@ def _check_honoured(method: str, eraser: Eraser, keep: Sequence[str], anchor: st
 
 
 def _generation(
-    model: str, guidance: float | None, steps: int | None
-) -> Mapping[str, float | int]:
-    """The settings for generating: what is asked for, or else the model's defaults."""
-    default: Mapping[str, Any] = STABLE_DIFFUSION
+    pipe: Any, model: str, guidance: float | None, steps: int | None
+) -> Mapping[str, float | int | None]:
+    """The settings for generating: what is asked for, or else the pipeline's own.
+
+    Raises:
+        InputError: The pipeline has no number of steps of its own, and none is asked for.
+    """
+    from .pipelines.generation import own
+
     if model == "emoji":
-        own = world().generation
-        default = {"guidance": own["guidance_scale"], "steps": own["num_inference_steps"]}
-    return {
-        "guidance": default["guidance"] if guidance is None else guidance,
-        "steps": default["steps"] if steps is None else steps,
-    }
+        known = world().generation
+        guidance = known["guidance_scale"] if guidance is None else guidance
+        steps = known["num_inference_steps"] if steps is None else steps
+    if guidance is None or steps is None:
+        mine = own(pipe)
+        guidance = mine.guidance if guidance is None else guidance
+        steps = mine.steps if steps is None else steps
+    return {"guidance": guidance, "steps": steps}
+
+
+def _pictured(pipe: Any) -> list[str]:
+    """What an image is, where the pipeline draws something else."""
+    from .pipelines.generation import pictured
+
+    return [line] if (line := pictured(pipe)) else []
 
 
 def _name(model: Any) -> str:

@@ -45,7 +45,7 @@ class Negative(Eraser):
 
 def guide(record: Record, parts: Parts) -> Start:
     """What makes the guide of a record, for a trajectory."""
-    concept = encode_concepts(parts, record.concepts)
+    concept = encode_concepts(parts, record.concepts, negative=True)
     return lambda steps, prompts: _Guide(concept)
 
 

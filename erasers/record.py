@@ -146,9 +146,10 @@ def guidance(
     return Erasure({}, _record(parts, "guidance", method, settings, concepts, seed, ()))
 
 
-def encode_concepts(parts: Parts, concepts: Sequence[Concept]) -> Text:
-    """All phrases of concepts as one text, between commas."""
-    return parts.encode([", ".join(phrase for c in concepts for phrase in c.phrases)])
+def encode_concepts(parts: Parts, concepts: Sequence[Concept], *, negative: bool = False) -> Text:
+    """All phrases of concepts as one text, between commas: a prompt, or a negative one."""
+    phrases = ", ".join(phrase for c in concepts for phrase in c.phrases)
+    return parts.encode([phrases], negative=negative)
 
 
 def factors(

@@ -104,7 +104,9 @@ def guide(record: Record, parts: Parts) -> Start:
         span(torch.cat([pooled(parts.pipe, encoder, phrase)[:1] for phrase in phrases]))
         for encoder in encoders
     ]
-    negative = encode_concepts(parts, record.concepts) if settings.negative else None
+    negative = None
+    if settings.negative:
+        negative = encode_concepts(parts, record.concepts, negative=True)
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:
         if not prompts:

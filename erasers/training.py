@@ -20,6 +20,7 @@ from .._errors import InputError
 from .._reading import loads
 from .._settings import shown
 from ..gallery import write_atomically
+from ..pipelines.kinds.lowrank import unload
 
 # Seconds between two checkpoints.
 EVERY = 60.0
@@ -108,7 +109,7 @@ def lora(
     """
     import re
 
-    from peft import LoraConfig
+    from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(
         r=rank,
@@ -118,7 +119,7 @@ def lora(
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        denoiser.add_adapter(config, "student")
+        inject_adapter_in_model(config, denoiser, "student")
     try:
         parameters = {}
         for layer in layers:
@@ -127,7 +128,7 @@ def lora(
                 parameters[f"{layer}.lora_{side}.weight"] = module.weight.requires_grad_()
         yield parameters
     finally:
-        denoiser.unload_lora()
+        unload(denoiser)
 
 
 def student(

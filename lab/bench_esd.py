@@ -54,7 +54,7 @@ from unsee.prompts import Concept, find_suite
 class RandomParts(StableDiffusion):
     """A random UNet of Stable Diffusion 1.5's shapes; its texts are random embeddings."""
 
-    def encode(self, texts: Any) -> Text:
+    def encode(self, texts: Any, *, negative: bool = False) -> Text:
         draws = (torch.Generator().manual_seed(len(text or "")) for text in texts)
         dim = self.pipe.unet.config.cross_attention_dim
         rows = torch.stack([torch.randn(77, dim, generator=draw) for draw in draws])

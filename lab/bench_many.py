@@ -49,7 +49,7 @@ class RandomParts(StableDiffusion):
     def streams(self) -> tuple[Stream, ...]:
         return (Stream("sequence", words, room=75, start=1),)
 
-    def encode(self, texts: Sequence[str | None]) -> Text:
+    def encode(self, texts: Sequence[str | None], *, negative: bool = False) -> Text:
         draws = (torch.Generator().manual_seed(hash(text) % 2**32) for text in texts)
         rows = [torch.randn(77, self.pipe.dim, generator=draw) for draw in draws]
         return Text({"encoder_hidden_states": torch.stack(rows)})

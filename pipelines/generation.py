@@ -1,15 +1,25 @@
-"""A suite's images, each depending on its own prompt and seed alone."""
+"""A suite's images, each depending on its own prompt and seed alone.
+
+A video is drawn as an image is, and its middle frame is the image: a concept that is in other
+frames alone is not seen, which reports say.
+"""
 
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
+from .._errors import InputError
 from ..gallery import Gallery
 from ..prompts import Prompt
+from .architectures import family_of
+from .parts import arguments, default, described
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 
 def generate(
@@ -17,8 +27,8 @@ def generate(
     gallery: Gallery,
     *,
     batch_size: int = 8,
-    guidance: float = 7.5,
-    steps: int = 50,
+    guidance: float | None = None,
+    steps: int | None = None,
 ) -> Iterator[int]:
     """Makes the images of a gallery that are not there yet, or not as they were made.
 
@@ -32,8 +42,9 @@ def generate(
         pipe: A pipeline as ``load_pipeline`` gives it.
         gallery: Where to put the images; its prompts' own settings go before the arguments here.
         batch_size: Images at a time.
-        guidance: Scale of classifier-free guidance where a prompt names none.
-        steps: Denoising steps where a prompt names none.
+        guidance: Scale of classifier-free guidance where a prompt names none; None is the
+            pipeline's own.
+        steps: Denoising steps where a prompt names none; None is the pipeline's own.
 
     Warns:
         UserWarning: An image was changed or removed since it was made.
@@ -54,18 +65,59 @@ def generate(
         if missing:
             first = batch[0]
             with _told_once(pipe):
-                images = pipe(
+                images = _images(
+                    pipe,
                     prompt=[p.prompt for p in batch],
                     generator=[torch.Generator("cpu").manual_seed(p.seed) for p in batch],
-                    guidance_scale=guidance if first.guidance is None else first.guidance,
-                    num_inference_steps=steps if first.steps is None else first.steps,
+                    guidance=guidance if first.guidance is None else first.guidance,
+                    steps=steps if first.steps is None else first.steps,
                     width=first.width,
                     height=first.height,
-                ).images
+                )
             for prompt, image in zip(batch, images, strict=True):
                 if prompt in missing:
                     gallery.put(prompt, image)
         yield len(batch)
+
+
+def _images(pipe: Any, **settings: Any) -> "list[Image]":
+    """The images of a call of a pipeline; of one that is not described, what it says itself."""
+    if family_of(type(pipe)) is None:
+        return list(pipe(**arguments(settings)).images)
+    parts = described(pipe)
+    return parts.images(pipe(**parts.call(output_type="pil", **settings)))
+
+
+def pictured(pipe: Any) -> str:
+    """What of a pipeline's result its image is, in a sentence; empty where that is all of it."""
+    family = family_of(type(pipe))
+    return "" if family is None else str(family.pictured)
+
+
+class Own(NamedTuple):
+    """What a pipeline does where it is not told otherwise.
+
+    Attributes:
+        guidance: The scale of its guidance; None if it takes none.
+        steps: Denoising steps.
+    """
+
+    guidance: float | None
+    steps: int
+
+
+def own(pipe: Any) -> Own:
+    """A pipeline's own settings.
+
+    Raises:
+        InputError: It does not say how many steps it takes.
+    """
+    family = family_of(type(pipe))
+    name = "guidance_scale" if family is None else family.guidance_argument
+    guidance, steps = default(pipe, name), default(pipe, "num_inference_steps")
+    if steps is None:
+        raise InputError(f"A {type(pipe).__name__} has no number of steps of its own: say steps.")
+    return Own(None if guidance is None else float(guidance), int(steps))
 
 
 def cut(pipe: Any, prompts: Sequence[Prompt]) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ steers nothing, and a call of the denoiser from elsewhere is an error.
 
 import threading
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, cast
 
 import torch
@@ -100,6 +100,7 @@ class Trajectory:
         text: What it reads in its place: the pipeline's rows, and the guides' behind them.
         added: How many rows an image each guide has added.
         waits: The prediction for the empty prompt, until its own call.
+        time: t of the call before that one.
     """
 
     parts: Parts
@@ -110,6 +111,16 @@ class Trajectory:
     text: Text | None = None
     added: tuple[int, ...] = ()
     waits: Tensor | None = None
+    time: Tensor = field(default_factory=lambda: torch.zeros(()))
+
+    def end(self) -> None:
+        """Makes sure that no prediction for the empty prompt was left."""
+        if self.waits is not None:
+            raise InputError(
+                "Guidance ended before the last step, and guides steer it from the first step to "
+                "the last: leave out the setting that ends it, such as cfg_trunc_ratio, or take "
+                "them off with unsee.remove(pipe)."
+            )
 
     def read(self, given: Text) -> None:
         if self.empty is not None:
@@ -128,7 +139,16 @@ class Trajectory:
             added.append(len(more))
         first = self.empty is None and self.parts.empty_first
         both = [empty, prompt] if first else [prompt, empty]
-        self.given, self.text = given, Text.cat([*both, *further])
+        texts = [*both, *further]
+        # Of what is a list, that is the width, which is one for all.
+        lengths = sorted({text.first.shape[1] for text in texts})
+        if self.parts.masked is None and len(lengths) > 1:
+            raise InputError(
+                f"This call reads {given.first.shape[1]} rows of text, a guide's text has others "
+                f"({', '.join(map(str, lengths))}), and the model would read what fills them up: "
+                "leave max_sequence_length as it is by default."
+            )
+        self.given, self.text = given, Text.cat(texts)
         self.added = tuple(added)
 
     def guide(self, prediction: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -185,15 +205,21 @@ class Guides:
         given = named(module, args, kwargs)
         text = self.parts.text_of(given)
         self.now = trajectory = self.trajectory(text)
+        time = self.parts.time_of(given)
         if trajectory.waits is not None:
+            if not torch.equal(time, trajectory.time):
+                # The next step's call for the prompt
+                trajectory.end()
             # The call for the empty prompt, of which the answer is there already
             return None
+        trajectory.time = time
         if trajectory.given is None or not trajectory.given.equals(text):
             if trajectory.given is not None:
                 raise InputError(
-                    "The text was changed between two steps, or another pipeline drew in between, "
-                    "and guides steer one text from the first step to the last: take them off "
-                    "with unsee.remove(pipe), or draw without that callback."
+                    "The text was changed between two steps, guidance ended in between, or "
+                    "another pipeline drew, and guides steer one text from the first step to the "
+                    "last: take them off with unsee.remove(pipe), or draw without that callback "
+                    "or setting."
                 )
             trajectory.read(text)
         elif any(trajectory.step in guide.changes for guide in trajectory.guides):
@@ -229,7 +255,7 @@ class Guides:
             if loop.memory is None:
                 prompts, empty = loop.prompts, None
                 if parts.calls == 2:
-                    prompts, empty = _spoken(parts, loop.spoken, text)
+                    prompts, empty = _spoken(parts, parts.spoken(), text)
                     if empty is None:
                         continue
                 steps = int(getattr(parts.pipe, "num_timesteps", len(parts.scheduler.timesteps)))

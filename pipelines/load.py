@@ -120,7 +120,7 @@ def _shell(folder: Path) -> dict[str, Any] | None:
     wanted = [
         name
         for name, _ in denoiser.named_parameters()
-        if any(re.fullmatch(rf"{pattern}\.\w+", name) for pattern in patterns)
+        if any(re.fullmatch(rf"{pattern}(\.\w+)?", name) for pattern in patterns)
     ]
     for path in sorted({files[name] for name in wanted if name in files}):
         with safe_open(path, "pt") as file:

@@ -7,9 +7,9 @@ as class attributes, and what differs from here as methods. Nothing else knows a
 import inspect
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,11 @@ from .architectures import FAMILIES, family_of
 from .modules import check_readable, uncompiled
 from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows, other_schedule
 from .text import Text
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .watch import Spoken
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,9 @@ class Stream:
         causal: Whether a row knows only of the tokens up to its own. If not, one word changes
             all rows.
         pooled: Whether the one row stands for the whole text.
+        before: What the pipeline puts before a text: a space at its end and a text's first word
+            are one token.
+        clean: What the pipeline makes of a text before that.
     """
 
     group: str
@@ -58,11 +66,13 @@ class Stream:
     stop: int | None = None
     causal: bool = True
     pooled: bool = False
+    before: str = ""
+    clean: Callable[[str], str] = str
 
     def tokens(self, text: str) -> list[int]:
-        """A text's tokens, without those that a tokenizer puts around it."""
-        found: list[int] = self.tokenizer(text, add_special_tokens=False).input_ids
-        return found
+        """A text's tokens, without those that a tokenizer or the pipeline puts around it."""
+        found = token_ids(self.tokenizer, self.before + self.clean(text))
+        return found[len(token_ids(self.tokenizer, self.before.rstrip(" "))) :]
 
     def position(self, text: str) -> int:
         """The row of the last token of a text, which may be the beginning of a longer one.
@@ -70,6 +80,14 @@ class Stream:
         Of no text at all it is the row before the first token's, if there is one.
         """
         return max(self.first, self.start + len(self.tokens(text)) - 1)
+
+
+def token_ids(tokenizer: Any, text: str) -> list[int]:
+    """A text's tokens, without those that the tokenizer puts around it."""
+    if not text:
+        return []
+    found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return found
 
 
 class Encoder(NamedTuple):
@@ -81,7 +99,7 @@ class Encoder(NamedTuple):
 
 
 class Heard(NamedTuple):
-    """What ``encode_prompt`` of a pipeline gave."""
+    """What ``encode_prompt`` of a pipeline gave; ``empty`` is None where it was not asked for."""
 
     prompt: Text
     empty: Text | None
@@ -100,7 +118,10 @@ class Parts(ABC):
         shared: Its inputs that have no row a text or image, whatever their shape.
         listed: Its inputs that are a list with an entry a row.
         readers_by_name: By group, a pattern of the names of the layers that read the text first.
-        before_readers: Modules through which the text goes before that, by name.
+        before_readers: Modules and parameters through which the text goes before that, by name.
+        masked: The text input that says which rows of the sequence are read, where the denoiser
+            leaves the others out.
+        encodings: How many calls of ``encode_prompt``, one after another, encode one text.
         crosses: A pattern of the attention layers in which image and text meet: ESD's ``x``.
         crosses_strict: Of these, those that read the text: ESD's ``x-strict``.
         blocks: A pattern of the layers of its transformer blocks, with what leads in and out.
@@ -113,6 +134,8 @@ class Parts(ABC):
             ``ridge``. Not where it is the authors' own, who tried it on that family.
         guidance_argument: What the pipeline's call names the scale of guidance.
         guiding: What of a call's arguments turns guidance on, in words.
+        settings: What its call is given besides what is asked for.
+        pictured: What of its result the image is, in a sentence, where that is not all of it.
     """
 
     prefix: ClassVar[str] = "transformer"
@@ -121,6 +144,8 @@ class Parts(ABC):
     listed: ClassVar[tuple[str, ...]] = ()
     readers_by_name: ClassVar[Mapping[str, str]]
     before_readers: ClassVar[tuple[str, ...]] = ()
+    masked: ClassVar[str | None] = None
+    encodings: ClassVar[int] = 1
     crosses: ClassVar[str]
     crosses_strict: ClassVar[str]
     blocks: ClassVar[str] = r"(single_)?transformer_blocks\..*"
@@ -131,6 +156,8 @@ class Parts(ABC):
     relative: ClassVar[bool] = True
     guidance_argument: ClassVar[str] = "guidance_scale"
     guiding: ClassVar[str] = "guidance_scale above 1"
+    settings: ClassVar[Mapping[str, Any]] = {}
+    pictured: ClassVar[str] = ""
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
@@ -159,8 +186,31 @@ class Parts(ABC):
 
     @abstractmethod
     def heard(self, given: tuple[Any, ...]) -> Heard:
-        """What a call of the pipeline's ``encode_prompt`` gave, as the denoiser reads it."""
+        """What ``encode_prompt`` of the pipeline gave for texts, as the denoiser reads it.
+
+        Args:
+            given: What all ``encodings`` calls gave, one after another.
+        """
         ...
+
+    def spoken(self) -> "tuple[Spoken, ...]":
+        """What the pipeline has encoded for the loop that goes on, an entry a text or several."""
+        from .watch import Spoken, spoken_in
+
+        calls, many = spoken_in(self.pipe), self.encodings
+        if many == 1:
+            return calls
+        # From the last one on, as the loop's own come last
+        ends = range(len(calls), many - 1, -many)
+        groups = [calls[end - many : end] for end in reversed(ends)]
+        return tuple(
+            Spoken(
+                group[-1].prompts,
+                group[-1].negatives,
+                tuple(one for call in group for one in call.given),
+            )
+            for group in groups
+        )
 
     def encoders(self) -> tuple[Encoder, ...]:
         """Those with a pooled embedding that together make the whole sequence; none if they do
@@ -189,11 +239,12 @@ class Parts(ABC):
         return True
 
     @torch.no_grad()
-    def encode(self, texts: Sequence[str | None]) -> Text:
+    def encode(self, texts: Sequence[str | None], *, negative: bool = False) -> Text:
         """What the denoiser reads of each text.
 
         Args:
             texts: None is the empty prompt ∅, as the pipeline itself takes it in guidance.
+            negative: Whether they are negative prompts, which a pipeline may encode otherwise.
 
         Raises:
             InputError: A tokenizer would cut one of them.
@@ -201,17 +252,34 @@ class Parts(ABC):
         words = [text or "" for text in texts]
         for text in words:
             self.check_fits(text)
-        found = self.heard(self.encoded(words, guided=False)).prompt
+        if negative and not self.empty_is_text:
+            unwanted = self.heard(self.encoded([""] * len(words), True, words)).empty
+            assert unwanted is not None
+            found = unwanted
+        else:
+            found = self.heard(self.encoded(words, False)).prompt
         if self.empty_is_text or None not in texts:
             return found
-        empty = self.heard(self.encoded([""], guided=True)).empty
+        empty = self.heard(self.encoded([""], True)).empty
         assert empty is not None
         return Text.cat(
             [empty if text is None else found[i : i + 1] for i, text in enumerate(texts)]
         )
 
-    def encoded(self, texts: Sequence[str], guided: bool) -> tuple[Any, ...]:
-        """What ``encode_prompt`` gives, with what the pipeline's call passes to it by default."""
+    def encoded(
+        self,
+        texts: Sequence[str],
+        guided: bool,
+        negative: Sequence[str] | None = None,
+        **more: Any,
+    ) -> tuple[Any, ...]:
+        """What ``encode_prompt`` gives, with what the pipeline's call passes to it by default.
+
+        Args:
+            guided: Whether it is asked for the empty or negative prompt too.
+            negative: Negative prompts, one a text; None is the empty one.
+            more: What else is passed to it.
+        """
         takes = inspect.signature(type(self.pipe).encode_prompt).parameters
         call = inspect.signature(type(self.pipe).__call__).parameters
         arguments: dict[str, Any] = {
@@ -220,6 +288,7 @@ class Parts(ABC):
             if name in takes and name in call and call[name].default is not inspect.Parameter.empty
         }
         arguments |= {
+            # Copies, as some pipelines write into the list
             "prompt": list(texts),
             "prompt_2": None,
             "prompt_3": None,
@@ -227,6 +296,9 @@ class Parts(ABC):
             "num_images_per_prompt": 1,
             "num_videos_per_prompt": 1,
             "do_classifier_free_guidance": guided,
+            # Some take None for a negative prompt.
+            **({} if negative is None else {"negative_prompt": list(negative)}),
+            **more,
         }
         found: tuple[Any, ...] = self.pipe.encode_prompt(
             **{name: value for name, value in arguments.items() if name in takes}
@@ -273,8 +345,11 @@ class Parts(ABC):
 
     def reads(self, text: Text) -> dict[str, list[Tensor]]:
         """What the groups' layers read of each text, (rows, columns): without what is left out."""
-        rows = text.inputs[self.text[0]]
-        return {next(iter(self.readers_by_name)): list(rows)}
+        found = list(text.inputs[self.text[0]])
+        if self.masked is not None:
+            masks = text.inputs[self.masked]
+            found = [rows[mask.bool()] for rows, mask in zip(found, masks, strict=True)]
+        return {next(iter(self.readers_by_name)): found}
 
     def sequence(self, text: Text) -> list[Tensor]:
         """What stands for each text as a whole, (tokens, dim): the rows of the first group."""
@@ -322,7 +397,7 @@ class Parts(ABC):
             raise other_schedule(self.scheduler)
         if steps not in self._schedules:
             self._schedules[steps] = (
-                Flow(asked(self.pipe, self.denoiser, self.call(steps=steps, prompt=[""])))
+                Flow(*asked(self.pipe, self.denoiser, self.call(steps=steps, prompt=[""])))
                 if self.flow
                 else Diffusion(self.scheduler, steps)
             )
@@ -339,10 +414,12 @@ class Parts(ABC):
             settings: ``prompt``; ``steps``, ``guidance``, ``height`` and ``width``, each left out
                 or None for the pipeline's own; and what else its call takes.
         """
-        names = {"steps": "num_inference_steps", "guidance": self.guidance_argument}
-        return {
-            names.get(name, name): value for name, value in settings.items() if value is not None
-        }
+        return {**self.settings, **arguments(settings, self.guidance_argument)}
+
+    def images(self, result: Any) -> "list[Image]":
+        """The images in what a call of the pipeline gave, one a prompt."""
+        found: list[Image] = list(result.images)
+        return found
 
     # The denoiser's call, for guides: arguments by name
 
@@ -364,8 +441,12 @@ class Parts(ABC):
 
     def guided(self) -> bool:
         """Whether the call that goes on has classifier-free guidance."""
-        # A shallow copy draws in the place of the pipeline itself, which may never have drawn.
-        return bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+        if hasattr(type(self.pipe), "do_classifier_free_guidance"):
+            # A shallow copy draws in the place of the pipeline itself, which may never have drawn.
+            return bool(getattr(self.pipe, "do_classifier_free_guidance", False))
+        # Where the pipeline does not say, it has it if it encoded an empty prompt.
+        spoken = self.spoken()
+        return bool(spoken) and self.heard(spoken[-1].given).empty is not None
 
 
 # What a pipeline's call passes on to its encode_prompt, beside prompts, by their names in both.
@@ -376,6 +457,24 @@ _PASSED_ON = (
     "system_prompt",
     "text_encoder_out_layers",
 )
+
+
+def default(pipe: Any, name: str) -> Any:
+    """What a pipeline's call takes for an argument that is left out; None if it has none."""
+    argument = inspect.signature(type(pipe).__call__).parameters.get(name)
+    if argument is None or argument.default is inspect.Parameter.empty:
+        return None
+    return argument.default
+
+
+def arguments(settings: Mapping[str, Any], guidance: str = "guidance_scale") -> dict[str, Any]:
+    """The arguments of a pipeline's call: see ``Parts.call``.
+
+    Args:
+        guidance: What the pipeline's call names the scale of guidance.
+    """
+    names = {"steps": "num_inference_steps", "guidance": guidance}
+    return {names.get(name, name): value for name, value in settings.items() if value is not None}
 
 
 def described(pipe: Any) -> Parts:

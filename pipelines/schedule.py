@@ -89,9 +89,10 @@ class Flow:
 
     start = 1.0
 
-    def __init__(self, sigmas: Tensor) -> None:
+    def __init__(self, sigmas: Tensor, times: Tensor) -> None:
         self.sigmas = sigmas.detach().float().cpu()
-        self.times = self.sigmas[:-1] * SPAN
+        # As its denoiser is given them, which some schedulers round.
+        self.times = times.detach().float().cpu()
 
     def step(self, i: int, prediction: Tensor, x: Tensor) -> Tensor:
         length = float(self.sigmas[i + 1] - self.sigmas[i])
@@ -139,8 +140,11 @@ def eps_scale(own: Any, t: Tensor) -> Tensor:
     return -root / noise
 
 
-def asked(pipe: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Tensor:
-    """The σ that a pipeline goes through in a call with these arguments, shape (steps + 1,)."""
+def asked(pipe: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """The σ that a pipeline goes through in a call with these arguments, and t of its steps.
+
+    Shapes (steps + 1,) and (steps,).
+    """
 
     def stop(module: nn.Module, args: Any, kwargs: Any) -> None:
         raise _Reached
@@ -149,8 +153,7 @@ def asked(pipe: Any, denoiser: nn.Module, arguments: Mapping[str, Any]) -> Tenso
     try:
         pipe(**arguments)
     except _Reached:
-        sigmas: Tensor = pipe.scheduler.sigmas
-        return sigmas.clone()
+        return pipe.scheduler.sigmas.clone(), pipe.scheduler.timesteps.clone()
     finally:
         handle.remove()
     raise RuntimeError("The pipeline came to its end without its denoiser.")

@@ -66,7 +66,9 @@ class Transported:
         phrases = list(transport.phrases)
         self.kind = transport.similarity
         self.concepts = parts.sequence(parts.encode(phrases))
-        self.tokens = [self.tokens_of(phrase) for phrase in phrases]
+        # A first word can be another token than the same within a text.
+        starts = ("", " ")
+        self.tokens = [self.tokens_of(start + phrase) for phrase in phrases for start in starts]
         self.known: dict[bytes, float] = {}
         # of the denoiser's call that goes on: its text and each row's strength
         self.text: Text | None = None
@@ -107,7 +109,7 @@ class Transported:
         text = self.parts.text_of(named(module, args, kwargs))
         spoken = spoken_in(self.parts.pipe)
         if spoken is not self.spoken:
-            for one in spoken:
+            for one in self.parts.spoken():
                 if one not in self.spoken:
                     self.listen(one)
             self.spoken = spoken

@@ -125,6 +125,18 @@ class Spoken:
     given: tuple[Any, ...]
 
 
+class Memory(Protocol):
+    """What somebody has to remember as long as a denoising loop lasts."""
+
+    def end(self) -> None:
+        """Called after the last step, unless something broke before.
+
+        Raises:
+            InputError: The loop was not as it has to be.
+        """
+        ...
+
+
 @dataclass
 class Loop:
     """A pipeline's denoising loop, which goes on.
@@ -133,13 +145,13 @@ class Loop:
         thread: The identity of the thread that it runs in.
         spoken: The last texts that were encoded before it.
         looked: The denoisers' erasures of which all was looked at before its first step.
-        memory: For who has to remember something as long as it lasts.
+        memory: What ends with it.
     """
 
     thread: int
     spoken: tuple[Spoken, ...]
     looked: "list[Erasures]"
-    memory: Any = None
+    memory: Memory | None = None
 
     @property
     def prompts(self) -> tuple[str, ...]:
@@ -238,6 +250,8 @@ class Listener:
         try:
             yield
             self.check_looked(loop)
+            if loop.memory is not None:
+                loop.memory.end()
         finally:
             self.loop, loop.memory, self.spoken = running, None, ()
 

@@ -21,9 +21,8 @@ VOCABULARY = 512
 WIDTH = 256
 
 CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }} "
-    "{{ m.content if m.content is string else m.content[0]['text'] }}<|im_end|>{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 # Of each kind of tokenizer: its special tokens, their parts, and what it puts around a text.
@@ -48,7 +47,9 @@ def tokenizer(kind: str, length: int) -> Any:
     for letter in sorted(pre_tokenizers.ByteLevel.alphabet()):
         vocabulary[letter] = len(vocabulary)
     merges = []
-    for word in ("Ġ" + word for word in WORDS):
+    # A language model reads words at the start of a line too.
+    bare = sorted(WORDS, key=len, reverse=True) if kind == "qwen" else []
+    for word in (*("Ġ" + word for word in WORDS), *bare):
         for end in range(2, len(word) + 1):
             if word[:end] not in vocabulary:
                 vocabulary[word[:end]] = len(vocabulary)
@@ -118,6 +119,71 @@ def t5(width: int, multilingual: bool = False) -> Any:
         eos_token_id=1,
     )
     return seeded(lambda: getattr(transformers, f"{family}EncoderModel")(config), 1)
+
+
+def gemma(width: int) -> Any:
+    config = transformers.Gemma2Config(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+        sliding_window=64,
+        pad_token_id=0,
+        bos_token_id=1,
+    )
+    return seeded(lambda: transformers.Gemma2Model(config), 1)
+
+
+def qwen3(width: int, layers: int = 3, causal: bool = False) -> Any:
+    cls = transformers.Qwen3ForCausalLM if causal else transformers.Qwen3Model
+    config = transformers.Qwen3Config(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=2048,
+    )
+    return seeded(lambda: cls(config), 1)
+
+
+def qwen25_vl(width: int) -> Any:
+    config = transformers.Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": VOCABULARY,
+            "hidden_size": width,
+            "intermediate_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "rope_scaling": {
+                "mrope_section": [8, 12, 12],
+                "rope_type": "default",
+                "type": "default",
+            },
+            "rope_theta": 1e6,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 16,
+            "intermediate_size": 16,
+            "num_heads": 2,
+            "out_hidden_size": width,
+        },
+        image_token_id=500,
+        video_token_id=501,
+        vision_start_token_id=502,
+        vision_end_token_id=503,
+    )
+    return seeded(lambda: transformers.Qwen2_5_VLForConditionalGeneration(config), 1)
 
 
 def kl(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
@@ -265,18 +331,386 @@ def flux(guidance: bool = True) -> Any:
     return sized(pipe)
 
 
+def chroma() -> Any:
+    transformer = shaken(
+        lambda: diffusers.ChromaTransformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=WIDTH,
+            axes_dims_rope=(4, 4, 8),
+            approximator_hidden_dim=32,
+            approximator_layers=1,
+            approximator_num_channels=16,
+        )
+    )
+    pipe = calling(diffusers.ChromaPipeline, max_sequence_length=32)(
+        scheduler=flow(),
+        vae=kl(shift_factor=0.06),
+        text_encoder=t5(WIDTH),
+        tokenizer=tokenizer("t5", 512),
+        transformer=transformer,
+    )
+    return sized(pipe)
+
+
+def flux_2_klein() -> Any:
+    # Three layers side by side, which by default are the 9th, the 18th and the 27th
+    pipeline = calling(
+        diffusers.Flux2KleinPipeline, max_sequence_length=96, text_encoder_out_layers=(1, 2, 3)
+    )
+    width = 96
+    transformer = shaken(
+        lambda: diffusers.Flux2Transformer2DModel(
+            patch_size=1,
+            in_channels=16,
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * width,
+            timestep_guidance_channels=256,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        )
+    )
+    vae = seeded(
+        lambda: diffusers.AutoencoderKLFlux2(
+            sample_size=32,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(4, 4),
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        )
+    )
+    pipe = pipeline(
+        scheduler=flow(),
+        vae=vae,
+        text_encoder=qwen3(width, causal=True),
+        tokenizer=tokenizer("qwen", 2048),
+        transformer=transformer,
+    )
+    return sized(pipe)
+
+
+def lumina_2() -> Any:
+    transformer = shaken(
+        lambda: diffusers.Lumina2Transformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            hidden_size=32,
+            num_layers=2,
+            num_refiner_layers=1,
+            num_attention_heads=4,
+            num_kv_heads=2,
+            multiple_of=16,
+            axes_dim_rope=(4, 2, 2),
+            cap_feat_dim=WIDTH,
+        )
+    )
+    return diffusers.Lumina2Pipeline(
+        transformer=transformer,
+        scheduler=flow(),
+        vae=kl(shift_factor=0.06),
+        text_encoder=gemma(WIDTH),
+        tokenizer=tokenizer("gemma", 512),
+    )
+
+
+def qwen_image() -> Any:
+    transformer = shaken(
+        lambda: diffusers.QwenImageTransformer2DModel(
+            patch_size=2,
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=3,
+            joint_attention_dim=WIDTH,
+            guidance_embeds=False,
+            axes_dims_rope=(8, 4, 4),
+        )
+    )
+    vae = seeded(
+        lambda: diffusers.AutoencoderKLQwenImage(
+            base_dim=24,
+            z_dim=4,
+            dim_mult=[1, 2],
+            num_res_blocks=1,
+            temperal_downsample=[False],
+            latents_mean=[0.0] * 4,
+            latents_std=[1.0] * 4,
+        )
+    )
+    pipe = diffusers.QwenImagePipeline(
+        scheduler=flow(),
+        vae=vae,
+        text_encoder=qwen25_vl(WIDTH),
+        tokenizer=tokenizer("qwen", 4096),
+        transformer=transformer,
+    )
+    return sized(pipe)
+
+
+def z_image() -> Any:
+    transformer = shaken(
+        lambda: diffusers.ZImageTransformer2DModel(
+            all_patch_size=(2,),
+            all_f_patch_size=(1,),
+            in_channels=4,
+            dim=32,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=WIDTH,
+            axes_dims=[8, 4, 4],
+            axes_lens=[256, 32, 32],
+        )
+    )
+    pipe = diffusers.ZImagePipeline(
+        scheduler=flow(),
+        vae=kl(shift_factor=0.1),
+        text_encoder=qwen3(WIDTH),
+        tokenizer=tokenizer("qwen", 2048),
+        transformer=transformer,
+    )
+    # Its call has 1024 pixels written in it, which are to be 16 latents and 32 pixels here.
+    pipe.vae_scale_factor = 64
+    return pipe
+
+
+def calling(pipeline: type, **own: Any) -> Any:
+    """A class of pipelines whose call takes other values for arguments that are left out."""
+    call = functools.partialmethod(pipeline.__call__, **own)
+    return type(pipeline.__name__, (pipeline,), {"__call__": call})
+
+
 def sized(pipe: Any) -> Any:
     """A pipeline whose own size is 32 pixels, where no component's configuration says so."""
     pipe.default_sample_size = 32 // pipe.vae_scale_factor
     return pipe
 
 
+def aura_flow() -> Any:
+    transformer = shaken(
+        lambda: diffusers.AuraFlowTransformer2DModel(
+            sample_size=16,
+            patch_size=2,
+            in_channels=4,
+            num_mmdit_layers=1,
+            num_single_dit_layers=1,
+            attention_head_dim=8,
+            num_attention_heads=4,
+            joint_attention_dim=WIDTH,
+            caption_projection_dim=32,
+            pos_embed_max_size=256,
+        )
+    )
+    return calling(diffusers.AuraFlowPipeline, height=32, width=32, max_sequence_length=32)(
+        tokenizer=tokenizer("t5", 512),
+        text_encoder=t5(WIDTH, multilingual=True),
+        vae=kl(),
+        transformer=transformer,
+        scheduler=flow(),
+    )
+
+
+def hunyuan_dit() -> Any:
+    # Wider than its 77 + 256 rows
+    width = 2 * WIDTH
+    transformer = shaken(
+        lambda: diffusers.HunyuanDiT2DModel(
+            sample_size=4,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            in_channels=4,
+            hidden_size=24,
+            cross_attention_dim=width,
+            cross_attention_dim_t5=width,
+            pooled_projection_dim=16,
+            text_len=77,
+            text_len_t5=256,
+        )
+    )
+    bert = transformers.BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=64,
+        max_position_embeddings=80,
+    )
+    return diffusers.HunyuanDiTPipeline(
+        transformer=transformer,
+        vae=kl(blocks=4),
+        scheduler=diffusers.DDPMScheduler(
+            beta_start=0.00085,
+            beta_end=0.03,
+            beta_schedule="scaled_linear",
+            prediction_type="v_prediction",
+            clip_sample=False,
+        ),
+        text_encoder=seeded(lambda: transformers.BertModel(bert)),
+        tokenizer=tokenizer("bert", 77),
+        text_encoder_2=t5(width),
+        tokenizer_2=tokenizer("t5", 256),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def pixart_sigma() -> Any:
+    transformer = shaken(
+        lambda: diffusers.PixArtTransformer2DModel(
+            sample_size=16,
+            num_layers=2,
+            patch_size=2,
+            attention_head_dim=8,
+            num_attention_heads=3,
+            caption_channels=WIDTH,
+            in_channels=4,
+            out_channels=8,
+            cross_attention_dim=24,
+            attention_bias=True,
+            num_embeds_ada_norm=1000,
+            norm_type="ada_norm_single",
+            norm_elementwise_affine=False,
+            norm_eps=1e-6,
+        )
+    )
+    return diffusers.PixArtSigmaPipeline(
+        transformer=transformer,
+        vae=kl(),
+        scheduler=diffusers.DPMSolverMultistepScheduler(),
+        text_encoder=t5(WIDTH),
+        tokenizer=tokenizer("t5", 512),
+    )
+
+
+def sana() -> Any:
+    transformer = shaken(
+        lambda: diffusers.SanaTransformer2DModel(
+            patch_size=1,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            num_attention_heads=2,
+            attention_head_dim=8,
+            num_cross_attention_heads=2,
+            cross_attention_head_dim=8,
+            cross_attention_dim=16,
+            caption_channels=WIDTH,
+            sample_size=16,
+            # As in Sprint, where t is counted otherwise than by the scheduler
+            timestep_scale=0.001,
+        )
+    )
+    vae = seeded(
+        lambda: diffusers.AutoencoderDC(
+            in_channels=3,
+            latent_channels=4,
+            attention_head_dim=2,
+            encoder_block_types=("ResBlock", "EfficientViTBlock"),
+            decoder_block_types=("ResBlock", "EfficientViTBlock"),
+            encoder_block_out_channels=(8, 8),
+            decoder_block_out_channels=(8, 8),
+            encoder_qkv_multiscales=((), (5,)),
+            decoder_qkv_multiscales=((), (5,)),
+            encoder_layers_per_block=(1, 1),
+            decoder_layers_per_block=(1, 1),
+            downsample_block_type="conv",
+            upsample_block_type="interpolate",
+            decoder_norm_types="rms_norm",
+            decoder_act_fns="silu",
+            scaling_factor=0.41,
+        )
+    )
+    pipeline = calling(
+        diffusers.SanaPipeline,
+        height=32,
+        width=32,
+        max_sequence_length=32,
+        complex_human_instruction=["a photo of the", "by: "],
+    )
+    return pipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=flow(shift=7.0),
+        text_encoder=gemma(WIDTH),
+        tokenizer=tokenizer("gemma", 512),
+    )
+
+
+def wan() -> Any:
+    transformer = shaken(
+        lambda: diffusers.WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=WIDTH,
+            freq_dim=256,
+            ffn_dim=32,
+            num_layers=2,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        )
+    )
+    vae = seeded(
+        lambda: diffusers.AutoencoderKLWan(
+            base_dim=3,
+            z_dim=16,
+            dim_mult=[1, 1, 1, 1],
+            num_res_blocks=1,
+            temperal_downsample=[False, True, True],
+        )
+    )
+    pipeline = calling(
+        diffusers.WanPipeline, height=32, width=32, num_frames=5, max_sequence_length=32
+    )
+    return pipeline(
+        tokenizer=tokenizer("t5", 512),
+        text_encoder=t5(WIDTH, multilingual=True),
+        vae=vae,
+        scheduler=diffusers.UniPCMultistepScheduler(
+            prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0
+        ),
+        transformer=transformer,
+    )
+
+
 PIPELINES: dict[str, Callable[[], Any]] = {
-    "stable-diffusion": stable_diffusion,
-    "stable-diffusion-xl": stable_diffusion_xl,
-    "stable-diffusion-3": stable_diffusion_3,
+    "aura-flow": aura_flow,
+    "chroma": chroma,
     "flux": flux,
+    "flux-2-klein": flux_2_klein,
     "flux-schnell": functools.partial(flux, False),
+    "hunyuan-dit": hunyuan_dit,
+    "lumina-2": lumina_2,
+    "pixart-sigma": pixart_sigma,
+    "qwen-image": qwen_image,
+    "sana": sana,
+    "stable-diffusion": stable_diffusion,
+    "stable-diffusion-3": stable_diffusion_3,
+    "stable-diffusion-xl": stable_diffusion_xl,
+    "wan": wan,
+    "z-image": z_image,
 }
 
 # How a pipeline of that name is called so that it has classifier-free guidance.

@@ -4,12 +4,22 @@ from importlib import import_module
 from typing import Any
 
 FAMILIES = {
-    "StableDiffusionPipeline": ".stable_diffusion:StableDiffusion",
+    "AuraFlowPipeline": ".aura_flow:AuraFlow",
+    "ChromaPipeline": ".chroma:Chroma",
+    "Flux2KleinPipeline": ".flux_2_klein:Flux2Klein",
+    "FluxPipeline": ".flux:Flux",
+    "HunyuanDiTPipeline": ".hunyuan_dit:HunyuanDiT",
+    "Lumina2Pipeline": ".lumina_2:Lumina2",
+    "PixArtSigmaPipeline": ".pixart_sigma:PixArtSigma",
+    "QwenImagePipeline": ".qwen_image:QwenImage",
+    "SanaPipeline": ".sana:Sana",
+    "StableDiffusion3Pipeline": ".stable_diffusion_3:StableDiffusion3",
     "StableDiffusionImg2ImgPipeline": ".stable_diffusion:StableDiffusion",
     "StableDiffusionInpaintPipeline": ".stable_diffusion:StableDiffusion",
+    "StableDiffusionPipeline": ".stable_diffusion:StableDiffusion",
     "StableDiffusionXLPipeline": ".stable_diffusion_xl:StableDiffusionXL",
-    "StableDiffusion3Pipeline": ".stable_diffusion_3:StableDiffusion3",
-    "FluxPipeline": ".flux:Flux",
+    "WanPipeline": ".wan:Wan",
+    "ZImagePipeline": ".z_image:ZImage",
 }
 """The class of a pipeline, or one that it is derived from, to the class that describes it."""
 

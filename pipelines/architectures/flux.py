@@ -45,12 +45,7 @@ class Flux(Parts):
         return super().reads(text) | {"pooled": [one[None] for one in pooled]}
 
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
-        pipe = self.pipe
-        # Two by two latents are one token.
-        token = 2 * pipe.vae_scale_factor
-        own = pipe.default_sample_size * pipe.vae_scale_factor
-        rows, columns = (2 * ((length or own) // token) for length in (height, width))
-        return (pipe.transformer.config.in_channels // 4, rows, columns)
+        return packed_shape(self.pipe, height, width)
 
     def predict(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
         n, channels, rows, columns = latents.shape
@@ -80,6 +75,14 @@ class Flux(Parts):
     def guided(self) -> bool:
         # By whether an empty prompt was encoded, which is seen when it is looked for
         return True
+
+
+def packed_shape(pipe: Any, height: int | None, width: int | None) -> tuple[int, int, int]:
+    """The shape of the latents that a pipeline packs two by two into a token."""
+    token = 2 * pipe.vae_scale_factor
+    own = pipe.default_sample_size * pipe.vae_scale_factor
+    rows, columns = (2 * ((length or own) // token) for length in (height, width))
+    return (pipe.transformer.config.in_channels // 4, rows, columns)
 
 
 def unpacked(tokens: Tensor, rows: int, columns: int) -> Tensor:

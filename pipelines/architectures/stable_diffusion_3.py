@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..parts import Heard, Parts, Stream
+from ..parts import Heard, Parts, Stream, default
 from ..text import Text
 from .stable_diffusion import clip
 
@@ -58,14 +58,10 @@ class StableDiffusion3(Parts):
         return cast(Tensor, self.denoiser(latents, timestep=times, **text.inputs).sample)
 
 
-def t5(group: str, pipe: Any, tokenizer: Any, first: int = 0) -> Stream:
+def t5(group: str, pipe: Any, tokenizer: Any, first: int = 0, **more: Any) -> Stream:
     """The stream of a T5 text encoder, which puts nothing before a text and one token behind."""
-    from inspect import signature
-
-    rows = signature(type(pipe).__call__).parameters["max_sequence_length"].default
-    return Stream(
-        group, tokenizer, room=cast(int, rows) - 1, start=first, first=first, causal=False
-    )
+    room = default(pipe, "max_sequence_length") - 1
+    return Stream(group, tokenizer, room, start=first, first=first, causal=False, **more)
 
 
 def each(t: Tensor, latents: Tensor) -> Tensor:

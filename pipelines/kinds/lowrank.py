@@ -82,9 +82,7 @@ class Adapter:
         with torch.random.fork_rng(), warnings.catch_warnings():
             # Several at once are what is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
-            denoiser.load_lora_adapter(
-                dict(erasure.tensors), prefix=prefix, adapter_name=self.adapter
-            )
+            _inject(denoiser, prefix, self.adapter, dict(erasure.tensors))
         # Not set_adapters, which would put the scales of the others back to 1.
         for layer in self.tuners():
             ours = [self.adapter] if self.adapter in layer.scaling else []
@@ -184,7 +182,7 @@ class Adapter:
         # Those that are there now: more may have come since, and it may be gone.
         there = list(getattr(self.denoiser, "peft_config", None) or ())
         if there == [self.adapter]:
-            self.denoiser.unload_lora()
+            unload(self.denoiser)
         elif self.adapter in there:
             active = {
                 layer: [name for name in layer.active_adapters if name != self.adapter]
@@ -193,7 +191,7 @@ class Adapter:
             with warnings.catch_warnings():
                 # peft switches another on in its place, which is not meant here.
                 warnings.simplefilter("ignore")
-                self.denoiser.delete_adapters(self.adapter)
+                _delete(self.denoiser, self.adapter)
             for layer, names in active.items():
                 layer.set_adapter(names)
 
@@ -209,3 +207,50 @@ class Adapter:
                 raise InputError("cannot be written into quantised weights: save its file.")
             delta = layer.get_delta_weight(self.adapter).float().to(weight.device)
             state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
+
+
+def _inject(denoiser: Any, prefix: str, name: str, tensors: dict[str, Tensor]) -> None:
+    """Puts a LoRA into a denoiser: by diffusers, and by peft into a model that has no such method.
+
+    Both make of each two tensors B A, at a scale of 1.
+    """
+    if hasattr(denoiser, "load_lora_adapter"):
+        denoiser.load_lora_adapter(tensors, prefix=prefix, adapter_name=name)
+        return
+    from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
+
+    state = {key.removeprefix(f"{prefix}."): tensor for key, tensor in tensors.items()}
+    ranks = {
+        key.removesuffix(".lora_A.weight"): len(tensor)
+        for key, tensor in state.items()
+        if key.endswith(".lora_A.weight")
+    }
+    # ^: the whole name, not the end of one
+    pattern = {f"^{layer}": rank for layer, rank in ranks.items()}
+    config = LoraConfig(
+        target_modules=list(ranks), rank_pattern=pattern, alpha_pattern=dict(pattern)
+    )
+    inject_adapter_in_model(config, denoiser, adapter_name=name, state_dict=state)
+    set_peft_model_state_dict(denoiser, state, name)
+
+
+def unload(denoiser: Any) -> None:
+    """Takes all LoRAs out of a denoiser, of which the layers are then what they were."""
+    if hasattr(denoiser, "unload_lora"):
+        denoiser.unload_lora()
+        return
+    from diffusers.utils import recurse_remove_peft_layers
+
+    recurse_remove_peft_layers(denoiser)
+    del denoiser.peft_config
+
+
+def _delete(denoiser: Any, name: str) -> None:
+    """Takes one LoRA of several out of a denoiser."""
+    if hasattr(denoiser, "delete_adapters"):
+        denoiser.delete_adapters(name)
+        return
+    for module in denoiser.modules():
+        if name in getattr(module, "lora_A", ()):
+            module.delete_adapter(name)
+    del denoiser.peft_config[name]

@@ -1,0 +1,68 @@
+"""Wan, text to video: T5's rows, and zeros where there is no text, into cross attention."""
+
+from typing import Any, cast
+
+from torch import Tensor
+
+from ..._errors import InputError
+from ..parts import Heard, Parts, Stream, default
+from ..text import Text
+from .aura_flow import unpadded
+from .stable_diffusion_3 import each, t5
+
+
+class Wan(Parts):
+    """The parts of a ``WanPipeline`` with one transformer.
+
+    A video's middle frame stands for it wherever an image is looked at.
+    """
+
+    readers_by_name = {"sequence": r"condition_embedder\.text_embedder\.linear_1"}
+    crosses = r"blocks\.\d+\.attn2\..*"
+    crosses_strict = r"blocks\.\d+\.attn2\.to_[kv]"
+    blocks = r"blocks\..*"
+    calls = 2
+    pictured = (
+        "The model draws videos, and the middle frame of each is what was looked at: what is seen "
+        "in other frames alone is not counted."
+    )
+
+    def __init__(self, pipe: Any) -> None:
+        super().__init__(pipe)
+        config = pipe.config
+        if pipe.transformer_2 is not None or config.boundary_ratio or config.expand_timesteps:
+            raise InputError(
+                "This is a Wan 2.2, with a second transformer or a time for each frame, and what "
+                "is described so far is Wan 2.1: take that one."
+            )
+
+    def streams(self) -> tuple[Stream, ...]:
+        from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+        return (t5("sequence", self.pipe, self.pipe.tokenizer, clean=prompt_clean),)
+
+    def heard(self, given: tuple[Any, ...]) -> Heard:
+        prompt, empty = given
+        return Heard(
+            Text({"encoder_hidden_states": prompt}),
+            None if empty is None else Text({"encoder_hidden_states": empty}),
+        )
+
+    def reads(self, text: Text) -> dict[str, list[Tensor]]:
+        return {name: unpadded(rows) for name, rows in super().reads(text).items()}
+
+    def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
+        pipe = self.pipe
+        frames = (default(pipe, "num_frames") - 1) // pipe.vae_scale_factor_temporal + 1
+        rows, columns = (
+            (length or default(pipe, name)) // pipe.vae_scale_factor_spatial
+            for name, length in (("height", height), ("width", width))
+        )
+        return (pipe.transformer.config.in_channels, frames, rows, columns)
+
+    def predict(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
+        times = each(t, latents)
+        return cast(Tensor, self.denoiser(latents, timestep=times, **text.inputs).sample)
+
+    def images(self, result: Any) -> list[Any]:
+        return [frames[len(frames) // 2] for frames in result.frames]
