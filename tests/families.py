@@ -358,10 +358,7 @@ def chroma() -> Any:
 
 
 def flux_2_klein() -> Any:
-    # Three layers side by side, which by default are the 9th, the 18th and the 27th
-    pipeline = calling(
-        diffusers.Flux2KleinPipeline, max_sequence_length=96, text_encoder_out_layers=(1, 2, 3)
-    )
+    # The text encoder's layers 9, 18 and 27 side by side
     width = 96
     transformer = shaken(
         lambda: diffusers.Flux2Transformer2DModel(
@@ -392,10 +389,10 @@ def flux_2_klein() -> Any:
             use_post_quant_conv=False,
         )
     )
-    pipe = pipeline(
+    pipe = calling(diffusers.Flux2KleinPipeline, max_sequence_length=96)(
         scheduler=flow(),
         vae=vae,
-        text_encoder=qwen3(width, causal=True),
+        text_encoder=qwen3(width, layers=27, causal=True),
         tokenizer=tokenizer("qwen", 2048),
         transformer=transformer,
     )
