@@ -23,7 +23,7 @@ from unsee.erasers import ERASERS
 from unsee.eval.detectors import Detection, Unscored
 from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.architectures.flux import unpacked
-from unsee.pipelines.generation import own
+from unsee.pipelines.generation import cut, own
 from unsee.pipelines.guidance import Guided
 from unsee.pipelines.parts import default, described
 from unsee.pipelines.schedule import ddim, eps_scale
@@ -488,6 +488,23 @@ def test_a_pipeline_that_is_not_described_is_drawn_with(tmp_path: Path) -> None:
     assert gallery.made_by is not None and gallery.made_by.guidance == 4.5
     with Image.open(tmp_path / "images/it.png") as found:
         assert found.size == (32, 32)
+
+
+@each
+@torch.no_grad()
+def test_what_is_not_said_to_be_cut_is_read_to_its_last_word(name: str, pipe: Any) -> None:
+    parts = described(pipe)
+    shortest = min(stream.room for stream in parts.streams())
+    for stream in parts.streams():
+        room = stream.room
+        ends = ["a photo of " + " ".join(["the"] * (room - 4) + [w]) for w in ("dog", "cat")]
+        assert [len(stream.tokens(text)) for text in ends] == [room, room]
+        read = parts.reads(parts.heard(parts.encoded(ends, False)).prompt)[stream.group]
+        one, other = (rows[stream.first : stream.stop] for rows in read)
+        assert not torch.equal(one, other)
+        longer = [unsee.Prompt("it", ends[0], 0), unsee.Prompt("more", ends[0] + " cat", 0)]
+        assert cut(pipe, longer)[-1] == "more"
+        assert (cut(pipe, longer[:1]) == ()) == (room == shortest)
 
 
 @each
