@@ -122,16 +122,20 @@ def own(pipe: Any) -> Own:
 
 def cut(pipe: Any, prompts: Sequence[Prompt]) -> tuple[str, ...]:
     """The ids of the prompts whose ends the model never reads, as a tokenizer cuts them off."""
-    tokenizers = [
-        part for name, part in pipe.components.items() if name.startswith("tokenizer") and part
-    ]
-    texts = list(dict.fromkeys(prompt.prompt for prompt in prompts))
-    long = {
-        text
-        for tokenizer in tokenizers
-        for text, ids in zip(texts, tokenizer(texts, verbose=False).input_ids, strict=True)
-        if len(ids) > tokenizer.model_max_length
-    }
+    texts = {prompt.prompt for prompt in prompts}
+    if family_of(type(pipe)) is not None:
+        streams = described(pipe).streams()
+        long = {text for text in texts if any(len(s.tokens(text)) > s.room for s in streams)}
+    else:
+        tokenizers = [
+            part for name, part in pipe.components.items() if name.startswith("tokenizer") and part
+        ]
+        long = {
+            text
+            for text in texts
+            for tokenizer in tokenizers
+            if len(tokenizer(text, verbose=False).input_ids) > tokenizer.model_max_length
+        }
     return tuple(prompt.id for prompt in prompts if prompt.prompt in long)
 
 

@@ -104,8 +104,7 @@ def _shell(folder: Path) -> dict[str, Any] | None:
     from accelerate.utils import set_module_tensor_to_device
 
     try:
-        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        pipeline = getattr(diffusers, str(index["_class_name"]))
+        pipeline, index = _pipeline_in(folder)
         family = family_of(pipeline)
         cls = getattr(diffusers, index[family.prefix][1])
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
@@ -129,6 +128,14 @@ def _shell(folder: Path) -> dict[str, Any] | None:
                     value = file.get_tensor(name).float()
                     set_module_tensor_to_device(denoiser, name, "cpu", value)
     return {family.prefix: denoiser.requires_grad_(False)}
+
+
+def _pipeline_in(folder: Path) -> tuple[Any, dict[str, Any]]:
+    """diffusers' class of the pipeline in a folder, and what the folder says of its components."""
+    import diffusers
+
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    return getattr(diffusers, str(index["_class_name"])), index
 
 
 def _files(folder: Path) -> dict[str, Path]:
@@ -159,7 +166,12 @@ def _assembled(
     if Path(folder).exists() and not (Path(folder) / "model_index.json").is_file():
         raise InputError(f"{folder} is no diffusers model: it has no model_index.json.")
     try:
-        pipe = DiffusionPipeline.from_pretrained(folder, dtype=dtype, **arguments(Path(folder)))
+        # DiffusionPipeline drops in silence what is given for a component that is optional.
+        cls, _ = _pipeline_in(Path(folder))
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        cls = DiffusionPipeline
+    try:
+        pipe = cls.from_pretrained(folder, dtype=dtype, **arguments(Path(folder)))
     except Exception as error:
         # Whatever a library makes of a folder that is cut or edited: KeyError, TypeError, …
         said = " ".join(str(error).split())

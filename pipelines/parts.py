@@ -86,7 +86,7 @@ def token_ids(tokenizer: Any, text: str) -> list[int]:
     """A text's tokens, without those that the tokenizer puts around it."""
     if not text:
         return []
-    found: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    found: list[int] = tokenizer(text, add_special_tokens=False, verbose=False).input_ids
     return found
 
 

@@ -78,13 +78,13 @@ def seeded(make: Callable[[], M], seed: int = 0) -> M:
         return make().eval()
 
 
-def shaken(make: Callable[[], M]) -> M:
+def shaken(make: Callable[[], M], by: float = 0.05) -> M:
     """A denoiser none of whose weights is 0, as some begin with, so that all of it acts."""
     model = seeded(make)
     draw = torch.Generator().manual_seed(7)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=draw))
+            parameter.add_(by * torch.randn(parameter.shape, generator=draw))
     return model
 
 
@@ -358,10 +358,7 @@ def chroma() -> Any:
 
 
 def flux_2_klein() -> Any:
-    # Three layers side by side, which by default are the 9th, the 18th and the 27th
-    pipeline = calling(
-        diffusers.Flux2KleinPipeline, max_sequence_length=96, text_encoder_out_layers=(1, 2, 3)
-    )
+    # The text encoder's layers 9, 18 and 27 side by side
     width = 96
     transformer = shaken(
         lambda: diffusers.Flux2Transformer2DModel(
@@ -392,10 +389,10 @@ def flux_2_klein() -> Any:
             use_post_quant_conv=False,
         )
     )
-    pipe = pipeline(
+    pipe = calling(diffusers.Flux2KleinPipeline, max_sequence_length=96)(
         scheduler=flow(),
         vae=vae,
-        text_encoder=qwen3(width, causal=True),
+        text_encoder=qwen3(width, layers=27, causal=True),
         tokenizer=tokenizer("qwen", 2048),
         transformer=transformer,
     )
@@ -405,7 +402,7 @@ def flux_2_klein() -> Any:
 def lumina_2() -> Any:
     transformer = shaken(
         lambda: diffusers.Lumina2Transformer2DModel(
-            sample_size=16,
+            sample_size=4,
             patch_size=2,
             in_channels=4,
             hidden_size=32,
@@ -421,7 +418,8 @@ def lumina_2() -> Any:
     return diffusers.Lumina2Pipeline(
         transformer=transformer,
         scheduler=flow(),
-        vae=kl(shift_factor=0.06),
+        # Its pipeline takes for granted that a latent is 8 pixels a side.
+        vae=kl(blocks=4, shift_factor=0.06),
         text_encoder=gemma(WIDTH),
         tokenizer=tokenizer("gemma", 512),
     )
@@ -478,16 +476,13 @@ def z_image() -> Any:
             axes_lens=[256, 32, 32],
         )
     )
-    pipe = diffusers.ZImagePipeline(
+    return calling(diffusers.ZImagePipeline, height=32, width=32)(
         scheduler=flow(),
         vae=kl(shift_factor=0.1),
         text_encoder=qwen3(WIDTH),
         tokenizer=tokenizer("qwen", 2048),
         transformer=transformer,
     )
-    # Its call has 1024 pixels written in it, which are to be 16 latents and 32 pixels here.
-    pipe.vae_scale_factor = 64
-    return pipe
 
 
 def calling(pipeline: type, **own: Any) -> Any:
@@ -515,7 +510,9 @@ def aura_flow() -> Any:
             joint_attention_dim=WIDTH,
             caption_projection_dim=32,
             pos_embed_max_size=256,
-        )
+        ),
+        # Of little less, hardly anything of its text would come through.
+        by=0.1,
     )
     return calling(diffusers.AuraFlowPipeline, height=32, width=32, max_sequence_length=32)(
         tokenizer=tokenizer("t5", 512),

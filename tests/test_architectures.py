@@ -23,12 +23,12 @@ from unsee._errors import InputError
 from unsee.erasers import ERASERS
 from unsee.erasers.esd import select
 from unsee.eval.detectors import Detection, Unscored
-from unsee.pipelines import parts_of
+from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.architectures.flux import unpacked
-from unsee.pipelines.generation import own
+from unsee.pipelines.generation import cut, own
 from unsee.pipelines.guidance import Guided
 from unsee.pipelines.parts import default, described
-from unsee.pipelines.schedule import ddim
+from unsee.pipelines.schedule import ddim, eps_scale
 from unsee.pipelines.text import Text
 from unsee.pipelines.watch import put_on
 from unsee.tests.families import GUIDED, PIPELINES, build, calling
@@ -95,8 +95,12 @@ def watched(pipe: Any) -> Iterator[Seen]:
 
 def whole(x: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Latents as they were before a pipeline packed them."""
-    if x.shape[1:] == shape:
-        return x.clone()
+    if x.ndim > len(shape) + 1:
+        # One frame of a video
+        x = x.squeeze(2)
+    if x.shape[2:] == shape[1:]:
+        # Some predict a variance behind it.
+        return x[:, : shape[0]].clone()
     if x.shape[-1] == shape[0]:
         # A latent is a token.
         return x.transpose(1, 2).reshape(len(x), *shape)
@@ -188,6 +192,14 @@ def test_a_batch_of_texts_predicts_what_each_alone_does(name: str, pipe: Any) ->
     # The same by pieces that were put together
     pieces = Text.cat([parts.encode([PROMPTS[0]]), parts.encode([PROMPTS[1]])])
     assert apart(parts.predict(x, t, pieces), together) < 1e-5
+
+
+@each
+def test_encoding_leaves_the_callers_texts_as_they_were(name: str, pipe: Any) -> None:
+    texts = list(PROMPTS)
+    parts_of(pipe).encode(texts)
+    parts_of(pipe).encode(texts, negative=True)
+    assert texts == list(PROMPTS)
 
 
 @each
@@ -357,6 +369,49 @@ def test_a_guide_that_does_nothing_is_the_pipeline(name: str, pipe: Any) -> None
         remove()
 
 
+class Noting(Still):
+    """A guide that notes by how much the predictions differ from the one for the empty prompt."""
+
+    def __init__(self, text: Text) -> None:
+        super().__init__(text)
+        self.apart: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def after(
+        self, step: int, empty: Tensor, prompt: Tensor, more: Sequence[Tensor]
+    ) -> tuple[Tensor, Tensor]:
+        self.apart[step] = (prompt - empty, more[0] - empty)
+        return empty, prompt
+
+
+@each
+@torch.no_grad()
+def test_a_guide_is_given_differences_of_noise(name: str, pipe: Any) -> None:
+    """Whatever the model predicts, by whatever sign, and however it counts t."""
+    parts = parts_of(pipe)
+    concept = parts.encode(["van gogh"])
+    guide = Noting(concept)
+    erasure = unsee.erase(pipe, "van gogh", method="negative")
+    remove = put_on(pipe, erasure, Guided(parts, lambda steps, prompts: guide))
+    try:
+        with watched(pipe) as seen:
+            draw(name, pipe)
+    finally:
+        remove()
+    shape, text = (
+        parts.latent_shape(),
+        Text.cat([parts.encode([None, None, *PROMPTS]), *2 * [concept]]),
+    )
+    # Of pure noise, a flow model says nothing of it.
+    says = [i for i, t in enumerate(seen.times) if float(eps_scale(pipe.scheduler, t))]
+    assert list(guide.apart) == says and len(says) >= STEPS - 1
+    for step, found in guide.apart.items():
+        x, t = seen.latents[step], seen.times[step]
+        empty, prompt, more = parts.predict(torch.cat([x, x, x]), t, text).chunk(3)
+        scale = eps_scale(pipe.scheduler, t)
+        for want, got in zip((prompt - empty, more - empty), found, strict=True):
+            assert apart(whole(got, shape), scale * want) < 1e-4
+
+
 @each
 def test_the_negative_prompt_by_a_guide_is_the_one_by_argument(name: str, pipe: Any) -> None:
     words = ["van gogh"] * len(PROMPTS)
@@ -443,6 +498,23 @@ def test_a_pipeline_that_is_not_described_is_drawn_with(tmp_path: Path) -> None:
     assert gallery.made_by is not None and gallery.made_by.guidance == 4.5
     with Image.open(tmp_path / "images/it.png") as found:
         assert found.size == (32, 32)
+
+
+@each
+@torch.no_grad()
+def test_what_is_not_said_to_be_cut_is_read_to_its_last_word(name: str, pipe: Any) -> None:
+    parts = described(pipe)
+    shortest = min(stream.room for stream in parts.streams())
+    for stream in parts.streams():
+        room = stream.room
+        ends = ["a photo of " + " ".join(["the"] * (room - 4) + [w]) for w in ("dog", "cat")]
+        assert [len(stream.tokens(text)) for text in ends] == [room, room]
+        read = parts.reads(parts.heard(parts.encoded(ends, False)).prompt)[stream.group]
+        one, other = (rows[stream.first : stream.stop] for rows in read)
+        assert not torch.equal(one, other)
+        longer = [unsee.Prompt("it", ends[0], 0), unsee.Prompt("more", ends[0] + " cat", 0)]
+        assert cut(pipe, longer)[-1] == "more"
+        assert (cut(pipe, longer[:1]) == ()) == (room == shortest)
 
 
 @each
@@ -563,6 +635,21 @@ def plainly_loaded(pipe: Any, path: Path) -> Any:
         del denoiser.peft_config
 
     return unload
+
+
+@each
+def test_the_text_side_alone_gives_the_same_file(name: str, pipe: Any, tmp_path: Path) -> None:
+    """Of a denoiser in several files: what stands before the readers is read too."""
+    pipe.save_pretrained(tmp_path, max_shard_size="20KB")
+    side, all_of_it = load_text_side(tmp_path), load_pipeline(tmp_path, device="cpu")
+    assert any(parameter.is_meta for parameter in described(side).denoiser.parameters())
+    one, other = (
+        unsee.erase(it, "van gogh", keep=["cat"], expand=False, check=False)
+        for it in (side, all_of_it)
+    )
+    assert one.record.base == other.record.base
+    assert one.tensors.keys() == other.tensors.keys()
+    assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
 @pytest.mark.parametrize("method", ["uce", "esd"])

@@ -60,7 +60,7 @@ def masked_pair(given: tuple[Any, ...]) -> Heard:
 
 def cleaned(pipe: Any) -> Callable[[str], str]:
     """What a pipeline makes of a text before its tokenizer."""
-    from diffusers.utils import is_bs4_available, is_ftfy_available
+    from diffusers.utils.import_utils import is_bs4_available, is_ftfy_available
 
     # The pipeline says so at every text where what it needs for it is not installed.
     thorough = default(pipe, "clean_caption") and is_bs4_available() and is_ftfy_available()

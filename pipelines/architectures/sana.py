@@ -1,5 +1,6 @@
 """Sana: Gemma's rows behind an instruction, by way of a projection into cross attention."""
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 from torch import Tensor
@@ -64,8 +65,13 @@ class Sana(Parts):
         return (pipe.transformer.config.in_channels, rows, columns)
 
     def predict(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:
-        times = each(t, latents) * self.pipe.transformer.config.timestep_scale
+        times = each(t, latents) * self._scale
         return cast(Tensor, self.denoiser(latents, timestep=times, **text.inputs).sample)
 
-    def time_of(self, given: Any) -> Tensor:
-        return cast(Tensor, given["timestep"] / self.pipe.transformer.config.timestep_scale)
+    def time_of(self, given: Mapping[str, Any]) -> Tensor:
+        # In double precision, so that noise is t = 1000
+        return cast(Tensor, given["timestep"].double() / self._scale)
+
+    @property
+    def _scale(self) -> float:
+        return float(self.pipe.transformer.config.timestep_scale)

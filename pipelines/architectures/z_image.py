@@ -47,7 +47,10 @@ class ZImage(Parts):
         pipe = self.pipe
         token = 2 * pipe.vae_scale_factor
         # 1024: written in the pipeline's call
-        rows, columns = (2 * ((length or 1024) // token) for length in (height, width))
+        rows, columns = (
+            2 * ((length or default(pipe, name) or 1024) // token)
+            for name, length in (("height", height), ("width", width))
+        )
         return (pipe.transformer.config.in_channels, rows, columns)
 
     def predict(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:

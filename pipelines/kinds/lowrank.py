@@ -239,7 +239,7 @@ def unload(denoiser: Any) -> None:
     if hasattr(denoiser, "unload_lora"):
         denoiser.unload_lora()
         return
-    from diffusers.utils import recurse_remove_peft_layers
+    from diffusers.utils.peft_utils import recurse_remove_peft_layers
 
     recurse_remove_peft_layers(denoiser)
     del denoiser.peft_config
