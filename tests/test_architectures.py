@@ -33,7 +33,8 @@ from unsee.pipelines.text import Text
 from unsee.pipelines.watch import put_on
 from unsee.tests.families import GUIDED, PIPELINES, build, calling
 
-PROMPTS = ("a painting by van gogh", "a photo of a dog")
+# Of two lengths
+PROMPTS = ("a painting by van gogh", "a photo of a dog in the van")
 STEPS = 3
 
 each = pytest.mark.parametrize("name", list(PIPELINES))
@@ -198,7 +199,7 @@ def test_a_batch_of_texts_predicts_what_each_alone_does(name: str, pipe: Any) ->
 def test_encoding_leaves_the_callers_texts_as_they_were(name: str, pipe: Any) -> None:
     texts = list(PROMPTS)
     parts_of(pipe).encode(texts)
-    parts_of(pipe).encode(texts, negative=True)
+    parts_of(pipe).encoded(texts, True, texts)
     assert texts == list(PROMPTS)
 
 
@@ -264,6 +265,11 @@ def test_it_says_what_the_readers_read(name: str, pipe: Any) -> None:
     parts = parts_of(pipe)
     text = parts.encode(PROMPTS)
     read = parts.reads(text)
+    for i, prompt in enumerate(PROMPTS):
+        for group, (alone,) in parts.reads(parts.encode([prompt])).items():
+            # None is there for the sake of a longer text beside it.
+            assert alone.shape == read[group][i].shape
+            assert apart(alone, read[group][i]) < 1e-4
     got: dict[str, Tensor] = {}
     for group, one in parts.readers().items():
         layer = next(iter(one.layers.values()))
