@@ -64,7 +64,9 @@ def everything(pipe: Any, known: Callable[[str], bool] = lambda layer: True) -> 
     draw = torch.Generator().manual_seed(0)
     updates = {}
     for layer, module in parts.denoiser.named_modules():
-        if isinstance(module, (nn.Linear, nn.Conv2d)) and known(layer):
+        # peft has no merge for grouped convolutions, and a record no name with a hyphen.
+        grouped = getattr(module, "groups", 1) > 1 or "-" in layer
+        if isinstance(module, (nn.Linear, nn.Conv2d)) and not grouped and known(layer):
             out, *rest = module.weight.shape
             a = torch.randn(2, *rest, generator=draw) * 0.05
             b = torch.randn(out, 2, *(1 for _ in rest[1:]), generator=draw)
@@ -406,18 +408,17 @@ def drawn(pipe: Any) -> Tensor:
 
 
 @each
-def test_a_pipeline_has_the_erasure_in_its_weights(
-    name: str, folders: Callable[[str], Path], tmp_path: Path
-) -> None:
-    folder, out = folders(name), tmp_path / "erased"
-    pipe = unsee.load_pipeline(folder, device="cpu")
+def test_a_pipeline_has_the_erasure_in_its_weights(name: str, tmp_path: Path) -> None:
+    pipe, other, out = build(name), build(name), tmp_path / "erased"
     erasure = unsee.erase(pipe, "van gogh", check=False)
     base = predicted(pipe)
-    unsee.export(erasure, out, to="pipeline")
+    unsee.export(erasure, out, to="pipeline", model=pipe)
     plain = diffusers.DiffusionPipeline.from_pretrained(out)
     with erasure.applied(pipe):
         ours = predicted(pipe)
-    assert apart(predicted(plain), ours) < 1e-5 < apart(ours, base)
+    prefix = described(pipe).prefix
+    setattr(other, prefix, getattr(plain, prefix))
+    assert apart(predicted(other), ours) < 1e-5 < apart(ours, base)
     assert [one.name for one in unsee.active(plain)] == ["van gogh"]
     assert [path.name for path in tmp_path.iterdir()] == ["erased"]
 
