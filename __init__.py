@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .flow import merge as merge
     from .flow import score as score
     from .pipelines.erasure import Erasure as Erasure
+    from .pipelines.export import export as export
     from .pipelines.load import load_pipeline as load_pipeline
     from .pipelines.watch import Active as Active
     from .pipelines.watch import active as active
@@ -32,6 +33,7 @@ _EXPORTS = {
     "active": ".pipelines.watch",
     "audit": ".flow",
     "erase": ".flow",
+    "export": ".pipelines.export",
     "generate_gallery": ".flow",
     "merge": ".flow",
     "load_pipeline": ".pipelines.load",
@@ -51,6 +53,7 @@ __all__ = [
     "active",
     "audit",
     "erase",
+    "export",
     "generate_gallery",
     "load_pipeline",
     "merge",

@@ -281,11 +281,11 @@ class _Record1:
     base: _Base1
     versions: Mapping[str, str]
     transport: Transport | None = None
-    seconds: float | None = None
-    peak_memory: int | None = None
+    seconds: NotNegative | None = None
+    peak_memory: Annotated[int, Range(least=0)] | None = None
     effect: Mapping[str, Effect] | None = None
     loss: Loss | None = None
-    residual: float | None = None
+    residual: NotNegative | None = None
     debias: Debiased | None = None
 
 

@@ -220,6 +220,65 @@ def merge(
 
 
 @app.command()
+def export(
+    erasure: Annotated[Path, typer.Argument(metavar="FILE", help="An erasure file.")],
+    to: Annotated[
+        str,
+        typer.Option(
+            help="diffusers, kohya or comfyui: a LoRA for that tool; pipeline: the erased model "
+            "as a diffusers folder; checkpoint: as one .safetensors file."
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("-o", "--out", metavar="PATH", help="The file or folder to write.")
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="BASE",
+            help="The base model (for pipeline and checkpoint, and for a Stable Diffusion XL of "
+            "another size).",
+            show_default="as the file names it",
+        ),
+    ] = None,
+    license: Annotated[
+        str, typer.Option(help="The base model's license, for the model card of a pipeline.")
+    ] = "unknown",
+    dtype: Annotated[
+        Literal["float32", "float16", "bfloat16"],
+        typer.Option(help="Of the weights of a pipeline or checkpoint."),
+    ] = "float32",
+    force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+) -> None:
+    """Write an erasure as other tools read it: a LoRA, a folder or a checkpoint."""
+    import torch
+
+    from ..eval import words
+    from ..pipelines import Erasure
+    from ..pipelines.export import TARGETS, export
+
+    loaded = Erasure.load(erasure)
+    if to not in TARGETS:
+        raise unknown("place to export to", to, TARGETS)
+    hush()
+    with warnings_in_words():
+        export(
+            loaded,
+            out,
+            to=to,  # type: ignore[arg-type]
+            model=model,
+            license=license,
+            dtype=getattr(torch, dtype),
+            force=force,
+        )
+    size = out.stat().st_size if out.is_file() else sum(f.stat().st_size for f in out.rglob("*"))
+    say(
+        *("Exported ", (loaded.name, "bold"), f" to {to}: ", (str(out), "bold")),
+        f" ({words.bytes_(size)}, {len(loaded.record.base.layers)} layers)",
+    )
+
+
+@app.command()
 def generate(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
+from .._reading import read
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Start
 from ..pipelines.parts import Parts
@@ -44,7 +45,12 @@ class Negative(Eraser):
 
 
 def guide(record: Record, parts: Parts) -> Start:
-    """What makes the guide of a record, for a trajectory."""
+    """What makes the guide of a record, for a trajectory.
+
+    Raises:
+        InputError: Its settings are none of this method's.
+    """
+    read(Negative, record.settings, "The record: settings of negative", defaults=True)
     concept = encode_concepts(parts, record.concepts, negative=True)
     return lambda steps, prompts: _Guide(concept)
 

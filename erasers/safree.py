@@ -33,6 +33,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .._errors import InputError
+from .._reading import read
 from .._settings import NotNegative, Range, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
@@ -90,8 +91,12 @@ class SAFREE(Eraser):
 
 
 def guide(record: Record, parts: Parts) -> Start:
-    """What makes the guide of a record, for a trajectory."""
-    settings = SAFREE(**record.settings)
+    """What makes the guide of a record, for a trajectory.
+
+    Raises:
+        InputError: Its settings are none of this method's.
+    """
+    settings = read(SAFREE, record.settings, "The record: settings of safree", defaults=True)
     phrases = [phrase for concept in record.concepts for phrase in concept.phrases]
     encoders = parts.encoders()
     if not encoders:

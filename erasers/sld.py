@@ -20,6 +20,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from .._reading import read
 from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.guidance import Guide, Start
@@ -93,8 +94,12 @@ class SLD(Eraser):
 
 
 def guide(record: Record, parts: Parts) -> Start:
-    """What makes the guide of a record, for a trajectory."""
-    settings = SLD(**record.settings)
+    """What makes the guide of a record, for a trajectory.
+
+    Raises:
+        InputError: Its settings are none of this method's.
+    """
+    settings = read(SLD, record.settings, "The record: settings of sld", defaults=True)
     concept = encode_concepts(parts, record.concepts)
 
     def start(steps: int, prompts: Sequence[str]) -> Guide:

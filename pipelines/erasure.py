@@ -108,7 +108,9 @@ class Erasure:
                 header = dict(file.metadata() or {})
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"{path} is truncated or no safetensors file: {error}.") from error
+            # It names the keys that are in the file, of any length.
+            said = " ".join(str(error).split())[:200]
+            raise InputError(f"{path} is truncated or no safetensors file: {said}.") from error
         if "unsee" not in header:
             raise InputError(f"{path} is no erasure file: its header has no record of ours.")
         ours = loads(header["unsee"], f"{path}: its record")
@@ -293,7 +295,9 @@ def _check_tensors(path: Path, tensors: Mapping[str, Tensor], record: Record) ->
     if missing := sorted(set(wanted) - set(tensors)):
         raise InputError(f"{path} lacks {missing[0]} ({len(missing)} missing).")
     if extra := sorted(set(tensors) - set(wanted)):
-        raise InputError(f"{path} has {extra[0]}, which its record does not ({len(extra)} such).")
+        raise InputError(
+            f"{path} has {shown(extra[0])}, which its record does not ({len(extra)} such)."
+        )
     for key, shape in wanted.items():
         tensor = tensors[key]
         if tuple(tensor.shape) != shape or 0 in shape:

@@ -188,7 +188,7 @@ def record(**values: Any) -> Callable[[dict[str, Tensor], dict[str, str]], objec
 
 CHANGES = {
     f"lacks {KEY}": lambda tensors, header: tensors.pop(KEY),
-    "has unet.extra.lora_A.weight": lambda tensors, header: tensors.update(
+    "has 'unet.extra.lora_A.weight'": lambda tensors, header: tensors.update(
         {"unet.extra.lora_A.weight": torch.ones(1, 1)}
     ),
     f"{KEY} has values that are not finite": lambda tensors, header: (
