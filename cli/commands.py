@@ -11,9 +11,10 @@ from .._errors import InputError
 from .._files import check_file, check_folder, file_stem
 from .._registry import unknown
 from .._settings import Count, fit, hints_of, read
+from ..pipelines.loading import Loading
 from ..prompts import YAML
 from . import looking
-from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
+from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where, loads
 from .terminal import (
     audit_of,
     command,
@@ -66,6 +67,7 @@ _PROMPTS = {"esd": "leco", "spm": None}
 
 
 @app.command()
+@loads
 def erase(
     model: Model,
     concept: Annotated[
@@ -105,6 +107,8 @@ def erase(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an erasure of other concepts.")
     ] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Erase concepts from a model, into a small file."""
     from ..flow import erase, find_concepts, make_eraser
@@ -151,6 +155,7 @@ def erase(
             seed=seed,
             check=check,
             checkpoint=part,
+            loading=loading,
             progress=shown,
             watch=losses.append,
             **settings,
@@ -169,9 +174,11 @@ def erase(
 
 
 @app.command()
+@loads
 def merge(
     erasure: Annotated[
-        list[Path], typer.Argument(metavar="ERASURE...", help="Erasure files of one base model.")
+        list[str],
+        typer.Argument(metavar="ERASURE...", help="Erasures of one base model: files or hub ids."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file.")],
     how: Annotated[
@@ -191,6 +198,8 @@ def merge(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an erasure of other concepts.")
     ] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Merge several erasures of one model into one file."""
     from ..erasers.merge import concepts_of
@@ -208,6 +217,7 @@ def merge(
             how=how,
             model=model,
             residual=residual,
+            loading=loading,
             progress=lambda done: bar("solving", 100 * done, 100, ""),
         )
     merged.save(out)
@@ -220,6 +230,7 @@ def merge(
 
 
 @app.command()
+@loads
 def generate(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
@@ -236,6 +247,8 @@ def generate(
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
+    *,
+    loading: Loading,
 ) -> None:
     """Make images, with or without erasures."""
     from ..flow import generate_gallery
@@ -268,6 +281,7 @@ def generate(
             batch_size=batch_size,
             guidance=guidance,
             steps=steps,
+            loading=loading,
             progress=show,
         )
     say(f"{len(gallery)} images: ", (str(out / "images"), "bold"))
@@ -275,6 +289,7 @@ def generate(
 
 
 @app.command()
+@loads
 def audit(
     model: Model,
     erasure: Erasures = None,
@@ -311,6 +326,8 @@ def audit(
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
     from ..flow import audit
@@ -332,6 +349,7 @@ def audit(
             max_target=max_target,
             max_keep_loss=max_keep_loss,
             allow_unscored=allow_unscored,
+            loading=loading,
             command=command(),
             progress=show,
         )
