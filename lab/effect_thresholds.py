@@ -55,14 +55,14 @@ ANCHORS = {
 
 def row(key: dict[str, Any], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     """A row as it was measured before, or measured now and kept."""
-    lines = KEPT.read_text().splitlines() if KEPT.exists() else []
+    lines = KEPT.read_text(encoding="utf-8").splitlines() if KEPT.exists() else []
     for line in lines:
         known: dict[str, Any] = json.loads(line)
         if key.items() <= known.items():
             return known
     found = key | measure()
     KEPT.parent.mkdir(parents=True, exist_ok=True)
-    with KEPT.open("a") as file:
+    with KEPT.open("a", encoding="utf-8") as file:
         file.write(json.dumps(found) + "\n")
     return found
 

@@ -327,21 +327,22 @@ def read_rows(
 
 def _faults(values: Mapping[str, Any]) -> list[str]:
     """A line for everything that is wrong with a prompt's fields."""
-    return [
+    wrong = [
         *(str(unknown("field of a prompt", str(k), FIELDS)) for k in values if k not in FIELDS),
         *(f"it has no {key}." for key in NEEDED if key not in values),
-        # diffusers would take the model's own size for both
-        *(
-            f"it has a {one} and no {other}: give both, or neither."
-            for one, other in (("width", "height"), ("height", "width"))
-            if one in values and other not in values
-        ),
         *(
             f"{key} must be {wanted}, and is {shown(values[key])}."
             for key, (fits, wanted) in _FITS.items()
             if key in values and not fits(values[key])
         ),
     ]
+    # diffusers would take the model's own size for both
+    alone = [
+        f"it has a {one} and no {other}: give both, or neither."
+        for one, other in (("width", "height"), ("height", "width"))
+        if one in values and other not in values
+    ]
+    return wrong or alone
 
 
 def _whole(low: int, high: float = math.inf, of: int = 1) -> Callable[[Any], bool]:

@@ -841,7 +841,7 @@ def test_a_method_that_does_not_train_refuses_a_checkpoint(pipe: Any, tmp_path: 
     [
         ("rank=0", "rank is '0'; it must be a whole number from 1"),
         ("layers=nowhere", "No layer of the UNet2DConditionModel is selected by variant 'x'"),
-        ("variant=xx", "variant is 'xx'; it must be one of x, x-strict, u, all"),
+        ("variant=xx", "variant is 'xx'; it must be one of x, x-strict, u, blocks, all"),
         ("lr=nan", "lr is 'nan'"),
     ],
 )
