@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from .eval.detectors import Detector
     from .eval.folder import FolderScore
     from .eval.report import Report
-    from .pipelines.erasure import Erasure, Given
+    from .pipelines.erasure import Erasure
     from .pipelines.parts import Parts
     from .records import Interference
 
@@ -233,7 +233,7 @@ def merge(
 @checked
 def audit(
     base: Any,
-    erasures: "str | Path | Erasure | tuple[Any, Any] | Sequence[Given]",
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
     *,
     out: str | Path,
     suite: str | Suite | Sequence[str | Suite] | None = None,
@@ -423,7 +423,7 @@ def score(
 @checked
 def generate_gallery(
     model: Any,
-    erasures: "str | Path | Erasure | tuple[Any, Any] | Sequence[Given]",
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
     suite: Suite,
     out: str | Path,
     *,
@@ -542,7 +542,7 @@ def _interfering(pipe: Any, erasures: "Sequence[tuple[Erasure, float]]") -> list
 @checked
 def interference(
     model: Any,
-    erasures: "Sequence[Given]",
+    erasures: "Sequence[str | Path | Erasure | tuple[Any, Any]]",
     *,
     seed: Seed = 0,
     loading: Loading | None = None,
@@ -793,16 +793,13 @@ def _unchecked(model: str) -> dict[str, Any]:
 
 
 def _loaded(
-    erasures: "str | Path | Erasure | tuple[Any, Any] | Sequence[Given]",
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
 ) -> "list[tuple[Erasure, float]]":
     """Erasures with their weights, read where they are files."""
     from .pipelines.erasure import Erasure, weighted
 
-    one: Any = erasures
-    pair = isinstance(one, tuple) and len(one) == 2 and isinstance(one[1], (int, float))
-    if pair or isinstance(one, (str, Path, Erasure)):
-        return [weighted(one)]
-    return [weighted(each) for each in one]
+    some = [erasures] if isinstance(erasures, (str, Path, Erasure)) else erasures
+    return [weighted(one) for one in some]
 
 
 def _remade(gallery: Gallery, side: str) -> list[str]:

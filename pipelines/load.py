@@ -107,7 +107,8 @@ def accelerator(device: str | torch.device | None = None) -> torch.device:
     Raises:
         InputError: There is no accelerator, or the device is none.
     """
-    found = torch.accelerator.current_accelerator() if device is None else _device(device)
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = there if device is None else _device(device)
     if found is None or found.type == "cpu":
         raise InputError(
             "Offloading moves weights between the CPU and an accelerator, and "
@@ -255,7 +256,7 @@ def _shell(folder: Path, variant: str | None, dtype: torch.dtype | Dtype) -> dic
         if "quantization_config" in settings:
             return None
         denoiser: Any = cls.from_config(settings)
-    wanted = [name for name, _ in denoiser.named_parameters() if _of_text(family, name)]
+    wanted = [name for name, _ in denoiser.named_parameters() if of_text(family, name)]
     for path in sorted({files[name] for name in wanted if name in files}):
         with safe_open(path, "pt") as file:
             for name in wanted:
@@ -265,7 +266,7 @@ def _shell(folder: Path, variant: str | None, dtype: torch.dtype | Dtype) -> dic
     return {family.prefix: denoiser.requires_grad_(False)}
 
 
-def _of_text(family: Any, name: str) -> bool:
+def of_text(family: Any, name: str) -> bool:
     """Whether a parameter of that name is of what reads the text first, or stands before that."""
     patterns = (*family.readers_by_name.values(), *family.before_readers)
     return any(re.fullmatch(rf"{pattern}\.\w+", name) for pattern in patterns)
@@ -322,7 +323,7 @@ def _from_hub(repo: str, variant: str | None, given: Mapping[str, Any]) -> Path 
     for infix in [f".{variant}", ""] if variant else [""]:
         if fetched(f"diffusion_pytorch_model.safetensors.index{infix}.json"):
             files = _files(folder / family.prefix, variant)
-            needed = {path.name for name, path in files.items() if _of_text(family, name)}
+            needed = {path.name for name, path in files.items() if of_text(family, name)}
             return folder if all(map(fetched, sorted(needed))) else None
         if fetched(f"diffusion_pytorch_model{infix}.safetensors"):
             return folder

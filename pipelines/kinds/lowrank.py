@@ -82,6 +82,8 @@ class Adapter:
         with torch.random.fork_rng(), warnings.catch_warnings():
             # Several at once are what is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            # That it cannot be merged, which nobody does
+            warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", UserWarning)
             denoiser.load_lora_adapter(
                 dict(erasure.tensors), prefix=prefix, adapter_name=self.adapter
             )
