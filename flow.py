@@ -1,6 +1,8 @@
 """The whole way, from a concept to a report: what the command line does, as functions."""
 
 import dataclasses
+import hashlib
+import re
 import shlex
 import time
 import warnings
@@ -12,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
-from ._files import check_folder
+from ._files import check_folder, file_stem
 from ._registry import unknown
 from ._settings import (
     Count,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from .eval.folder import FolderScore
     from .eval.report import Report
     from .pipelines.erasure import Erasure
+    from .pipelines.hub import Audited
     from .pipelines.parts import Parts
     from .records import Interference
 
@@ -357,6 +360,83 @@ def audit(
     )
     write(report, out, base_gallery, erased_gallery)
     return report
+
+
+@checked
+def push(
+    erasure: "str | Path | Erasure",
+    repo: str | None = None,
+    *,
+    folder: str | Path | None = None,
+    name: str | None = None,
+    report: str | Path | None = None,
+    license: str | None = None,
+    private: bool = False,
+) -> str:
+    """Puts an erasure's file and a card of it on the Hugging Face hub, or into a folder.
+
+    Args:
+        erasure: The erasure or its file.
+        repo: ``owner/name`` on the hub.
+        folder: In place of ``repo``: where to write what would be put there.
+        name: The file's name there; None is its own, or the concepts'.
+        report: The report.json of an audit of this erasure, whose figures go into the card.
+        license: For the card, by its name on the hub; None leaves it out.
+        private: Whether a new repository is to be seen by its owner alone.
+
+    Returns:
+        Where it is: an address, or the folder.
+
+    Raises:
+        InputError: The report is of another erasure, the hub cannot be reached or refuses, or
+            HF_HUB_OFFLINE is set.
+    """
+    from .gallery import write_atomically
+    from .pipelines import Erasure, hub
+
+    if (repo is None) == (folder is None):
+        raise InputError("Say where to: either a repository, OWNER/NAME, or a folder.")
+    if repo is not None:
+        hub.check_repo(repo)
+    loaded = erasure if isinstance(erasure, Erasure) else Erasure.load(erasure)
+    own = f"{file_stem([loaded.name])}.safetensors"
+    if not isinstance(erasure, Erasure):
+        own = Path(erasure).name if str(erasure).endswith(".safetensors") else own
+    file = name or own
+    if not re.fullmatch(r"[\w.+-]+\.safetensors", file):
+        raise InputError(f"The file's name is {shown(file)}; it must be one of .safetensors.")
+    audited = None if report is None else _audited(loaded, Path(report))
+    card = hub.file_card(loaded, file, license=license, audited=audited)
+    if folder is not None:
+        check_folder(Path(folder))
+        _check_ours(Path(folder), {"README.md": "unsee"}, "card")
+        write_atomically(Path(folder) / file, loaded.bytes)
+        write_atomically(Path(folder) / "README.md", card)
+        return str(folder)
+    assert repo is not None
+    return hub.push(repo, file, loaded.bytes, card, private=private)
+
+
+def _audited(erasure: "Erasure", path: Path) -> "Audited":
+    """What a report says of an erasure.
+
+    Raises:
+        InputError: It is no report, or of another erasure, or of several.
+    """
+    from .eval.report import Report, summary
+    from .pipelines.hub import Audited
+
+    report = Report.load(path)
+    used = report.erased.get("erasures") or ()
+    of = [one.get("sha256") for one in used if isinstance(one, Mapping)]
+    if of != [erasure.sha256]:
+        raise InputError(
+            f"{path} is a report of {'another erasure' if len(of) == 1 else f'{len(of)} erasures'}"
+            f": audit {erasure.name!r} alone, and give that report."
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    suite = report.suite
+    return Audited(report.answer, summary(report), digest, f"{suite.name}, {suite.n} prompts")
 
 
 @checked

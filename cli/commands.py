@@ -359,6 +359,39 @@ def audit(
 
 
 @app.command()
+def push(
+    file: Annotated[str, typer.Argument(help="An erasure file.")],
+    repo: Annotated[
+        str | None,
+        typer.Argument(metavar="[OWNER/NAME]", help="Where to on the Hugging Face hub."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Write what would be put on the hub into a folder instead.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The file's name there.", show_default="its own")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="The report.json of an audit of it, whose figures the card gets."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="A licence for the card, by its name on the hub.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Let nobody else see a new repository.")
+    ] = False,
+) -> None:
+    """Put an erasure on the Hugging Face hub, with a card that says what it is."""
+    from ..flow import push
+
+    place = push(
+        file, repo, folder=folder, name=name, report=report, license=license, private=private
+    )
+    say("Put ", file, " and its card at ", (place, "bold"))
+
+
+@app.command()
 def score(
     folder: Annotated[Path, typer.Argument(help="A folder of PNG, JPEG or WebP, or a gallery.")],
     detector: Annotated[

@@ -3,14 +3,15 @@
     python -m lab.bench_shapes [--folder FOLDER]
 
 Makes a folder of each with random weights in float16: the tokenizers, the text encoders at their
-real sizes (of T5-XXL two layers of 24), and of the denoiser its real configuration with the layers
-that read the text; its other weights, 2.2 and 11.9 billion, are never made. FOLDER keeps them, about
-2.5 GB.
+real sizes (of T5-XXL two layers of 24), and of the denoiser its real configuration with the
+layers that read the text; its other weights, 2.2 and 11.9 billion, are never made. FOLDER keeps
+them, about 3.5 GB.
 
-Then, each in a process of its own: ``load_text_side`` in float32, UCE of one style with one phrase
-kept, and the file put on what was loaded. Prints a row for each: seconds of the three, the peak of
-the process's memory, what the text encoders' weights take of it, and the rest. The bars: SDXL within
-8 GiB and a minute on two cores; FLUX's rest, without Python's own 0.5 GiB or so, within 4 GiB.
+Then, each in a process of its own: ``load_text_side`` in float32, UCE of one style with one
+phrase kept, and the file put on what was loaded. Prints a row for each: seconds of the three, the
+peak of the process's memory after each, what the text encoders' weights take of it, and the rest,
+Python and its libraries among it. The bars: SDXL within 8 GiB and a minute on two cores; FLUX's
+rest within 4 GiB.
 """
 
 import argparse
