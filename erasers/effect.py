@@ -147,9 +147,10 @@ def weakened(found: Interference) -> list[str]:
     lines = []
     for name, one in found.concepts.items():
         if one.together < GONE <= one.alone:
+            share = round(one.together, 2) + 0.0  # never -0 %
             lines.append(
                 f"{name!r} is less erased beside the others: the prediction moves "
-                f"{one.together:.0%} of the way to its anchor's, and {one.alone:.0%} by its own "
+                f"{share:.0%} of the way to its anchor's, and {one.alone:.0%} by its own "
                 "erasure alone. Give it a greater weight, or erase them in one file."
             )
     damaged = {

@@ -82,6 +82,8 @@ def filled(model: Any) -> Any:
     for tensor in (*model.parameters(), *model.buffers()):
         if tensor.is_floating_point():
             tensor.data.copy_(torch.empty(tensor.shape).uniform_(-0.03, 0.03))
+    # On meta T5's one table of words became two.
+    model.tie_weights()
     return model.eval()
 
 
