@@ -231,7 +231,8 @@ def test_help_says_what_the_model_decides(run: Run) -> None:
 GOLDEN = Path(__file__).parent / "golden/erasures/format-2"
 FILES = (GOLDEN / "dense.safetensors", GOLDEN / "lowrank.safetensors")
 
-LOADING = " --variant fp16 --config c --dtype bfloat16 --device cpu --offload model --lora l:0.5 --lora m"
+LOADING = " --variant fp16 --config c --dtype bfloat16 --device cpu --offload model"
+LOADING += " --lora l:0.5 --lora m"
 LOADED = unsee.Loading("fp16", "c", "bfloat16", "cpu", "model", ("l:0.5", "m"))
 
 # Of a command the function that it calls, a value for each of its options that is not the
