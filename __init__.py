@@ -15,11 +15,14 @@ if TYPE_CHECKING:
     from .flow import audit as audit
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
+    from .flow import interference as interference
     from .flow import merge as merge
+    from .flow import push as push
     from .flow import score as score
     from .pipelines.erasure import Erasure as Erasure
     from .pipelines.export import export as export
     from .pipelines.load import load_pipeline as load_pipeline
+    from .pipelines.loading import Loading as Loading
     from .pipelines.watch import Active as Active
     from .pipelines.watch import active as active
     from .pipelines.watch import remove as remove
@@ -29,14 +32,17 @@ __version__ = version("unsee")
 _EXPORTS = {
     "Active": ".pipelines.watch",
     "Erasure": ".pipelines.erasure",
+    "Loading": ".pipelines.loading",
     "Report": ".eval.report",
     "active": ".pipelines.watch",
     "audit": ".flow",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
+    "interference": ".flow",
     "merge": ".flow",
     "load_pipeline": ".pipelines.load",
+    "push": ".flow",
     "remove": ".pipelines.watch",
     "score": ".flow",
 }
@@ -47,6 +53,7 @@ __all__ = [
     "Erasure",
     "Gallery",
     "InputError",
+    "Loading",
     "Prompt",
     "Report",
     "Suite",
@@ -55,8 +62,10 @@ __all__ = [
     "erase",
     "export",
     "generate_gallery",
+    "interference",
     "load_pipeline",
     "merge",
+    "push",
     "remove",
     "score",
 ]

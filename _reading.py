@@ -93,7 +93,9 @@ def _dataclass(cls: Any, value: Any, where: str, defaults: bool) -> Any:
             given[name] = _value(hints[name], page[name], f"{where}: {name}", defaults)
             continue
         optional = (field.default, field.default_factory) != (dataclasses.MISSING,) * 2
-        if not (defaults and optional):
+        # What files of the same format lack that were written before there was such a field
+        later = getattr(cls, "later", ())
+        if not (optional and (defaults or name in later)):
             raise InputError(f"{where} lacks {name!r}.")
     try:
         return cls(**given)

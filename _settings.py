@@ -93,6 +93,8 @@ Steps = Annotated[int, Range(least=1, most=1000)]
 """Denoising steps: diffusers' models have learnt a thousand times, and no sampler takes more."""
 Guidance = Annotated[float, Range(least=0, most=1000)]
 """A scale of classifier-free guidance."""
+Weight = Annotated[float, Range(above=0, most=10)]
+"""What an erasure or a LoRA is multiplied by; 1 is as it was made."""
 
 
 def check(settings: Any) -> None:

@@ -1,18 +1,20 @@
 """The whole way, from a concept to a report: what the command line does, as functions."""
 
 import dataclasses
+import hashlib
+import re
 import shlex
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
-from ._files import check_folder
+from ._files import check_folder, file_stem
 from ._registry import unknown
 from ._settings import (
     Count,
@@ -29,20 +31,28 @@ from ._settings import (
 )
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery, MadeBy, Used
+from .pipelines.loading import Loading
 from .prompts import YAML, Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 from .records import Model
 
 if TYPE_CHECKING:
+    import torch
+
     from .eval.detectors import Detector
     from .eval.folder import FolderScore
     from .eval.report import Report
     from .pipelines.erasure import Erasure
+    from .pipelines.hub import Audited
     from .pipelines.parts import Parts
+    from .records import Interference
 
 Progress = Callable[[str, int, int], None]
 
 EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge", "pixels/ssim")
+
+PLAIN = Loading()
+"""A model as it is loaded where nobody says how."""
 
 
 def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eraser:
@@ -81,6 +91,7 @@ def erase(
     seed: Seed = 0,
     check: bool = True,
     checkpoint: str | Path | None = None,
+    loading: Loading | None = None,
     progress: Callable[[float], None] = lambda done: None,
     watch: Callable[[float], None] = lambda loss: None,
     **settings: Any,
@@ -100,6 +111,7 @@ def erase(
             needs the whole model for this alone.
         checkpoint: A file by which a method that trains goes on after an interrupt, to the same
             weights; remove it once the erasure is saved.
+        loading: How the model is loaded, where it is none yet.
         progress: Called with the share that is done, in [0, 1].
         watch: Called with the loss of each step of a method that trains.
         settings: The method's settings by name.
@@ -112,7 +124,7 @@ def erase(
         InputError: Something in the arguments cannot be; before any work is done.
     """
     from .erasers.effect import doubts, effect
-    from .pipelines import load_pipeline, load_text_side, parts_of
+    from .pipelines import load_text_side, parts_of
 
     eraser = make_eraser(method, preset, **settings)
     _check_honoured(method, eraser, keep, anchor)
@@ -125,13 +137,19 @@ def erase(
             f"{method} does not train and has nothing to go on from: leave checkpoint out."
         )
     name = _name(model)
+    how = _how(model, loading)
+    how.check_erasing()
     wanted = find_concepts(concepts, name, keep=keep, anchor=anchor, kind=kind)
 
-    def taken(load: Callable[..., Any]) -> "Parts":
-        named = isinstance(model, (str, Path))
-        return parts_of(load(model, **_unchecked(name)) if named else model)
+    def whole() -> "Parts":
+        return parts_of(_pipeline(model, how))
 
-    parts = taken(load_text_side if eraser.needs == "text" else load_pipeline)
+    def text_side() -> "Parts":
+        if not isinstance(model, (str, Path)):
+            return parts_of(model)
+        return parts_of(load_text_side(model, **how.reading, **_unchecked(name)))
+
+    parts = text_side() if eraser.needs == "text" else whole()
     start = time.perf_counter()
     erasure = eraser.fit(parts, wanted, seed=seed, progress=progress, **training)
     seconds, peak = round(time.perf_counter() - start, 3), _peak_bytes()
@@ -140,7 +158,7 @@ def erase(
     )
     if check and erasure.record.kind != "guidance":  # which leaves the denoiser as it is
         if eraser.needs == "text":
-            parts = taken(load_pipeline)
+            parts = whole()
         seen = effect(parts, erasure, wanted, seed=seed)
         measured = dataclasses.replace(measured, effect=seen)
         for line in doubts(seen, wanted):
@@ -156,6 +174,7 @@ def merge(
     model: Any = None,
     residual: Rest = 1e-3,
     check: bool = True,
+    loading: Loading | None = None,
     progress: Callable[[float], None] = lambda done: None,
 ) -> "Erasure":
     """Makes one erasure of several of one base.
@@ -170,14 +189,18 @@ def merge(
         residual: For "sum", how much of a low-rank sum may be left out, relative in Frobenius'
             norm.
         check: For "joint", whether to look at the effect, as ``erase`` does.
+        loading: For "joint", how the model is loaded.
         progress: Called with the share that is done, in [0, 1].
 
     Raises:
         InputError: They cannot be merged in this way; the message says which, and what to do.
     """
     from .erasers.merge import Sum, check_alike, concepts_of, joint
+    from .pipelines import Erasure
 
-    loaded = _loaded(erasures)
+    if how == "sum" and loading not in (None, PLAIN):
+        raise InputError("A sum loads no model: leave out how it is loaded.")
+    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
     if how == "sum":
         return Sum(residual).of(loaded)
     method, settings, seed = joint(loaded)
@@ -194,7 +217,14 @@ def merge(
     elif not isinstance(model, (str, Path)):
         loaded[0].check_base(model)
     made = erase(
-        model, concepts, method=method, seed=seed, check=check, progress=progress, **settings
+        model,
+        concepts,
+        method=method,
+        seed=seed,
+        check=check,
+        loading=loading,
+        progress=progress,
+        **settings,
     )
     check_alike([*loaded, made])
     return made
@@ -203,7 +233,7 @@ def merge(
 @checked
 def audit(
     base: Any,
-    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]",
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
     *,
     out: str | Path,
     suite: str | Suite | Sequence[str | Suite] | None = None,
@@ -217,6 +247,7 @@ def audit(
     max_target: Share = 0.10,
     max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
+    loading: Loading | None = None,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
 ) -> "Report":
@@ -229,7 +260,8 @@ def audit(
     Args:
         base: The model that the erasures were made for: what ``load_pipeline`` loads, or the
             pipeline itself, which is left as it was.
-        erasures: Erasures or their files; they are measured together.
+        erasures: Erasures, their files or their ids, as ``load_pipeline`` takes them, with
+            weights or without; they are measured together.
         out: The folder for it all.
         suite: A suite, or what ``find_suite`` knows it by; or several, measured as one. The
             built-in model has its own.
@@ -245,6 +277,7 @@ def audit(
             confidence.
         max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
+        loading: How the model is loaded, where it is none yet.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
 
@@ -257,11 +290,10 @@ def audit(
     from .eval.page import write
     from .eval.rows import divide
     from .eval.verdict import Limits
-    from .pipelines import Erasure
     from .pipelines.identity import model_of
 
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
-    loaded = _loaded([erasures] if isinstance(erasures, (str, Path, Erasure)) else erasures)
+    loaded = _loaded(erasures)
     if not loaded:
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = _name(base), Path(out)
@@ -271,7 +303,8 @@ def audit(
         raise InputError(
             f"Say on which suite and with which detectors {name!r} is to be measured."
         )
-    concepts = [concept for e in loaded for concept in e.record.concepts]
+    how = _how(base, loading)
+    concepts = [concept for e, _ in loaded for concept in e.record.concepts]
     named = [suite or "emoji"] if suite is None or isinstance(suite, (str, Suite)) else suite
     suite = join(find_suites(named, concepts, size, where=where))
     eyes = [find_detector(d, suite.prompts) for d in detectors or ("emoji/object", "emoji/style")]
@@ -280,19 +313,22 @@ def audit(
     each_once(eyes, rulers)
     divide(concepts, suite.prompts, eyes)
     kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
-    pipe = _pipeline(base)
-    model = model_of(pipe, name)
+    moved = _accelerator(how)
+    pipe = _pipeline(base, how)
+    model = model_of(pipe, " + ".join((name, *how.lora)))
     settings = {"batch_size": batch_size, **_generation(pipe, name, guidance, steps)}
     seconds = {}
 
-    def made(what: str, stacked: "Sequence[Erasure]") -> Gallery:
+    def made(what: str, stacked: "Sequence[tuple[Erasure, float]]") -> Gallery:
         start = time.perf_counter()
-        gallery = _gallery(
-            pipe, model, stacked, suite, out / what, settings, f"{what} model", progress
-        )
+        with _stacked(pipe, stacked, how, moved):
+            gallery = _gallery(
+                pipe, model, stacked, suite, out / what, settings, f"{what} model", progress
+            )
         seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
         return gallery
 
+    doubted = _interfering(pipe, loaded)
     # The erased first: an erasure for another base is refused before any image is made.
     erased_gallery, base_gallery = made("erased", loaded), made("base", ())
     report = compare(
@@ -309,6 +345,7 @@ def audit(
             *_cut(base_gallery),
             *_remade(base_gallery, "base"),
             *_remade(erased_gallery, "erased"),
+            *doubted,
         ),
         base_answers=kept["base"],
         erased_answers=kept["erased"],
@@ -321,6 +358,83 @@ def audit(
     )
     write(report, out, base_gallery, erased_gallery)
     return report
+
+
+@checked
+def push(
+    erasure: "str | Path | Erasure",
+    repo: str | None = None,
+    *,
+    folder: str | Path | None = None,
+    name: str | None = None,
+    report: str | Path | None = None,
+    license: str | None = None,
+    private: bool = False,
+) -> str:
+    """Puts an erasure's file and a card of it on the Hugging Face hub, or into a folder.
+
+    Args:
+        erasure: The erasure or its file.
+        repo: ``owner/name`` on the hub.
+        folder: In place of ``repo``: where to write what would be put there.
+        name: The file's name there; None is its own, or the concepts'.
+        report: The report.json of an audit of this erasure, whose figures go into the card.
+        license: For the card, by its name on the hub; None leaves it out.
+        private: Whether a new repository is to be seen by its owner alone.
+
+    Returns:
+        Where it is: an address, or the folder.
+
+    Raises:
+        InputError: The report is of another erasure, the hub cannot be reached or refuses, or
+            HF_HUB_OFFLINE is set.
+    """
+    from .gallery import write_atomically
+    from .pipelines import Erasure, hub
+
+    if (repo is None) == (folder is None):
+        raise InputError("Say where to: either a repository, OWNER/NAME, or a folder.")
+    if repo is not None:
+        hub.check_repo(repo)
+    loaded = erasure if isinstance(erasure, Erasure) else Erasure.load(erasure)
+    own = f"{file_stem([loaded.name])}.safetensors"
+    if not isinstance(erasure, Erasure):
+        own = Path(erasure).name if str(erasure).endswith(".safetensors") else own
+    file = name or own
+    if not re.fullmatch(r"[\w.+-]+\.safetensors", file):
+        raise InputError(f"The file's name is {shown(file)}; it must be one of .safetensors.")
+    audited = None if report is None else _audited(loaded, Path(report))
+    card = hub.file_card(loaded, file, license=license, audited=audited)
+    if folder is not None:
+        check_folder(Path(folder))
+        _check_ours(Path(folder), {"README.md": "unsee"}, "card")
+        write_atomically(Path(folder) / file, loaded.bytes)
+        write_atomically(Path(folder) / "README.md", card)
+        return str(folder)
+    assert repo is not None
+    return hub.push(repo, file, loaded.bytes, card, private=private)
+
+
+def _audited(erasure: "Erasure", path: Path) -> "Audited":
+    """What a report says of an erasure.
+
+    Raises:
+        InputError: It is no report, or of another erasure, or of several.
+    """
+    from .eval.report import Report, summary
+    from .pipelines.hub import Audited
+
+    report = Report.load(path)
+    used = report.erased.get("erasures") or ()
+    of = [one.get("sha256") for one in used if isinstance(one, Mapping)]
+    if of != [erasure.sha256]:
+        raise InputError(
+            f"{path} is a report of {'another erasure' if len(of) == 1 else f'{len(of)} erasures'}"
+            f": audit {erasure.name!r} alone, and give that report."
+        )
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    suite = report.suite
+    return Audited(report.answer, summary(report), digest, f"{suite.name}, {suite.n} prompts")
 
 
 @checked
@@ -387,30 +501,33 @@ def score(
 @checked
 def generate_gallery(
     model: Any,
-    erasures: "Sequence[str | Path | Erasure]",
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
     suite: Suite,
     out: str | Path,
     *,
     batch_size: Count = 8,
     guidance: Guidance | None = None,
     steps: Steps | None = None,
+    loading: Loading | None = None,
     progress: Progress = lambda what, made, total: None,
 ) -> Gallery:
     """Makes a suite's images with a model and its erasures, or those that are still missing.
 
     Args:
         model: What ``load_pipeline`` loads, or the pipeline itself, which is left as it was.
-        erasures: Erasures or their files.
+        erasures: Erasures, their files or their ids, as ``load_pipeline`` takes them.
         suite: The prompts.
         out: The gallery's folder.
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the pipeline's own.
         steps: Where a prompt names none; None is the pipeline's own.
+        loading: How the model is loaded, where it is none yet.
         progress: Called with what is going on, how much of it is done, and of how much.
 
     Warns:
-        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists; or the
-            model draws videos, of which an image is one frame.
+        UserWarning: The tokenizer cuts some of the prompts, which gallery.json lists; the model
+            draws videos, of which an image is one frame; or several erasures weaken one another:
+            see ``interference``.
 
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
@@ -420,11 +537,15 @@ def generate_gallery(
     check_folder(Path(out))
     loaded = _loaded(erasures)
     name = _name(model)
-    pipe = _pipeline(model)
+    how = _how(model, loading)
+    moved = _accelerator(how)
+    pipe = _pipeline(model, how)
     settings = {"batch_size": batch_size, **_generation(pipe, name, guidance, steps)}
-    known = model_of(pipe, name)
-    gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
-    for note in (*_pictured(pipe), *_cut(gallery)):
+    known = model_of(pipe, " + ".join((name, *how.lora)))
+    doubted = _interfering(pipe, loaded)
+    with _stacked(pipe, loaded, how, moved):
+        gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
+    for note in (*_pictured(pipe), *_cut(gallery), *doubted):
         warnings.warn(note, stacklevel=3)  # past ``checked``
     return gallery
 
@@ -444,7 +565,7 @@ def _cut(gallery: Gallery) -> list[str]:
 def _gallery(
     pipe: Any,
     model: Model,
-    erasures: "Sequence[Erasure]",
+    erasures: "Sequence[tuple[Erasure, float]]",
     suite: Suite,
     out: Path,
     settings: Mapping[str, Any],
@@ -456,22 +577,86 @@ def _gallery(
     _check_steps(pipe, suite, settings["steps"])
     made_by = MadeBy(
         model=model,
-        erasures=tuple(_used(e) for e in erasures),
+        erasures=tuple(_used(e, weight) for e, weight in erasures),
         versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
         suite={"name": suite.name, **suite.source} if suite.source else {},
         cut=tuple(cut(pipe, suite.prompts)),
-        device=str(pipe.device),
+        device=str(pipe._execution_device),
         **settings,
     )
-    with ExitStack() as stack:
-        for erasure in erasures:
-            stack.enter_context(erasure.applied(pipe))
-        gallery = Gallery.start(out, made_by, suite.prompts)
-        made = 0
-        for batch in generate(pipe, gallery, **settings):
-            made += batch
-            progress(f"images of the {what}", made, len(gallery))
+    gallery = Gallery.start(out, made_by, suite.prompts)
+    made = 0
+    for batch in generate(pipe, gallery, **settings):
+        made += batch
+        progress(f"images of the {what}", made, len(gallery))
     return gallery
+
+
+@contextmanager
+def _stacked(
+    pipe: Any,
+    erasures: "Sequence[tuple[Erasure, float]]",
+    loading: Loading,
+    moved: "torch.device | None",
+) -> Iterator[None]:
+    """A pipeline with erasures in it, and its weights offloaded behind them if that is wanted."""
+    from .pipelines.load import offloaded
+
+    with ExitStack() as stack:
+        for erasure, weight in erasures:
+            stack.enter_context(erasure.applied(pipe, weight))
+        stack.enter_context(offloaded(pipe, loading.offload, moved))
+        yield
+
+
+def _interfering(pipe: Any, erasures: "Sequence[tuple[Erasure, float]]") -> list[str]:
+    """What several erasures of weights give reason to doubt together, a line each."""
+    from .erasers.effect import together, weakened
+    from .pipelines.parts import described
+
+    edits = [(erasure, weight) for erasure, weight in erasures if erasure.tensors]
+    return weakened(together(described(pipe), edits)) if edits[1:] else []
+
+
+@checked
+def interference(
+    model: Any,
+    erasures: "Sequence[str | Path | Erasure | tuple[Any, Any]]",
+    *,
+    seed: Seed = 0,
+    loading: Loading | None = None,
+) -> "Interference":
+    """How far several erasures move each concept and each kept phrase, together and alone.
+
+    Args:
+        model: What ``load_pipeline`` loads, or the pipeline itself, which is left as it was.
+        erasures: Erasures, their files or their ids, with weights or without; at least two.
+        seed: Of every draw.
+        loading: How the model is loaded, where it is none yet.
+
+    Warns:
+        UserWarning: One is weaker beside the others, or what must stay moves more; by name.
+
+    Raises:
+        InputError: There are fewer than two, one is a guide, or was made for another model.
+    """
+    from .erasers.effect import together, weakened
+    from .pipelines.parts import described
+
+    loaded = _loaded(erasures)
+    if len(loaded) < 2:
+        raise InputError("Interference is between erasures: name at least two.")
+    if guides := [erasure.name for erasure, _ in loaded if not erasure.tensors]:
+        raise InputError(
+            f"The erasure {guides[0]!r} is a guide, which leaves the denoiser's predictions as "
+            "they are: interference is between erasures of weights."
+        )
+    how = _how(model, loading)
+    how.check_erasing()
+    found = together(described(_pipeline(model, how)), loaded, seed=seed)
+    for line in weakened(found):
+        warnings.warn(line, stacklevel=3)  # past ``checked``
+    return found
 
 
 @checked
@@ -642,12 +827,32 @@ def _name(model: Any) -> str:
     return str(model if isinstance(model, (str, Path)) else model.name_or_path)
 
 
-def _pipeline(model: Any) -> Any:
-    """A model, loaded where it is not one already."""
+def _how(model: Any, loading: Loading | None) -> Loading:
+    """How a model is loaded.
+
+    Raises:
+        InputError: Something is said, and it is loaded already.
+    """
+    if loading not in (None, PLAIN) and not isinstance(model, (str, Path)):
+        raise InputError(
+            "loading says how a model is loaded, and a pipeline was given: leave it out."
+        )
+    return loading or PLAIN
+
+
+def _accelerator(loading: Loading) -> "torch.device | None":
+    """Where offloading moves weights to; None where nobody wants it."""
+    from .pipelines.load import accelerator
+
+    return accelerator(loading.device) if loading.offload else None
+
+
+def _pipeline(model: Any, loading: Loading) -> Any:
+    """A model, loaded where it is not one already; not offloaded yet."""
     from .pipelines import load_pipeline
 
     if isinstance(model, (str, Path)):
-        return load_pipeline(model, **_unchecked(str(model)))
+        return load_pipeline(model, **loading.drawing, **_unchecked(str(model)))
     if getattr(model, "safety_checker", None) is not None:
         raise InputError(
             "This pipeline has a safety checker, which paints images black, and black images show "
@@ -680,11 +885,14 @@ def _unchecked(model: str) -> dict[str, Any]:
     return {} if model == "emoji" else {"safety_checker": None, "requires_safety_checker": False}
 
 
-def _loaded(erasures: "Sequence[str | Path | Erasure]") -> "list[Erasure]":
-    """Erasures, read where they are files."""
-    from .pipelines import Erasure
+def _loaded(
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
+) -> "list[tuple[Erasure, float]]":
+    """Erasures with their weights, read where they are files."""
+    from .pipelines.erasure import Erasure, weighted
 
-    return [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
+    some = [erasures] if isinstance(erasures, (str, Path, Erasure)) else erasures
+    return [weighted(one) for one in some]
 
 
 def _remade(gallery: Gallery, side: str) -> list[str]:
@@ -698,7 +906,7 @@ def _remade(gallery: Gallery, side: str) -> list[str]:
     ]
 
 
-def _used(erasure: "Erasure") -> Used:
+def _used(erasure: "Erasure", weight: float) -> Used:
     return Used(
         name=erasure.name,
         method=erasure.record.method,
@@ -707,4 +915,5 @@ def _used(erasure: "Erasure") -> Used:
         bytes=len(erasure.bytes),
         seconds=erasure.measured.seconds,
         peak_memory=erasure.measured.peak_memory,
+        weight=weight,
     )

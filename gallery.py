@@ -21,11 +21,11 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ._errors import InputError
 from ._reading import loads, plain, read
-from ._settings import NotNegative, Range, checked, shown
+from ._settings import NotNegative, Range, Weight, checked, shown
 from .prompts import Prompt
 from .records import Model
 
@@ -73,6 +73,7 @@ class Used:
         bytes: The file's size.
         seconds: That it took to make, if that is known.
         peak_memory: Bytes that making it took, if that is known.
+        weight: What it was multiplied by.
     """
 
     name: str
@@ -82,6 +83,15 @@ class Used:
     bytes: Annotated[int, Range(least=0)]
     seconds: NotNegative | None = None
     peak_memory: Annotated[int, Range(least=0)] | None = None
+    weight: Weight = 1.0
+
+    later: ClassVar[tuple[str, ...]] = ("weight",)
+
+    @property
+    def key(self) -> str:
+        """All of it that images depend on."""
+        times = "" if self.weight == 1 else f" times {self.weight}"
+        return f"{self.method} of {self.name} ({self.sha256[:12]}){times}"
 
 
 @dataclass(frozen=True)
@@ -120,7 +130,7 @@ class MadeBy:
             found["dtype"] = self.model.dtype
             found |= {part: digest for part, digest in self.model.components.items()}
             found |= {f"scheduler's {name}": v for name, v in self.model.scheduler.items()}
-        found["erasures"] = [f"{e.method} of {e.name} ({e.sha256[:12]})" for e in self.erasures]
+        found["erasures"] = [erasure.key for erasure in self.erasures]
         found |= {"guidance": self.guidance, "steps": self.steps}
         return found | {f"version of {name}": v for name, v in self.versions.items()}
 

@@ -181,6 +181,32 @@ class Effect:
 
 
 @dataclass(frozen=True)
+class Moved:
+    """How far something moved under one erasure and under several at once, as ``Effect`` says.
+
+    Attributes:
+        alone: Under the erasure that is about it; of what is kept, the most under any one.
+        together: Under all of them.
+    """
+
+    alone: float
+    together: float
+
+
+@dataclass(frozen=True)
+class Interference:
+    """What several erasures do together, against each alone: see ``erasers.effect``.
+
+    Attributes:
+        concepts: By concept, the share of the way to its anchor's.
+        kept: By phrase that must stay, relative.
+    """
+
+    concepts: Mapping[str, Moved]
+    kept: Mapping[str, Moved]
+
+
+@dataclass(frozen=True)
 class Loss:
     """A training's loss, the means of its first and its last tenth."""
 

@@ -11,9 +11,10 @@ from .._errors import InputError
 from .._files import check_file, check_folder, file_stem
 from .._registry import unknown
 from .._settings import Count, fit, hints_of, read
+from ..pipelines.loading import Loading
 from ..prompts import YAML
 from . import looking
-from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where
+from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where, loads
 from .terminal import (
     audit_of,
     command,
@@ -66,6 +67,7 @@ _PROMPTS = {"esd": "leco", "spm": None}
 
 
 @app.command()
+@loads
 def erase(
     model: Model,
     concept: Annotated[
@@ -105,6 +107,8 @@ def erase(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an erasure of other concepts.")
     ] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Erase concepts from a model, into a small file."""
     from ..flow import erase, find_concepts, make_eraser
@@ -151,6 +155,7 @@ def erase(
             seed=seed,
             check=check,
             checkpoint=part,
+            loading=loading,
             progress=shown,
             watch=losses.append,
             **settings,
@@ -169,9 +174,11 @@ def erase(
 
 
 @app.command()
+@loads
 def merge(
     erasure: Annotated[
-        list[Path], typer.Argument(metavar="ERASURE...", help="Erasure files of one base model.")
+        list[str],
+        typer.Argument(metavar="ERASURE...", help="Erasures of one base model: files or hub ids."),
     ],
     out: Annotated[Path, typer.Option("-o", "--out", help="The file.")],
     how: Annotated[
@@ -191,6 +198,8 @@ def merge(
     force: Annotated[
         bool, typer.Option("--force", help="Replace an erasure of other concepts.")
     ] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Merge several erasures of one model into one file."""
     from ..erasers.merge import concepts_of
@@ -208,6 +217,7 @@ def merge(
             how=how,
             model=model,
             residual=residual,
+            loading=loading,
             progress=lambda done: bar("solving", 100 * done, 100, ""),
         )
     merged.save(out)
@@ -279,6 +289,7 @@ def export(
 
 
 @app.command()
+@loads
 def generate(
     model: Model,
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")],
@@ -295,6 +306,8 @@ def generate(
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
+    *,
+    loading: Loading,
 ) -> None:
     """Make images, with or without erasures."""
     from ..flow import generate_gallery
@@ -327,6 +340,7 @@ def generate(
             batch_size=batch_size,
             guidance=guidance,
             steps=steps,
+            loading=loading,
             progress=show,
         )
     say(f"{len(gallery)} images: ", (str(out / "images"), "bold"))
@@ -334,6 +348,7 @@ def generate(
 
 
 @app.command()
+@loads
 def audit(
     model: Model,
     erasure: Erasures = None,
@@ -370,6 +385,8 @@ def audit(
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
     from ..flow import audit
@@ -391,12 +408,46 @@ def audit(
             max_target=max_target,
             max_keep_loss=max_keep_loss,
             allow_unscored=allow_unscored,
+            loading=loading,
             command=command(),
             progress=show,
         )
     print_report(report)
     look_at(out / "report.html", browser=True)
     raise typer.Exit(report.exit_code)
+
+
+@app.command()
+def push(
+    file: Annotated[str, typer.Argument(help="An erasure file.")],
+    repo: Annotated[
+        str | None,
+        typer.Argument(metavar="[OWNER/NAME]", help="Where to on the Hugging Face hub."),
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option(help="Write what would be put on the hub into a folder instead.")
+    ] = None,
+    name: Annotated[
+        str | None, typer.Option(help="The file's name there.", show_default="its own")
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(help="The report.json of an audit of it, whose figures the card gets."),
+    ] = None,
+    license: Annotated[
+        str | None, typer.Option(help="A licence for the card, by its name on the hub.")
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Let nobody else see a new repository.")
+    ] = False,
+) -> None:
+    """Put an erasure on the Hugging Face hub, with a card that says what it is."""
+    from ..flow import push
+
+    place = push(
+        file, repo, folder=folder, name=name, report=report, license=license, private=private
+    )
+    say("Put ", file, " and its card at ", (place, "bold"))
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,19 +31,29 @@ suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_
 
 
 def show(
-    file: Annotated[
-        Path,
-        typer.Argument(help="An erasure, a gallery's folder, a report.json or a score.json."),
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE",
+            help="An erasure, here or on the hub, a gallery's folder, a report.json or a "
+            "score.json.",
+        ),
     ],
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print it as JSON, for another program.")
+    ] = False,
 ) -> None:
     """Say what a file holds."""
+    file = Path(name)
     if file.is_dir() and not (file / "gallery.json").is_file():
         found = [file / name for name in ("report.json", "score.json") if (file / name).is_file()]
         file = found[0] if found else file
-    if file.is_dir():
+    if as_json:
+        _show_json(name, file)
+    elif file.is_dir():
         _show_gallery(file)
     elif file.suffix != ".json":
-        _show_erasure(file)
+        _show_erasure(name)
     elif file.name == "score.json":
         from ..eval.folder import FolderScore
 
@@ -106,8 +117,14 @@ def _suite_names() -> list[tuple[str, str]]:
 
 def _model_names() -> list[tuple[str, str]]:
     from ..pipelines import MODELS
+    from ..pipelines.architectures import FAMILIES
 
-    return [(name, "ships inside") for name in MODELS]
+    families = []
+    for pipeline, target in FAMILIES.items():
+        module = import_module(target.partition(":")[0], "unsee.pipelines.architectures")
+        about = (module.__doc__ or "").partition("\n\n")[0].partition(".\n")[0]
+        families.append((pipeline, " ".join(about.split())))
+    return [*((name, "ships inside") for name in MODELS), *families]
 
 
 def _concept_names() -> list[tuple[str, str]]:
@@ -122,7 +139,42 @@ def _concept_names() -> list[tuple[str, str]]:
     ]
 
 
-def _show_erasure(path: Path) -> None:
+def _show_json(name: str, file: Path) -> None:
+    """Prints what a file holds as one JSON value, with nothing around it."""
+    page: Any
+    if file.is_dir():
+        from ..gallery import Gallery
+
+        gallery = Gallery.open(file)
+        missing = [prompt.id for prompt in gallery.missing()]
+        page = {"made_by": plain(gallery.made_by), "prompts": len(gallery), "missing": missing}
+    elif file.suffix != ".json":
+        from ..pipelines import Erasure
+
+        erasure = Erasure.load(name)
+        page = {
+            "name": erasure.name,
+            "sha256": erasure.sha256,
+            "record": erasure.record.to_json(),
+            "measured": erasure.measured.to_json(),
+            "tensors": {
+                key: {"dtype": str(t.dtype).removeprefix("torch."), "shape": list(t.shape)}
+                for key, t in erasure.tensors.items()
+            },
+        }
+    elif file.name == "score.json":
+        from ..eval.folder import FolderScore
+
+        page = FolderScore.load(file).to_json()
+    else:
+        from ..eval.report import Report
+
+        page = Report.load(file).to_json()
+    # ASCII alone, so that nothing in it can steer the terminal
+    say(json.dumps(page))
+
+
+def _show_erasure(path: str) -> None:
     from ..pipelines import Erasure
 
     erasure = Erasure.load(path)

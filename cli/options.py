@@ -1,15 +1,29 @@
 """Options that several commands have."""
 
-from pathlib import Path
-from typing import Annotated
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, get_type_hints
 
 import typer
 
+from ..pipelines.loading import Dtype, Loading, Offload
+
 Model = Annotated[
-    str, typer.Argument(help="A built-in model (emoji), a diffusers folder or a Hugging Face id.")
+    str,
+    typer.Argument(
+        help="A built-in model (emoji), a diffusers folder, a Hugging Face id, or a single "
+        ".safetensors checkpoint with --config."
+    ),
 ]
 Erasures = Annotated[
-    list[Path] | None, typer.Option("--erasure", "-e", help="An erasure file; may be repeated.")
+    list[str] | None,
+    typer.Option(
+        "--erasure",
+        "-e",
+        help="An erasure: FILE, or OWNER/NAME on the hub; FILE:0.8 multiplies it by a weight; may "
+        "be repeated.",
+    ),
 ]
 Where = Annotated[
     str,
@@ -33,3 +47,56 @@ Guidance = Annotated[
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")
 ]
+
+
+def _loading(
+    variant: Annotated[
+        str | None, typer.Option(help="Which of the model's files to read, e.g. fp16.")
+    ] = None,
+    config: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="For a single checkpoint: a diffusers folder that is built alike.",
+        ),
+    ] = None,
+    dtype: Annotated[Dtype, typer.Option(help="The type of the model's weights.")] = "float32",
+    device: Annotated[
+        str | None,
+        typer.Option(
+            help="Where the model runs, e.g. cuda:1.", show_default="the accelerator, else the CPU"
+        ),
+    ] = None,
+    offload: Annotated[
+        Offload | None,
+        typer.Option(help="Keep models, or their layers, on the CPU while they do not run."),
+    ] = None,
+    lora: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE:WEIGHT",
+            help="A LoRA of your own, put on before the erasures; may be repeated.",
+        ),
+    ] = None,
+) -> Loading:
+    """How a model is loaded."""
+    return Loading(variant, config, dtype, device, offload, tuple(lora or ()))
+
+
+def loads(command: Callable[..., None]) -> Callable[..., None]:
+    """A command with the options of ``Loading``, which it gets as its argument ``loading``."""
+    ours, theirs = inspect.signature(_loading), inspect.signature(command)
+    own = [p for p in theirs.parameters.values() if p.name != "loading"]
+
+    @functools.wraps(command)
+    def with_options(**given: Any) -> None:
+        options = {name: given.pop(name) for name in ours.parameters}
+        command(**given, loading=_loading(**options))
+
+    made: Any = with_options
+    made.__signature__ = inspect.Signature([*own, *ours.parameters.values()])
+    made.__annotations__ = {
+        **get_type_hints(command, include_extras=True),
+        **get_type_hints(_loading, include_extras=True),
+    }
+    return with_options

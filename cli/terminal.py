@@ -142,7 +142,8 @@ def print_report(report: "Report") -> None:
             say(line, of)
     for cost in report.costs:
         took = f"{cost.seconds:.1f} s, " if cost.seconds is not None else ""
-        say(f"{cost.method} of {cost.name}: {took}{words.bytes_(cost.bytes)}")
+        times = f", times {cost.weight}" if cost.weight != 1 else ""
+        say(f"{cost.method} of {cost.name}{times}: {took}{words.bytes_(cost.bytes)}")
     for warning in report.warnings[:WARNINGS]:
         say(("With care:", "yellow"), " ", warning)
     if (more := len(report.warnings) - WARNINGS) > 0:

@@ -317,7 +317,7 @@ def _coverage(found: Mapping[str, ImageAnswers], detectors: Sequence[str]) -> Co
 def _costs(gallery: Gallery) -> list[Cost]:
     """What the erasures cost, as far as a gallery's record says."""
     used = gallery.made_by.erasures if gallery.made_by else ()
-    return [Cost(e.name, e.method, e.seconds, e.peak_memory, e.bytes) for e in used]
+    return [Cost(e.name, e.method, e.seconds, e.peak_memory, e.bytes, e.weight) for e in used]
 
 
 def _shown(

@@ -129,6 +129,7 @@ class Cost:
         seconds: To make it; None where nobody knows.
         peak_memory: Bytes; None where nobody knows.
         bytes: Of its file.
+        weight: What it was multiplied by.
     """
 
     name: str
@@ -136,6 +137,9 @@ class Cost:
     seconds: float | None
     peak_memory: int | None
     bytes: int
+    weight: float = 1.0
+
+    later: ClassVar[tuple[str, ...]] = ("weight",)
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,14 @@ from torch import Tensor
 from .. import records
 from .._errors import InputError
 from .._reading import loads, plain
-from .._settings import checked, shown
+from .._settings import Weight, checked, fit, shown
 from ..gallery import write_atomically
 from ..records import Component, Measured, Record
+from .hub import file_of
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
+from .loading import split_weight
 from .modules import DENOISERS, denoiser_of, weights_of
 from .watch import put_on
 
@@ -96,13 +98,15 @@ class Erasure:
     def load(cls, path: str | Path) -> "Erasure":
         """Reads and checks a file.
 
+        Args:
+            path: A file; or, as a text, ``owner/name`` or ``owner/name/file.safetensors`` on the
+                Hugging Face hub, where no such file is here.
+
         Raises:
             InputError: The file is missing, truncated or changed, is no erasure, was written in a
                 newer format, or lacks a tensor, has one too many, of a wrong shape or not finite.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"{path} is not there: wanted an erasure file (.safetensors).")
+        path = file_of(path)
         try:
             with safe_open(path, framework="pt") as file:
                 header = dict(file.metadata() or {})
@@ -192,7 +196,7 @@ class Erasure:
                             f"{found}."
                         )
 
-    def add_to(self, pipe: Any) -> Callable[[], None]:
+    def add_to(self, pipe: Any, weight: float = 1.0) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
 
         From then on the pipeline draws without the concepts, or not at all: what takes the erasure
@@ -201,20 +205,60 @@ class Erasure:
         erasure into the weights, under the base model's names, and says so in the denoiser's
         ``config.json``; a guide and facilitated transport, which weights cannot hold, it refuses.
 
+        Args:
+            weight: What its change of the weights is multiplied by, above 0 and at most 10.
+
         Raises:
-            InputError: As ``check_base``; the pipeline is then as it was.
+            InputError: As ``check_base``, or it is a guide and has a weight; the pipeline is then
+                as it was.
         """
+        self.check_weight(weight)
         self.check_base(pipe)
-        return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self))
+        return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self, weight), weight)
+
+    def check_weight(self, weight: float) -> None:
+        """Makes sure that this can be put on with a weight.
+
+        Raises:
+            InputError: It cannot.
+        """
+        if fit(f"the weight of {self.name!r}", weight, Weight) != 1 and not self.tensors:
+            raise InputError(
+                f"The erasure {self.name!r} is a guide ({self.record.method}), which has no "
+                "weights to multiply: make it again with other settings, and leave its weight out."
+            )
 
     @contextmanager
-    def applied(self, pipe: Any) -> Iterator[None]:
+    def applied(self, pipe: Any, weight: float = 1.0) -> Iterator[None]:
         """The pipeline without the concepts, inside a ``with``; afterwards it is as it was."""
-        remove = self.add_to(pipe)
+        remove = self.add_to(pipe, weight)
         try:
             yield
         finally:
             remove()
+
+
+Given = Erasure | str | Path | tuple[Erasure | str | Path, float]
+"""An erasure, its file or its id, alone or in a pair with its weight; or the text FILE:WEIGHT."""
+
+
+def weighted(given: Given) -> tuple[Erasure, float]:
+    """An erasure and its weight, read where it is a file.
+
+    Raises:
+        InputError: It cannot be read, or cannot have this weight.
+    """
+    weight: float | None = None
+    if isinstance(given, tuple):
+        if len(given) != 2:
+            raise InputError(f"{shown(given)} is no pair of an erasure and its weight.")
+        given, weight = given
+    elif isinstance(given, str):
+        given, weight = split_weight(given)
+    erasure = given if isinstance(given, Erasure) else Erasure.load(given)
+    weight = 1.0 if weight is None else fit(f"the weight of {erasure.name!r}", weight, Weight)
+    erasure.check_weight(weight)
+    return erasure, weight
 
 
 def _other_weights(component: Component, weights: Mapping[str, Tensor]) -> str:

@@ -65,8 +65,12 @@ def look(tensor: Tensor, count: int = VALUES) -> Tensor:
 
 
 def quantised(weight: Tensor) -> bool:
-    """Whether a weight holds codes, or too few bits, so that its values are not its numbers."""
-    return not weight.is_floating_point() or weight.element_size() < 2
+    """Whether a weight holds codes, or too few bits, so that its values are not its numbers.
+
+    torchao's is of a class of its own, which says of itself that it is of floats.
+    """
+    own = type(weight.data) is not Tensor
+    return own or not weight.is_floating_point() or weight.element_size() < 2
 
 
 def sample(weights: Mapping[str, Tensor]) -> dict[str, bytes]:

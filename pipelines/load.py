@@ -2,42 +2,63 @@
 
 import json
 import re
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from torch import nn
 
 from .._errors import InputError
 from .._registry import unknown
 from .._settings import checked, shown
 from . import MODELS
 from .architectures import family_of
-from .erasure import Erasure
+from .erasure import Given, weighted
+from .loading import Dtype, Offload, split_weight
+from .modules import DENOISERS
 
 LONGEST = 1_000_000
 """Tokens of a text, for any tokenizer."""
 
 EMOJI = str(Path(__file__).parent / "emoji")
 
+CHECKPOINTS = (".safetensors", ".gguf")
+
+# How the names of what is beside the denoiser begin in a checkpoint of a whole model.
+_WHOLE = ("first_stage_model.", "vae.")
+_SPOKEN = ("cond_stage_model.", "conditioner.embedders.", "text_encoders.")
+
 
 @checked
 def load_pipeline(
     base: str | Path,
-    *erasures: Erasure | str | Path,
+    *erasures: Given,
     device: str | torch.device | None = None,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Dtype = torch.float32,
+    variant: str | None = None,
+    config: str | Path | None = None,
+    offload: Offload | None = None,
+    lora: Sequence[str] = (),
     **from_pretrained: Any,
 ) -> Any:
     """Loads diffusers' own pipeline for a model and takes the erasures' concepts out of it.
 
     Args:
-        base: A built-in model's name (``MODELS``), a folder, or a Hugging Face id.
-        erasures: Erasures or their files, as many as wanted: they add up.
+        base: A built-in model's name (``MODELS``), a folder, a Hugging Face id, or a single
+            checkpoint (.safetensors, .gguf), which needs ``config``.
+        erasures: Erasures, their files or ids, as many as wanted: they add up. One with a weight
+            is a pair ``(erasure, 0.8)``, or the text "FILE:0.8".
         device: Where to; None is the accelerator if there is one, else the CPU.
         dtype: Of the weights.
+        variant, config, offload, lora: As ``Loading``.
         from_pretrained: Passed on to ``DiffusionPipeline.from_pretrained``.
+
+    Warns:
+        UserWarning: The model is quantised, or has no layers for parts of a LoRA.
 
     Raises:
         InputError: There is no such model or device, or an erasure cannot be read or was made for
@@ -45,12 +66,20 @@ def load_pipeline(
     """
     from accelerate import PartialState
 
+    moved = accelerator(device) if offload else None
     place = PartialState().device if device is None else _device(device)
 
-    loaded = [e if isinstance(e, Erasure) else Erasure.load(e) for e in erasures]
-    pipe = _assembled(base, lambda folder: from_pretrained, dtype)
-    for erasure in loaded:
-        erasure.add_to(pipe)
+    own = [split_weight(one) for one in lora]
+    loaded = [weighted(one) for one in erasures]
+    pipe = _assembled(base, lambda folder: {}, dtype, variant, config, from_pretrained)
+    for file, weight in own:
+        _put_lora(pipe, file, 1.0 if weight is None else weight)
+    for erasure, weight in loaded:
+        erasure.add_to(pipe, weight)
+    if offload:
+        assert moved is not None
+        _offload(pipe, offload, moved)
+        return pipe
     return pipe.to(place)
 
 
@@ -72,15 +101,124 @@ def _device(device: str | torch.device) -> torch.device:
     return found
 
 
-def load_text_side(base: str | Path, **from_pretrained: Any) -> Any:
-    """Loads what a model makes of text, on the CPU in float32: enough for a closed form.
+def accelerator(device: str | torch.device | None = None) -> torch.device:
+    """Where offloading moves weights to while they run.
 
-    That is the tokenizer, the text encoder and, of the denoiser, the layers that read the text;
-    its other weights are left without memory, and there is no autoencoder. A model that is no
-    folder, or whose denoiser is not of safetensors, is loaded whole.
+    Raises:
+        InputError: There is no accelerator, or the device is none.
+    """
+    there = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    found = there if device is None else _device(device)
+    if found is None or found.type == "cpu":
+        raise InputError(
+            "Offloading moves weights between the CPU and an accelerator, and "
+            + ("this machine has no accelerator" if found is None else f"{device} is none")
+            + ": leave offload out."
+        )
+    return found
+
+
+def _offload(pipe: Any, how: Offload, to: torch.device) -> None:
+    if how == "model":
+        pipe.enable_model_cpu_offload(device=to)
+    else:
+        pipe.enable_sequential_cpu_offload(device=to)
+
+
+@contextmanager
+def offloaded(pipe: Any, how: Offload | None, to: torch.device | None) -> Iterator[None]:
+    """A pipeline whose weights are on an accelerator only while they run, inside a ``with``.
+
+    What is put on a pipeline is put on before, and taken off after: here the weights may lie
+    where nothing can read them.
+    """
+    if how is None or to is None:
+        yield
+        return
+    _offload(pipe, how, to)
+    try:
+        yield
+    finally:
+        pipe.remove_all_hooks()
+        pipe.to("cpu")
+
+
+def _put_lora(pipe: Any, file: str, weight: float) -> None:
+    """Puts a LoRA of the user's own on a pipeline, and makes sure that it is there.
+
+    Raises:
+        InputError: It cannot be read, or this pipeline has no layer for it.
+    """
+    from .kinds.lowrank import free_name
+
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    taken = {name for part in modules for name in getattr(part, "peft_config", None) or ()}
+    if not hasattr(pipe, "load_lora_weights"):
+        raise InputError(f"A {type(pipe).__name__} takes no LoRAs: leave lora out.")
+    if not Path(file).is_file():
+        raise InputError(f"The LoRA {file} is not there: wanted a .safetensors file.")
+    name = free_name(Path(file).stem, taken)
+    try:
+        with safe_open(file, "pt") as opened:
+            keys = list(opened.keys())
+        with torch.random.fork_rng(), warnings.catch_warnings():
+            # Several at once are what is meant here.
+            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            pipe.load_lora_weights(file, adapter_name=name)
+    except Exception as error:
+        # Whatever a library makes of names that it does not know: KeyError, IndexError, …
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"The LoRA {file} cannot be put on this {type(pipe).__name__}. diffusers says: "
+            f"{type(error).__name__}: {said}"
+        ) from error
+    tuners = [layer for part in modules for layer in _tuners(part)]
+    layers = [layer for layer in tuners if name in layer.scaling]
+    # As the file names them: PEFT's, kohya's and diffusers' older names of the first factor
+    wanted = sum(bool(re.search(r"\.lora(_A|_down|\.down)\.", key)) for key in keys)
+    if not layers:
+        raise InputError(
+            f"The LoRA {file} changes no layer of this {type(pipe).__name__}: it was made for "
+            "another model, or has names that diffusers does not read."
+        )
+    if len(layers) < wanted:
+        warnings.warn(
+            f"Of the LoRA {file}, {wanted - len(layers)} of {wanted} layers are none of this "
+            f"{type(pipe).__name__}'s that diffusers knows, and do not act.",
+            stacklevel=4,
+        )
+    for layer in tuners:
+        # Not set_adapters, which would put the scales of the others back to 1.
+        layer.set_adapter(list(layer.scaling))
+    for layer in layers:
+        layer.scaling[name] *= weight
+
+
+def _tuners(module: nn.Module) -> Iterator[Any]:
+    """The layers of a component that have LoRAs."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer))
+
+
+@checked
+def load_text_side(
+    base: str | Path,
+    *,
+    dtype: torch.dtype | Dtype = torch.float32,
+    variant: str | None = None,
+    config: str | Path | None = None,
+    **from_pretrained: Any,
+) -> Any:
+    """Loads what a model makes of text, on the CPU: enough for a closed form.
+
+    That is the tokenizers, the text encoders and, of the denoiser, the layers that read the text;
+    its other weights are left without memory, and there is no autoencoder. Of a Hugging Face id
+    only these files are fetched. A model whose denoiser is not of safetensors, or quantised, is
+    loaded whole.
 
     Args:
-        base: As ``load_pipeline``.
+        base, dtype, variant, config: As ``load_pipeline``.
         from_pretrained: Passed on to ``DiffusionPipeline.from_pretrained``.
 
     Raises:
@@ -88,13 +226,13 @@ def load_text_side(base: str | Path, **from_pretrained: Any) -> Any:
     """
 
     def parts(folder: Path) -> dict[str, Any]:
-        shell = _shell(folder)
-        return from_pretrained if shell is None else from_pretrained | shell | {"vae": None}
+        shell = _shell(folder, variant, dtype)
+        return {} if shell is None else shell | {"vae": None}
 
-    return _assembled(base, parts, torch.float32)
+    return _assembled(base, parts, dtype, variant, config, from_pretrained, text=True)
 
 
-def _shell(folder: Path) -> dict[str, Any] | None:
+def _shell(folder: Path, variant: str | None, dtype: torch.dtype | Dtype) -> dict[str, Any] | None:
     """A denoiser of which only the layers that read the text have memory, by its name.
 
     None where the folder does not say enough, or has no weights of safetensors.
@@ -109,23 +247,20 @@ def _shell(folder: Path) -> dict[str, Any] | None:
         cls = getattr(diffusers, index[family.prefix][1])
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return None
-    files = _files(folder / family.prefix)
+    files = _files(folder / family.prefix, variant)
     if not files:
         return None
     with init_empty_weights():
-        config = cls.load_config(folder / family.prefix)
-        denoiser: Any = cls.from_config(config)
-    patterns = (*family.readers_by_name.values(), *family.before_readers)
-    wanted = [
-        name
-        for name, _ in denoiser.named_parameters()
-        if any(re.fullmatch(rf"{pattern}(\.\w+)?", name) for pattern in patterns)
-    ]
+        settings = cls.load_config(folder / family.prefix)
+        if "quantization_config" in settings:
+            return None
+        denoiser: Any = cls.from_config(settings)
+    wanted = [name for name, _ in denoiser.named_parameters() if of_text(family, name)]
     for path in sorted({files[name] for name in wanted if name in files}):
         with safe_open(path, "pt") as file:
             for name in wanted:
                 if files.get(name) == path:
-                    value = file.get_tensor(name).float()
+                    value = file.get_tensor(name).to(_dtype(dtype))
                     set_module_tensor_to_device(denoiser, name, "cpu", value)
     return {family.prefix: denoiser.requires_grad_(False)}
 
@@ -138,40 +273,138 @@ def _pipeline_in(folder: Path) -> tuple[Any, dict[str, Any]]:
     return getattr(diffusers, str(index["_class_name"])), index
 
 
-def _files(folder: Path) -> dict[str, Path]:
-    """The file of each weight of a model, in one file or in several."""
-    whole = folder / "diffusion_pytorch_model.safetensors"
-    index = whole.with_name(f"{whole.name}.index.json")
-    if whole.is_file():
-        with safe_open(whole, "pt") as file:
-            return dict.fromkeys(file.keys(), whole)
-    if index.is_file():
-        parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        return {name: folder / part for name, part in parts.items()}
+def _class_of(path: Path) -> Any:
+    """The class that a folder is loaded by; diffusers' general one where it does not say.
+
+    That one drops in silence what is given for a component that is optional.
+    """
+    from diffusers import DiffusionPipeline
+
+    try:
+        return _pipeline_in(path)[0]
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return DiffusionPipeline
+
+
+def of_text(family: Any, name: str) -> bool:
+    """Whether a parameter of that name is of what reads the text first, or stands before that."""
+    patterns = (*family.readers_by_name.values(), *family.before_readers)
+    return any(re.fullmatch(rf"{pattern}(\.\w+)?", name) for pattern in patterns)
+
+
+def _dtype(dtype: torch.dtype | Dtype) -> torch.dtype:
+    found: torch.dtype = getattr(torch, dtype) if isinstance(dtype, str) else dtype
+    return found
+
+
+def _files(folder: Path, variant: str | None = None) -> dict[str, Path]:
+    """The file of each weight of a model, in one file or in several.
+
+    Of a component that lacks the variant, the files without one, as diffusers takes them.
+    """
+    names = [f".{variant}", ""] if variant else [""]
+    for name in names:
+        whole = folder / f"diffusion_pytorch_model{name}.safetensors"
+        index = folder / f"diffusion_pytorch_model.safetensors.index{name}.json"
+        if whole.is_file():
+            with safe_open(whole, "pt") as file:
+                return dict.fromkeys(file.keys(), whole)
+        if index.is_file():
+            parts = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            return {key: folder / part for key, part in parts.items()}
     return {}
 
 
+def _from_hub(repo: str, variant: str | None, given: Mapping[str, Any]) -> Path | None:
+    """The folder, in the hub's cache, of a model without what a text side does not need.
+
+    Of the denoiser these are its configuration and the files that have its readers; None where
+    they cannot be told from its others.
+    """
+    import diffusers
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+    left = dict.fromkeys((*DENOISERS, "vae"))
+    download = diffusers.DiffusionPipeline.download
+    folder = Path(download(repo, variant=variant, **{**given, **left}))
+    index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+    family = family_of(getattr(diffusers, str(index["_class_name"])))
+
+    def fetched(name: str) -> bool:
+        try:
+            HfApi().hf_hub_download(repo, f"{family.prefix}/{name}", revision=folder.name)
+        except (EntryNotFoundError, LocalEntryNotFoundError):
+            return False
+        return True
+
+    if family is None or not fetched("config.json"):
+        return None
+    for infix in [f".{variant}", ""] if variant else [""]:
+        if fetched(f"diffusion_pytorch_model.safetensors.index{infix}.json"):
+            files = _files(folder / family.prefix, variant)
+            needed = {path.name for name, path in files.items() if of_text(family, name)}
+            return folder if all(map(fetched, sorted(needed))) else None
+        if fetched(f"diffusion_pytorch_model{infix}.safetensors"):
+            return folder
+    return None
+
+
 def _assembled(
-    base: str | Path, arguments: Callable[[Path], dict[str, Any]], dtype: torch.dtype
+    base: str | Path,
+    arguments: Callable[[Path], dict[str, Any]],
+    dtype: torch.dtype | Dtype,
+    variant: str | None,
+    config: str | Path | None,
+    given: Mapping[str, Any],
+    text: bool = False,
 ) -> Any:
-    """The pipeline of a model, with arguments that may depend on its folder."""
-    from diffusers import DiffusionPipeline
+    """The pipeline of a model.
+
+    Args:
+        arguments: What depends on its folder.
+        given: What goes before that, as ``from_pretrained`` takes it.
+        text: Whether its text side will do.
+    """
 
     folder = MODELS[str(base)] if str(base) in MODELS else str(base)
-    if "/" not in folder and not Path(folder).exists():
+    path = Path(folder)
+    single = path.suffix.lower() in CHECKPOINTS
+    if path.suffix.lower() in (".ckpt", ".pt", ".pth", ".bin"):
+        raise InputError(
+            f"{path} is a pickle, which can run any code as it is read: convert it to "
+            ".safetensors."
+        )
+    if single:
+        _check_checkpoint(path, config)
+    elif config is not None:
+        raise InputError(
+            f"config is for a single checkpoint (.safetensors), and {str(base)!r} has its own: "
+            "leave it out."
+        )
+    if "/" not in folder and not path.exists():
         error = unknown("built-in model", folder, MODELS)
         raise InputError(
             f"{error} A Hugging Face id is owner/name; a folder {folder!r} is not here."
         )
-    if Path(folder).exists() and not (Path(folder) / "model_index.json").is_file():
-        raise InputError(f"{folder} is no diffusers model: it has no model_index.json.")
+    if not single and path.exists():
+        if not (path / "model_index.json").is_file():
+            raise InputError(f"{folder} is no diffusers model: it has no model_index.json.")
+        _check_variant(path, variant)
     try:
-        # DiffusionPipeline drops in silence what is given for a component that is optional.
-        cls, _ = _pipeline_in(Path(folder))
-    except (OSError, ValueError, LookupError, AttributeError, TypeError):
-        cls = DiffusionPipeline
-    try:
-        pipe = cls.from_pretrained(folder, dtype=dtype, **arguments(Path(folder)))
+        if single:
+            assert config is not None
+            pipe = _from_checkpoint(path, Path(config), _dtype(dtype), variant, given)
+        else:
+            if text and not path.exists():
+                path = _from_hub(folder, variant, given) or path
+                folder = str(path)
+            more = _expected(path, {**given, **arguments(path)})
+            pipe = _class_of(path).from_pretrained(
+                folder, dtype=_dtype(dtype), variant=variant, **more
+            )
+    except InputError:
+        raise
     except Exception as error:
         # Whatever a library makes of a folder that is cut or edited: KeyError, TypeError, …
         said = " ".join(str(error).split())
@@ -180,8 +413,8 @@ def _assembled(
         named = isinstance(error, (OSError, ValueError, SafetensorError))
         reason = said if named else f"{type(error).__name__}: {said}"
         raise InputError(
-            f"No model could be loaded as {str(base)!r}: wanted a folder, a Hugging Face id or "
-            f"one of {', '.join(MODELS)}. diffusers says: {reason}"
+            f"No model could be loaded as {str(base)!r}: wanted a folder, a Hugging Face id, a "
+            f"checkpoint or one of {', '.join(MODELS)}. diffusers says: {reason}"
         ) from error
     for name, part in pipe.components.items():
         length = getattr(part, "model_max_length", 0) if name.startswith("tokenizer") else 0
@@ -193,3 +426,147 @@ def _assembled(
     pipe.set_progress_bar_config(disable=True)
     pipe.register_to_config(_name_or_path=str(base))
     return pipe
+
+
+def _expected(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
+    """Arguments without a safety checker where the model has none, which diffusers would name."""
+    try:
+        index = (folder / "model_index.json").read_text(encoding="utf-8")
+    except OSError:  # an id
+        return given
+    return {
+        name: value
+        for name, value in given.items()
+        if value is not None or "safety_checker" not in name or "safety_checker" in index
+    }
+
+
+def _check_variant(folder: Path, variant: str | None) -> None:
+    """Makes sure that a folder has weights of the variant that is wanted.
+
+    Raises:
+        InputError: It has others; the line names them.
+    """
+    pattern = r"(?:diffusion_pytorch_)?model(?:\.(\w+))?(?:-\d+-of-\d+)?\.(?:safetensors|bin)"
+    found: dict[str, set[str | None]] = {}
+    for file in folder.glob("*/*"):
+        if match := re.fullmatch(pattern, file.name):
+            found.setdefault(file.parent.name, set()).add(match[1])
+    known = sorted({name for names in found.values() for name in names if name})
+    if variant is not None and variant not in known:
+        there = f"has {', '.join(known)}" if known else "has none"
+        raise InputError(
+            f"{folder} has no weights of the variant {variant!r}; it {there}: "
+            + ("name one of these, or " if known else "")
+            + "leave variant out."
+        )
+    lacking = sorted(part for part, names in found.items() if None not in names)
+    if variant is None and lacking:
+        of = sorted(name for name in found[lacking[0]] if name)
+        raise InputError(
+            f"{folder} has its {lacking[0]} in the variant {' or '.join(of)} alone: pass "
+            f"--variant {of[0]} (variant={of[0]!r} in Python)."
+        )
+
+
+def _check_checkpoint(path: Path, config: str | Path | None) -> None:
+    """Makes sure that a single checkpoint can be read as a model.
+
+    Raises:
+        InputError: It is not there, is a LoRA, or nothing says how its model is put together.
+    """
+    if not path.is_file():
+        raise InputError(f"{path} is not there: wanted a checkpoint (.safetensors or .gguf).")
+    if any(".lora_" in key for key in _keys(path)):
+        raise InputError(
+            f"{path} is a LoRA or an erasure, and no model: name the model that it was made for."
+        )
+    if config is None:
+        raise InputError(
+            f"{path} is a single checkpoint, which does not say how its model is put together: "
+            "pass the folder of a diffusers model of its architecture, --config FOLDER (config=… "
+            "in Python)."
+        )
+    if not (Path(config) / "model_index.json").is_file():
+        raise InputError(
+            f"{config} is no folder of a diffusers model: it has no model_index.json, and a "
+            "checkpoint needs one of its architecture."
+        )
+
+
+def _keys(path: Path) -> list[str]:
+    """The names of a checkpoint's tensors; none of what is no safetensors file."""
+    try:
+        with safe_open(path, "pt") as file:
+            return list(file.keys())
+    except (SafetensorError, OSError, ValueError):
+        return []
+
+
+def _from_checkpoint(
+    path: Path,
+    config: Path,
+    dtype: torch.dtype,
+    variant: str | None,
+    given: Mapping[str, Any],
+) -> Any:
+    """The pipeline of a single checkpoint, and of a folder what the checkpoint lacks.
+
+    Raises:
+        InputError: It cannot be read as a model of the folder's architecture.
+    """
+    import diffusers
+
+    index = json.loads((config / "model_index.json").read_text(encoding="utf-8"))
+    pipeline: Any = getattr(diffusers, str(index["_class_name"]))
+    prefix = next(name for name in DENOISERS if name in index)
+    keys = _keys(path)
+    has_vae, has_text = (any(key.startswith(names) for key in keys) for names in (_WHOLE, _SPOKEN))
+    given = _expected(config, dict(given))
+    if has_text:
+        if not has_vae:
+            cls = getattr(diffusers, index["vae"][1])
+            given["vae"] = cls.from_pretrained(config, subfolder="vae", dtype=dtype)
+        pipe = pipeline.from_single_file(
+            str(path), config=str(config), dtype=dtype, local_files_only=True, **given
+        )
+    else:
+        cls = getattr(diffusers, index[prefix][1])
+        if not hasattr(cls, "from_single_file"):
+            raise InputError(
+                f"A {cls.__name__} cannot be read from a single checkpoint: wanted a folder of "
+                "diffusers'."
+            )
+        more: dict[str, Any] = {}
+        if path.suffix.lower() == ".gguf":
+            more["quantization_config"] = _gguf(dtype)
+        denoiser = cls.from_single_file(
+            str(path), config=str(config), subfolder=prefix, dtype=dtype, **more
+        )
+        given[prefix] = denoiser
+        if has_vae:
+            vae = getattr(diffusers, index["vae"][1])
+            given["vae"] = vae.from_single_file(
+                str(path), config=str(config), subfolder="vae", dtype=dtype
+            )
+        pipe = diffusers.DiffusionPipeline.from_pretrained(
+            config, dtype=dtype, variant=variant, **given
+        )
+    for name, part in pipe.components.items():
+        for weight, tensor in part.named_parameters() if isinstance(part, nn.Module) else ():
+            if tensor.is_meta:
+                raise InputError(
+                    f"{path} lacks {weight} of the {name}: it is no checkpoint of the "
+                    f"architecture of {config}, or is cut."
+                )
+    return pipe
+
+
+def _gguf(dtype: torch.dtype) -> Any:
+    from importlib.util import find_spec
+
+    if find_spec("gguf") is None:
+        raise InputError("A GGUF checkpoint needs gguf: pip install 'unsee[quantised]'")
+    from diffusers import GGUFQuantizationConfig
+
+    return GGUFQuantizationConfig(compute_dtype=dtype)

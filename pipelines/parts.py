@@ -362,14 +362,21 @@ class Parts(ABC):
             variant: ``x``, the attention in which text and image meet; ``x-strict``, of it what
                 reads the text; ``u``, all but that attention; ``blocks``, the transformer
                 blocks; ``all``.
+
+        Raises:
+            InputError: Their weights cannot be read.
         """
         patterns = {"x-strict": self.crosses_strict, "blocks": self.blocks, "all": ".*"}
         pattern = patterns.get(variant, self.crosses)
-        return {
+        found = {
             name: module
             for name, module in self.denoiser.named_modules()
             if bool(re.fullmatch(pattern, name)) == (variant != "u")
         }
+        for name, module in found.items():
+            if isinstance(weight := getattr(module, "weight", None), Tensor):
+                check_readable(name, weight)
+        return found
 
     # Images
 

@@ -302,11 +302,12 @@ class Entry:
     put: Put
     listener: Listener
     serial: int
+    weight: float
 
     @property
     def active(self) -> Active:
-        record = self.erasure.record
-        return Active(self.erasure.name, record.kind, record.method, self.put.adapter)
+        name, record = self.erasure.name, self.erasure.record
+        return Active(name, record.kind, record.method, self.put.adapter, self.weight)
 
 
 class Erasures:
@@ -435,7 +436,7 @@ def erasures_on(denoiser: nn.Module | None) -> Erasures | None:
     return cast("Erasures | None", getattr(denoiser, _ERASURES, None))
 
 
-def put_on(pipe: Any, erasure: "Erasure", put: Put) -> Callable[[], None]:
+def put_on(pipe: Any, erasure: "Erasure", put: Put, weight: float = 1.0) -> Callable[[], None]:
     """Watches over an erasure that was just put into a pipeline; returns what takes it off."""
     denoiser = denoiser_of(pipe, put.component)
     assert denoiser is not None
@@ -443,7 +444,7 @@ def put_on(pipe: Any, erasure: "Erasure", put: Put) -> Callable[[], None]:
     listener = pipe.__dict__.get("encode_prompt")
     if not isinstance(listener, Listener):
         listener = Listener(pipe)
-    entry = Entry(erasure, put, listener, next(_serials))
+    entry = Entry(erasure, put, listener, next(_serials), weight)
     erasures.add(entry)
     if getattr(pipe, put.component) is not denoiser:
         # What was compiled without the hooks would go on without them.
@@ -524,7 +525,12 @@ def _modules(pipe: Any) -> list[nn.Module]:
 
 def _saved(pipe: Any) -> list[Active]:
     return [
-        Active(str(saved["name"]), "weights", str(saved["method"]))
+        Active(
+            str(saved["name"]),
+            "weights",
+            str(saved["method"]),
+            weight=float(saved.get("weight", 1)),
+        )
         for module in _modules(pipe)
         for saved in getattr(getattr(module, "config", None), _SAVED, None) or ()
     ]
@@ -548,7 +554,10 @@ def _saving(model: Any) -> Callable[..., None]:
             handle.remove()
         file = Path(save_directory) / self.config_name
         config = json.loads(file.read_text(encoding="utf-8"))
-        on = [{"name": e.active.name, "method": e.active.method} for e in erasures.entries]
+        on = [
+            {"name": e.active.name, "method": e.active.method, "weight": e.weight}
+            for e in erasures.entries
+        ]
         config[_SAVED] = [*config.get(_SAVED, ()), *on]
         write_atomically(file, json.dumps(config, indent=2, sort_keys=True) + "\n")
 

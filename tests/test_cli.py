@@ -27,7 +27,7 @@ Run = Callable[..., tuple[int, str, str]]
 def test_help_names_every_command(run: Run) -> None:
     code, out, _ = run("--help")
     assert code == 0
-    for command in ("erase", "generate", "audit", "demo", "show", "list"):
+    for command in ("erase", "generate", "audit", "demo", "push", "show", "list"):
         assert command in out
 
 
@@ -42,6 +42,8 @@ def test_help_names_every_command(run: Run) -> None:
         ("concepts", "i2p-unsafe"),
         ("concepts", "kitchen knife"),
         ("models", "emoji"),
+        ("models", "StableDiffusionXLPipeline"),
+        ("models", "FluxPipeline"),
     ],
 )
 def test_list_names_what_there_is(run: Run, what: str, name: str) -> None:
@@ -229,13 +231,17 @@ def test_help_says_what_the_model_decides(run: Run) -> None:
 GOLDEN = Path(__file__).parent / "golden/erasures/format-2"
 FILES = (GOLDEN / "dense.safetensors", GOLDEN / "lowrank.safetensors")
 
+LOADING = " --variant fp16 --config c --dtype bfloat16 --device cpu --offload model"
+LOADING += " --lora l:0.5 --lora m"
+LOADED = unsee.Loading("fp16", "c", "bfloat16", "cpu", "model", ("l:0.5", "m"))
+
 # Of a command the function that it calls, a value for each of its options that is not the
 # default's, and what of them must reach the function.
 REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
     "erase": (
         "erase",
         "mine bomb --method esd --preset leco --set iterations=5 --keep dog --keep cat "
-        "--anchor car --kind style --seed 7 --no-check -o it.safetensors".split(),
+        f"--anchor car --kind style --seed 7 --no-check -o it.safetensors{LOADING}".split(),
         {
             "model": "mine",
             "concepts": [unsee.Concept("bomb", "style", keep=("dog", "cat"), anchor="car")],
@@ -247,24 +253,29 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
             "check": False,
             "settings": {"iterations": 5},
             "checkpoint": Path("it.safetensors.part"),
+            "loading": LOADED,
         },
     ),
     "merge": (
         "merge",
-        [*map(str, FILES), *"--how joint --model mine --residual 0.5 -o it.safetensors".split()],
+        [
+            *map(str, FILES),
+            *f"--how joint --model mine --residual 0.5 -o it.safetensors{LOADING}".split(),
+        ],
         {
             "how": "joint",
             "model": "mine",
             "residual": 0.5,
+            "loading": LOADED,
         },
     ),
     "generate": (
         "generate_gallery",
-        "mine -p a -p b --images 2 --seed 5 --guidance 2.5 --steps 3 --batch-size 4 -e one -e two "
-        "-o out".split(),
+        "mine -p a -p b --images 2 --seed 5 --guidance 2.5 --steps 3 --batch-size 4 -e one:0.5 "
+        f"-e two -o out{LOADING}".split(),
         {
             "model": "mine",
-            "erasures": [Path("one"), Path("two")],
+            "erasures": ["one:0.5", "two"],
             "suite": unsee.Suite(
                 "prompts",
                 tuple(
@@ -277,16 +288,30 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
             "batch_size": 4,
             "guidance": 2.5,
             "steps": 3,
+            "loading": LOADED,
+        },
+    ),
+    "push": (
+        "push",
+        "f o/n --folder d --name n.safetensors --report r --license l --private".split(),
+        {
+            "erasure": "f",
+            "repo": "o/n",
+            "folder": Path("d"),
+            "name": "n.safetensors",
+            "report": Path("r"),
+            "license": "l",
+            "private": True,
         },
     ),
     "audit": (
         "audit",
         "mine -e one -e two -o out --suite s --suite t --size 8 --where w --detector d "
         "--detector e --metric m --metric n --guidance 2.5 --steps 3 --batch-size 4 "
-        "--max-target 0.2 --max-keep-loss 0.3 --allow-unscored".split(),
+        f"--max-target 0.2 --max-keep-loss 0.3 --allow-unscored{LOADING}".split(),
         {
             "base": "mine",
-            "erasures": [Path("one"), Path("two")],
+            "erasures": ["one", "two"],
             "out": Path("out"),
             "suite": ["s", "t"],
             "size": 8,
@@ -299,6 +324,7 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
             "max_target": 0.2,
             "max_keep_loss": 0.3,
             "allow_unscored": True,
+            "loading": LOADED,
         },
     ),
     "score": (

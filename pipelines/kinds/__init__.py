@@ -29,8 +29,8 @@ class Kind(Protocol):
         ...
 
     @staticmethod
-    def put(pipe: Any, erasure: "Erasure") -> "Put":
-        """Puts an erasure whose base was checked into a pipeline."""
+    def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
+        """Puts an erasure whose base was checked into a pipeline, multiplied by a weight."""
         ...
 
 

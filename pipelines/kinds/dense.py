@@ -60,10 +60,13 @@ def parameters_of(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
 
 
-def put(pipe: Any, erasure: "Erasure") -> "Put":
+def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
     """As ``Kind.put``."""
     (prefix,) = erasure.record.base.components
-    return Deltas(denoiser_of(pipe, prefix), prefix, deltas_of(erasure))
+    deltas = deltas_of(erasure)
+    if weight != 1:
+        deltas = {name: delta.float() * weight for name, delta in deltas.items()}
+    return Deltas(denoiser_of(pipe, prefix), prefix, deltas)
 
 
 class Deltas:

@@ -41,9 +41,9 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
     return wanted
 
 
-def put(pipe: Any, erasure: "Erasure") -> "Put":
+def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
     """As ``Kind.put``; with ``transport`` in the record, each prompt has its own strength."""
-    adapter = Adapter(pipe, erasure)
+    adapter = Adapter(pipe, erasure, weight)
     if transport := erasure.record.transport:
         try:
             adapter.transport = Transported(pipe, adapter.adapter, transport)
@@ -65,7 +65,7 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
 class Adapter:
     """An erasure as a LoRA of peft's."""
 
-    def __init__(self, pipe: Any, erasure: "Erasure") -> None:
+    def __init__(self, pipe: Any, erasure: "Erasure", weight: float) -> None:
         (prefix,) = erasure.record.base.components
         self.component = prefix
         denoiser: Any = denoiser_of(pipe, prefix)
@@ -82,6 +82,8 @@ class Adapter:
         with torch.random.fork_rng(), warnings.catch_warnings():
             # Several at once are what is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+            # That it cannot be merged, which nobody does
+            warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", UserWarning)
             _inject(denoiser, prefix, self.adapter, dict(erasure.tensors))
         # Not set_adapters, which would put the scales of the others back to 1.
         for layer in self.tuners():
@@ -96,6 +98,7 @@ class Adapter:
         for place in found:
             layer, key = place.module, f"{prefix}.{place.name}"
             base: Any = base_layer(layer)
+            layer.scaling[self.adapter] *= weight
             self.steps += [
                 place.steps[-1],
                 (layer, "lora_A", layer.lora_A),
