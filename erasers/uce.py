@@ -243,15 +243,16 @@ class UCE(Eraser):
         last = [stream.position((before + phrase).rstrip()) for phrase in phrases]
         if self.tokens == "last":
             return [Tokens((row,)) for row in last]
-        if stream.causal:
+        if stream.from_last:
             return [Tokens(rest=row) for row in last]
-        # One word changes all rows: those before it too, and each of its own tokens
+        # Each token of the phrase, and where one word changes all rows, those before it too
         start = stream.position(before.rstrip()) + 1 if before.strip() else stream.start
         found = []
         for row in last:
             first = min(start, row)
             own = (max(first, i - last[0] + row) for i in range(start, last[0]))
-            found.append(Tokens((*range(stream.first, start), *own), rest=row))
+            before_it = () if stream.causal else range(stream.first, start)
+            found.append(Tokens((*before_it, *own), rest=row))
         return found
 
     def _stays(

@@ -47,7 +47,7 @@ class RandomParts(StableDiffusion):
     """Its texts are random embeddings, a token a word."""
 
     def streams(self) -> tuple[Stream, ...]:
-        return (Stream("sequence", words, room=75, start=1),)
+        return (Stream("sequence", words, room=75, start=1, from_last=True),)
 
     def encode(self, texts: Sequence[str | None], *, negative: bool = False) -> Text:
         draws = (torch.Generator().manual_seed(hash(text) % 2**32) for text in texts)

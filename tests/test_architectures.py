@@ -327,12 +327,16 @@ def test_one_prompt_sent_to_another_predicts_what_the_other_does(name: str, pipe
     assert float((still - kept).norm()) < 2e-2 * float((before - anchor).norm())
 
 
+@pytest.mark.filterwarnings("ignore:The anchor", "ignore:What must stay")
 @each
 def test_uce_as_it_is_by_default_takes_a_concept_to_its_anchor(name: str, pipe: Any) -> None:
-    """λ and the rows that are edited fit every text encoder: no setting is for one of them."""
-    erasure = unsee.erase(pipe, "van gogh", keep=["cat"])
+    """λ and the rows that are edited fit every text encoder: no setting is for one of them.
+
+    Of as many tokens as its anchor: where a text is not filled up, other rows more are left.
+    """
+    erasure = unsee.erase(pipe, unsee.Concept("monet", anchor="dog"))
     assert erasure.measured.effect is not None
-    assert 0.9 < erasure.measured.effect["van gogh"].moved < 1.2
+    assert 0.9 < erasure.measured.effect["monet"].moved < 1.1
 
 
 @each
@@ -729,20 +733,12 @@ def table() -> str:
     methods = list(ERASERS)
     lines = [f"| | pipeline | {' | '.join(f'`{m}`' for m in methods)} |"]
     lines.append("|---" * (2 + len(methods)) + "|")
-    reasons: list[str] = []
     for name in PIPELINES:
         cells = []
         for method in methods:
-            reason = REFUSED.get((method, name))
-            if reason is None:
-                cells.append("yes")
-                continue
-            if reason not in reasons:
-                reasons.append(reason)
-            cells.append(f"no ({reasons.index(reason) + 1})")
+            cells.append("no" if (method, name) in REFUSED else "yes")
         pipeline = type(_built(name)).__name__
         lines.append(f"| {name} | `{pipeline}` | {' | '.join(cells)} |")
-    lines += ["", *(f"{i}. {reason}" for i, reason in enumerate(reasons, 1))]
     return "\n".join(lines)
 
 

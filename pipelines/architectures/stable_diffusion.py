@@ -22,7 +22,7 @@ class StableDiffusion(Parts):
     relative = False
 
     def streams(self) -> tuple[Stream, ...]:
-        return (clip("sequence", self.pipe.tokenizer),)
+        return (clip("sequence", self.pipe.tokenizer, from_last=True),)
 
     def encoders(self) -> tuple[Encoder, ...]:
         return (Encoder(self.pipe.tokenizer, self.pipe.text_encoder, slice(None)),)
