@@ -125,7 +125,8 @@ class UCE(Eraser):
             kept; the authors' is 1 in the 2025 settings; None is
             max(0.1, 1/number of texts kept), as the 2023 code has it: the empty prompt counts.
         tokens: Which embeddings of a prompt are edited: the phrase's ``last`` token, or the
-            ``tail`` from there to the last padding. Of what is kept, the last or all.
+            ``tail`` from there to the last padding; elsewhere than in Stable Diffusion 1 and 2
+            the tail begins earlier (``Stream``). Of what is kept, the last or all.
         expand: Whether what goes stands in its concept's templates, or by itself. A concept
             that brings no templates gets the authors' expanded prompts for its kind.
         expand_keep: Whether what is kept is expanded as well, where ``expand`` is set. The

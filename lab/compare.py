@@ -31,8 +31,9 @@ SEARCH = RESULTS / "methods-search.json"
 HERE = RUNS / "compare"
 
 TABLES = {
-    "An object": ("kitchen knife",),
-    "A style": ("contrast",),
+    "Objects": ("kitchen knife", "dog", "pizza"),
+    "Styles": ("contrast", "twemoji"),
+    "A group of eleven objects": ("unsafe",),
 }
 TUNING = ("guitar", "fluent")
 """In none of the tables, so that no setting is chosen by the figures that are shown."""
@@ -60,6 +61,9 @@ TRIED: dict[str, list[Settings]] = {
         SHORT,
         SHORT | {"transport": "token"},
         SHORT | {"transport": "token", "lr": 1e-3},
+        SHORT | {"lr": 6e-3},
+        SHORT | {"eta": 2.0},
+        SHORT | {"eta": 2.0, "lr": 6e-3},
     ],
     "sld": [{}, {"preset": "strong"}, {"preset": "max"}, {"preset": "max", "momentum": 0.0}],
     "safree": [{}, {"preset": "every-step"}, {"preset": "with-negative"}],

@@ -52,8 +52,8 @@ class Stream:
             to the last.
         causal: Whether a row knows only of the tokens up to its own. If not, one word changes
             all rows.
-        from_last: Whether an edit begins with the phrase's last token, as the closed forms' authors
-            have it on Stable Diffusion 1 and 2; if not, with its first.
+        from_last: Whether an edit begins with the phrase's last token, as the authors of the
+            closed forms have it on Stable Diffusion 1 and 2; if not, with its first.
         pooled: Whether the one row stands for the whole text.
         before: What the pipeline puts before a text: a space at its end and a text's first word
             are one token.

@@ -336,7 +336,7 @@ def test_uce_as_it_is_by_default_takes_a_concept_to_its_anchor(name: str, pipe: 
     """
     erasure = unsee.erase(pipe, unsee.Concept("monet", anchor="dog"))
     assert erasure.measured.effect is not None
-    assert 0.9 < erasure.measured.effect["monet"].moved < 1.1
+    assert 0.9 < erasure.measured.effect["monet"].moved < 1.2
 
 
 @each

@@ -678,7 +678,7 @@ def test_a_dense_file_that_is_not_right_is_refused(dense: Erasure, tmp_path: Pat
         "bias_delta has shape": Erasure(
             tensors | {"unet.conv_in.bias_delta": torch.ones(2)}, record
         ),
-        "has unet.more.weight_delta": Erasure(
+        "has 'unet.more.weight_delta'": Erasure(
             tensors | {"unet.more.weight_delta": torch.ones(2)}, record
         ),
         "not finite": Erasure(tensors | {key: tensors[key] * torch.nan}, record),

@@ -106,6 +106,10 @@ def gallery(folder: Path, page: Any, samples: bytes | None = None) -> Path:
 
 PROMPT = Prompt("a", "a cat", 1, {"object": "cat"}, "pets", 7.5, 20, 512, 512, "accuracy", "cat")
 SAMPLES = (json.dumps(PROMPT.to_json()) + "\n").encode()
+# Which had no weight
+USED_1 = plain(Used("cat", "uce", {"ridge": 0.5}, "1" * 64, 10, 1.5, 100))
+del USED_1["weight"]
+
 HEAD: dict[str, Any] = {
     "format": 2,
     "made_by": plain(
@@ -168,7 +172,7 @@ SCHEMAS: dict[str, Schema] = {
     "gallery.json": Schema(HEAD, gallery, head),
     "gallery.json of format 1": Schema(
         {"model": "m", "suite": {"name": "it"}, "batch_size": 8, "guidance": 7.5, "steps": 20,
-         "erasures": [plain(Used("cat", "uce", {"ridge": 0.5}, "1" * 64, 10, 1.5, 100))],
+         "erasures": [USED_1],
          "scheduler": "S", "dtype": "torch.float32", "versions": {"torch": "2"}},
         gallery,
         lambda path: Gallery.open(path).made_by,
