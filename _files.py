@@ -1,12 +1,16 @@
-"""Names of files that every system can hold, and whether a place can be written to."""
+"""Files: names that every system can hold, places that can be written to, and whole writes."""
 
+import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from ._errors import InputError
 
@@ -24,6 +28,10 @@ LARGEST = 4 * 2**20
 
 FREE = 32 * 2**20
 """Bytes that a disk must have left for work to begin."""
+
+
+_WRITING = re.compile(r"\.(.+\.(png|json|jsonl|html))\.[a-z0-9_]{8}")
+"""The name of a file that is being written, for as long as that takes."""
 
 
 def is_file_name(name: object) -> bool:
@@ -68,6 +76,103 @@ def file_stem(names: Iterable[str]) -> str:
             f"{len(stem.encode())}: name a shorter one with -o."
         )
     return stem
+
+
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Writes a whole file or nothing: beside it first, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+            try:
+                os.chmod(name, 0o644)
+                os.replace(name, path)
+            except FileNotFoundError:
+                # A run that starts in the same folder took it for half-written, and cleared it.
+                if path.parent.is_dir():
+                    continue
+                raise
+            return
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def being_written(path: Path) -> Path:
+    """A name beside a file for what is to be renamed to it, which no file has."""
+    while (name := path.with_name(f".{path.name}.{secrets.token_hex(4)}")).exists():
+        pass
+    return name
+
+
+def append(path: Path, text: str) -> None:
+    """Adds whole lines at a file's end; processes that do so at once take turns.
+
+    The half of a line, which a run that was killed in the middle of it left, goes first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
+        _wait_for(file)
+        end = file.seek(0, os.SEEK_END)
+        if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1
+            file.truncate(end)
+            file.seek(end)
+        # A write may take a part of it, on a disk that is nearly full
+        left = memoryview(text.encode())
+        while left:
+            left = left[file.write(left) :]
+
+
+def _wait_for(file: IO[bytes]) -> None:
+    """Waits until no other process has the file; it is ours until it is closed."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError:  # a file system without locks
+        return
+
+
+@contextmanager
+def claims(path: Path) -> Iterator[Callable[[int, bool], bool]]:
+    """Shares numbered pieces of work out between processes, by locks on one file that is there.
+
+    What is given says whether a piece is ours: it is until the work is done, or this process ends,
+    however it does. Its second argument is whether to wait for a process that has the piece.
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows: each process does it all
+        yield lambda number, wait: True
+        return
+    with path.open("r+b") as file:
+
+        def claim(number: int, wait: bool) -> bool:
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+            except OSError as error:
+                # Anything else is a file system without locks
+                return error.errno not in (errno.EACCES, errno.EAGAIN)
+            return True
+
+        yield claim
+
+
+def is_half_written(path: Path) -> bool:
+    return bool(_WRITING.fullmatch(path.name)) and path.is_file()
+
+
+def clear(folder: Path) -> None:
+    """Removes the files that a run that was killed left half-written in a folder."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_half_written(entry):
+            entry.unlink(missing_ok=True)
 
 
 def check_file(path: Path) -> None:

@@ -35,6 +35,7 @@ from .pipelines.loading import Loading
 from .prompts import YAML, Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 from .records import Model
+from .store import Store
 
 if TYPE_CHECKING:
     import torch
@@ -255,7 +256,8 @@ def audit(
 
     Writes ``base/`` and ``erased/`` (galleries, with every detector's answers in their
     ``answers.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
-    the same galleries is not made again, nor is an image asked about twice.
+    the same galleries is not made again, nor is an image that another run has made of the same
+    model (``store``), nor is an image asked about twice.
 
     Args:
         base: The model that the erasures were made for: what ``load_pipeline`` loads, or the
@@ -292,6 +294,14 @@ def audit(
     from .eval.verdict import Limits
     from .pipelines.identity import model_of
 
+    seconds: dict[str, float] = {}
+    begun = time.perf_counter()
+
+    def done(phase: str) -> None:
+        nonlocal begun
+        now = time.perf_counter()
+        seconds[phase], begun = round(now - begun, 1), now
+
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     loaded = _loaded(erasures)
     if not loaded:
@@ -317,18 +327,18 @@ def audit(
     pipe = _pipeline(base, how)
     model = model_of(pipe, " + ".join((name, *how.lora)))
     settings = {"batch_size": batch_size, **_generation(pipe, name, guidance, steps)}
-    seconds = {}
+    store = _store(base, out)
+    doubted = _interfering(pipe, loaded)
+    done("loading")
 
     def made(what: str, stacked: "Sequence[tuple[Erasure, float]]") -> Gallery:
-        start = time.perf_counter()
         with _stacked(pipe, stacked, how, moved):
             gallery = _gallery(
-                pipe, model, stacked, suite, out / what, settings, f"{what} model", progress
+                pipe, model, stacked, suite, out / what, settings, f"{what} model", store, progress
             )
-        seconds[f"{what} images"] = round(time.perf_counter() - start, 1)
+        done(f"{what} images")
         return gallery
 
-    doubted = _interfering(pipe, loaded)
     # The erased first: an erasure for another base is refused before any image is made.
     erased_gallery, base_gallery = made("erased", loaded), made("base", ())
     report = compare(
@@ -352,10 +362,11 @@ def audit(
         limits=limits,
         command=command,
         date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        seconds=dict(sorted(seconds.items())),
         peak_bytes=_peak_bytes(),
         progress=progress,
     )
+    done("detectors and metrics")
+    report = dataclasses.replace(report, seconds=seconds)
     write(report, out, base_gallery, erased_gallery)
     return report
 
@@ -389,7 +400,7 @@ def push(
         InputError: The report is of another erasure, the hub cannot be reached or refuses, or
             HF_HUB_OFFLINE is set.
     """
-    from .gallery import write_atomically
+    from ._files import write_atomically
     from .pipelines import Erasure, hub
 
     if (repo is None) == (folder is None):
@@ -544,7 +555,10 @@ def generate_gallery(
     known = model_of(pipe, " + ".join((name, *how.lora)))
     doubted = _interfering(pipe, loaded)
     with _stacked(pipe, loaded, how, moved):
-        gallery = _gallery(pipe, known, loaded, suite, Path(out), settings, "model", progress)
+        store = _store(model, Path(out))
+        gallery = _gallery(
+            pipe, known, loaded, suite, Path(out), settings, "model", store, progress
+        )
     for note in (*_pictured(pipe), *_cut(gallery), *doubted):
         warnings.warn(note, stacklevel=3)  # past ``checked``
     return gallery
@@ -570,6 +584,7 @@ def _gallery(
     out: Path,
     settings: Mapping[str, Any],
     what: str,
+    store: Store | None,
     progress: Progress,
 ) -> Gallery:
     from .pipelines import cut, generate
@@ -586,10 +601,24 @@ def _gallery(
     )
     gallery = Gallery.start(out, made_by, suite.prompts)
     made = 0
-    for batch in generate(pipe, gallery, **settings):
+    for batch in generate(pipe, gallery, store=store, **settings):
         made += batch
         progress(f"images of the {what}", made, len(gallery))
     return gallery
+
+
+def _store(model: Any, out: Path) -> Store | None:
+    """What images are shared through, which then knows of the folder.
+
+    Those of a pipeline that was given are not shared: what its code does beside its weights, as a
+    hook, nobody can tell from it.
+    """
+    if not isinstance(model, (str, Path)):
+        return None
+    store = Store.of_user()
+    if store is not None:
+        store.note(out, datetime.now(timezone.utc).isoformat(timespec="seconds"))
+    return store
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
+from .._files import append
 from .._reading import loads, plain
 from .._reading import read as read_value
 from ..gallery import Gallery
@@ -93,8 +94,6 @@ class Answers:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known: dict[tuple[str, str, str], tuple[Detection, int]] = {}
-        self._cut: int | None = None
-        """Where the file's last line begins, if that has no end."""
         if path is None:
             return
         try:
@@ -104,7 +103,6 @@ class Answers:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         whole = data.rfind(b"\n") + 1
-        self._cut = whole if whole < len(data) else None
         for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
             where = f"{path}, line {number}"
             try:
@@ -150,14 +148,8 @@ class Answers:
                 self._known[key] = (answer.found, 0)
                 text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
                 lines.append(f"{text}\n")
-        if self._path is None or not lines:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            if self._cut is not None:
-                file.truncate(self._cut)
-                self._cut = None
-            file.write("".join(lines).encode())
+        if self._path is not None and lines:
+            append(self._path, "".join(lines))
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .._errors import InputError
+from .._files import write_atomically
 from .._reading import loads
 from .._reading import read as read_value
-from ..gallery import Gallery, write_atomically
+from ..gallery import Gallery
 from ..prompts import Prompt
 from ..prompts.concept import KINDS
 from ..prompts.table import read_table

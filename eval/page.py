@@ -8,7 +8,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..gallery import Gallery, clear, write_atomically
+from .._files import clear, write_atomically
+from ..gallery import Gallery
 from . import words
 from .report import Outcome, Report, Sample
 from .rows import ACCURACIES, Asked, Comparison

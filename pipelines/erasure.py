@@ -26,9 +26,9 @@ from torch import Tensor
 
 from .. import records
 from .._errors import InputError
+from .._files import write_atomically
 from .._reading import loads, plain
 from .._settings import Weight, checked, fit, shown
-from ..gallery import write_atomically
 from ..records import Component, Measured, Record
 from .hub import file_of
 from .identity import alike, quantised

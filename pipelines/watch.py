@@ -26,9 +26,9 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .._files import write_atomically
 from .._registry import unknown
 from .._settings import fit, shown
-from ..gallery import write_atomically
 from .modules import denoiser_of, eager, named, uncompiled
 
 if TYPE_CHECKING:
