@@ -7,12 +7,17 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
 from ._errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # What Windows keeps for devices, whatever follows after a dot.
 DEVICES = frozenset(
@@ -129,39 +134,48 @@ def append(path: Path, text: str) -> None:
 
 def _wait_for(file: IO[bytes]) -> None:
     """Waits until no other process has the file; it is ours until it is closed."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        return
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX)
-    except OSError:  # a file system without locks
-        return
+    if fcntl is not None:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
 
 
-@contextmanager
-def claims(path: Path) -> Iterator[Callable[[int, bool], bool]]:
-    """Shares numbered pieces of work out between processes, by locks on one file that is there.
+class Claims:
+    """Numbered pieces of work, shared out between processes by locks on one file that is there.
 
-    What is given says whether a piece is ours: it is until the work is done, or this process ends,
-    however it does. Its second argument is whether to wait for a process that has the piece.
+    A piece is ours until it is given back, the work is done, or this process ends, however it
+    does. To be used as a context.
     """
-    try:
-        import fcntl
-    except ImportError:  # Windows: each process does it all
-        yield lambda number, wait: True
-        return
-    with path.open("r+b") as file:
 
-        def claim(number: int, wait: bool) -> bool:
-            try:
-                fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
-            except OSError as error:
-                # Anything else is a file system without locks
-                return error.errno not in (errno.EACCES, errno.EAGAIN)
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "Claims":
+        self._file = self._path.open("r+b")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def take(self, number: int, *, wait: bool = False) -> bool:
+        """Whether a piece is ours now.
+
+        Args:
+            wait: For a process that has it.
+        """
+        if fcntl is None:  # Windows: each process does it all
             return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+        except OSError as error:
+            # Anything else is a file system without locks
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return True
 
-        yield claim
+    def give_back(self, number: int) -> None:
+        """Leaves a piece to others."""
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
 
 
 def is_half_written(path: Path) -> bool:

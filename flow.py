@@ -35,7 +35,7 @@ from .pipelines.loading import Loading
 from .prompts import YAML, Concept, Suite, find_concept, find_suites, join
 from .prompts.emoji import world
 from .records import Model
-from .store import Store
+from .store import OFF, Store
 
 if TYPE_CHECKING:
     import torch
@@ -612,13 +612,21 @@ def _store(model: Any, out: Path) -> Store | None:
 
     Those of a pipeline that was given are not shared: what its code does beside its weights, as a
     hook, nobody can tell from it.
+
+    Warns:
+        UserWarning: The store cannot be written to, so that nothing is shared.
     """
     if not isinstance(model, (str, Path)):
         return None
     store = Store.of_user()
-    if store is not None:
-        store.note(out, datetime.now(timezone.utc).isoformat(timespec="seconds"))
-    return store
+    if store is None or store.note(out, datetime.now(timezone.utc).isoformat(timespec="seconds")):
+        return store
+    warnings.warn(
+        f"The store {store.path} cannot be written to, so these images are not shared with other "
+        f"runs. UNSEE_STORE names another folder, or {OFF}.",
+        stacklevel=4,  # past ``checked``
+    )
+    return None
 
 
 @contextmanager

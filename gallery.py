@@ -2,8 +2,9 @@
 
     gallery.json     what made the images: model, erasures, settings, versions
     samples.jsonl    one line an image: its prompt, seed, settings and labels
-    images.jsonl     one line an image that was made: its id and its file's SHA-256; and batch size
-                     and device where they are not those of gallery.json
+    images.jsonl     one line an image that was made: its id and its file's SHA-256; batch size and
+                     device where they are not those of gallery.json; and whether it is from the
+                     store
     images/ID.png
 
 The first two are written before the first image, gallery.json last of them: a folder without it is
@@ -150,6 +151,19 @@ def _named(value: Any) -> str:
 
 
 @dataclass(frozen=True)
+class _Line:
+    """A line of images.jsonl: what is None there is as gallery.json has it."""
+
+    id: str
+    sha256: str
+    batch_size: int | None = None
+    device: str | None = None
+    stored: bool = False
+
+    later: ClassVar[tuple[str, ...]] = ("batch_size", "device", "stored")
+
+
+@dataclass(frozen=True)
 class Gallery:
     """Images on disk with the prompts that they were made from.
 
@@ -274,6 +288,23 @@ class Gallery:
         made = self.made(self.prompts)
         return [p for p in self.prompts if p.id not in made]
 
+    def hashes(self) -> dict[str, str]:
+        """By the id of an image that was made the SHA-256 of its file.
+
+        Raises:
+            InputError: As ``remade``.
+        """
+        return {id: made[-1].sha256 for id, made in self._made().items()}
+
+    @property
+    def stored(self) -> set[str]:
+        """The ids of images that were taken from the store.
+
+        Raises:
+            InputError: As ``remade``.
+        """
+        return {id for id, made in self._made().items() if made[-1].stored}
+
     @property
     def remade(self) -> tuple[str, ...]:
         """The ids of images that were changed or removed after they had been made, and made again.
@@ -311,18 +342,18 @@ class Gallery:
         by = self.made_by or MadeBy()
         made = store.give(by.image_key(prompt), self.image_path(prompt))
         if made is not None:
-            self._note(prompt, made)
+            self._note(prompt, made, stored=True)
         return made is not None
 
     def made(self, prompts: Sequence[Prompt]) -> set[str]:
         """The ids of those prompts whose images are there as they were made."""
         made = self._made()
-        return {p.id for p in prompts if p.id in made and made[p.id][-1] == self._found(p)}
+        return {p.id for p in prompts if p.id in made and made[p.id][-1].sha256 == self._found(p)}
 
-    def _note(self, prompt: Prompt, made: Made) -> None:
+    def _note(self, prompt: Prompt, made: Made, *, stored: bool = False) -> None:
         by = self.made_by or MadeBy()
-        usual = {"batch_size": by.batch_size, "device": by.device}
-        line = {"id": prompt.id, **plain(made)}
+        usual = {"batch_size": by.batch_size, "device": by.device, "stored": False}
+        line = {"id": prompt.id, **plain(made), "stored": stored}
         append(
             self.path / "images.jsonl",
             json.dumps({k: v for k, v in line.items() if k not in usual or v != usual[k]}) + "\n",
@@ -334,18 +365,18 @@ class Gallery:
         except FileNotFoundError:
             return None
 
-    def _made(self) -> dict[str, list[str]]:
-        """By an image's id the hashes of its file, the last one the one that counts."""
+    def _made(self) -> dict[str, list[_Line]]:
+        """By an image's id the lines about it, the last one the one that counts."""
         file = self.path / "images.jsonl"
         if not file.is_file():  # as format 1 has none
             return {}
         # What comes after the last newline is the half of a line.
         whole, _, _ = file.read_bytes().rpartition(b"\n")
-        made: dict[str, list[str]] = {}
+        made: dict[str, list[_Line]] = {}
         for number, line in enumerate(whole.splitlines(), 1):
             row = f"{file}, line {number}"
             one = read(_Line, loads(line, row), row)
-            made.setdefault(one.id, []).append(one.sha256)
+            made.setdefault(one.id, []).append(one)
         return made
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -353,18 +384,6 @@ class Gallery:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-
-@dataclass(frozen=True)
-class _Line:
-    """A line of images.jsonl: what is None there is as gallery.json has it."""
-
-    id: str
-    sha256: str
-    batch_size: int | None = None
-    device: str | None = None
-
-    later: ClassVar[tuple[str, ...]] = ("batch_size", "device")
 
 
 @dataclass(frozen=True)

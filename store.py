@@ -19,8 +19,8 @@ cannot be written to is done without.
 import hashlib
 import json
 import os
-import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -53,12 +53,16 @@ class Run:
     """A folder that was made: an audit's, or a gallery.
 
     Attributes:
-        path: The folder, absolute.
+        folder: Its absolute path.
         date: When a run in it was begun last, UTC.
     """
 
-    path: Path
+    folder: str
     date: str
+
+    @property
+    def path(self) -> Path:
+        return Path(self.folder)
 
 
 @dataclass(frozen=True)
@@ -104,34 +108,25 @@ class Store:
         return made
 
     def keep(self, key: str, image: Path, made: Made) -> None:
-        """Keeps an image of a run.
-
-        Warns:
-            UserWarning: The store cannot be written to; the image is there as before.
-        """
+        """Keeps an image of a run; where it cannot, another run makes the image again."""
         ours, page = self._places(key)
-        try:
-            ours.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(OSError):
             # The page last: without it there is no image
             if not _linked(image, ours):
                 write_atomically(ours, image.read_bytes())
             write_atomically(page, json.dumps(plain(made)) + "\n")
-        except OSError as error:
-            self._unwritten(error)
 
-    def note(self, folder: Path, date: str) -> None:
-        """Remembers that a folder was made.
-
-        Warns:
-            UserWarning: The store cannot be written to.
-        """
+    def note(self, folder: Path, date: str) -> bool:
+        """Remembers that a folder was made; whether the store can be written to."""
         path = folder.absolute()
         name = hashlib.sha256(os.fsencode(path)).hexdigest()
+        text = json.dumps({"folder": str(path), "date": date}) + "\n"
         try:
-            text = json.dumps({"path": str(path), "date": date}) + "\n"
+            (self.path / "images").mkdir(parents=True, exist_ok=True)
             write_atomically(self.path / "runs" / f"{name}.json", text)
-        except OSError as error:
-            self._unwritten(error)
+        except OSError:
+            return False
+        return True
 
     def runs(self) -> list[Run]:
         """The folders that were made, the oldest first; those that are gone too."""
@@ -141,7 +136,7 @@ class Store:
                 found.append(read(Run, loads(file.read_bytes(), str(file)), str(file)))
             except (OSError, InputError):  # somebody else's, or removed meanwhile
                 continue
-        return sorted(found, key=lambda run: (run.date, str(run.path)))
+        return sorted(found, key=lambda run: (run.date, run.folder))
 
     def images(self) -> Iterator[tuple[str, Made, int]]:
         """The key of each image, how it was made, and its file's bytes."""
@@ -172,13 +167,6 @@ class Store:
     def _places(self, key: str) -> tuple[Path, Path]:
         folder = self.path / "images" / key[:2]
         return folder / f"{key}.png", folder / f"{key}.json"
-
-    def _unwritten(self, error: OSError) -> None:
-        warnings.warn(
-            f"The store {self.path} cannot be written to ({error.strerror or error}), so other "
-            f"runs make these images again. UNSEE_STORE names another folder, or {OFF}.",
-            stacklevel=4,
-        )
 
 
 def content_key(page: Mapping[str, Any]) -> str:

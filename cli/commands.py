@@ -13,7 +13,7 @@ from .._registry import unknown
 from .._settings import Count, fit, hints_of, read
 from ..pipelines.loading import Loading
 from ..prompts import YAML
-from . import looking
+from . import looking, runs
 from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where, loads
 from .terminal import (
     audit_of,
@@ -602,5 +602,6 @@ def _check_replaceable(path: Path, concepts: "Sequence[Concept]", force: bool) -
 
 
 app.command()(looking.show)
+app.command()(runs.runs)
 app.command("list")(looking.list_)
 app.add_typer(looking.suites, name="suites")

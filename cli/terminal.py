@@ -118,10 +118,10 @@ def pairs(rows: Iterable[tuple[str, str]], style: str = "") -> None:
 
 
 def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints what was measured; of the columns ``measure`` is text, and no figure is broken."""
+    """Prints what was measured; of the columns the first is text, and no figure is broken."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        left = column == "measure"
+    for i, column in enumerate(columns):
+        left = i == 0
         table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         table.add_row(*map(text, row))

@@ -6,7 +6,7 @@ frames alone is not seen, which reports say.
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from .._errors import InputError
-from .._files import claims
+from .._files import Claims
 from ..gallery import Gallery
 from ..prompts import Prompt
 from ..store import Store
@@ -43,8 +43,8 @@ def generate(
     two goes has the bytes of one made in one. Where the device's memory is too small for a batch,
     it and those after it are made in halves, which images.jsonl says.
 
-    Processes that make one gallery at once share its batches out among them. Images are written
-    while the next are drawn.
+    What the store has is taken first, and batches are cut from the rest. Processes that make one
+    gallery at once share its batches out among them. Images are written while the next are drawn.
 
     Args:
         pipe: A pipeline as ``load_pipeline`` gives it.
@@ -68,18 +68,27 @@ def generate(
             f"made, and are made again: {', '.join(altered[:8])}{' …' * (len(altered) > 8)}.",
             stacklevel=2,
         )
-    unmade = {prompt.id for prompt in todo}
-    batches = dict(enumerate(_batches(gallery, batch_size)))
-    if not unmade:  # and nothing to write, perhaps no right to
-        yield from map(len, batches.values())
+    if not todo:  # and nothing to write, perhaps no right to
+        yield len(gallery)
         return
     at_once = batch_size
-    with claims(gallery.path / "gallery.json") as claim, ThreadPoolExecutor(1) as writer:
+    with Claims(gallery.path / "gallery.json") as claims, ThreadPoolExecutor(1) as writer:
+        claims.take(_ASKING, wait=True)
+        unmade = {prompt.id for prompt in gallery.unmade()}
+        # Where another process is at it already, it has asked the store
+        if claims.take(_DRAWING) and store is not None:
+            taken = {p.id for p in gallery if p.id in unmade and gallery.take(p, store)}
+            unmade -= taken
+        stored = gallery.stored - unmade
+        claims.give_back(_ASKING)
+        if stored:
+            yield len(stored)
+        batches = dict(enumerate(_batches(gallery, stored, batch_size), _FIRST))
         written: Future[int] | None = None
         # What another process has begun is looked at again when all the rest is done
         for wait in (False, True):
             for number, batch in list(batches.items()):
-                if not claim(number, wait):
+                if not claims.take(number, wait=wait):
                     continue
                 del batches[number]
                 missing = [p for p in batch if p.id in unmade]
@@ -87,8 +96,6 @@ def generate(
                     # Changed since, or made meanwhile by another process
                     made = gallery.made(missing)
                     missing = [p for p in missing if p.id not in made]
-                if store is not None:
-                    missing = [p for p in missing if not gallery.take(p, store)]
                 images: list[Image] = []
                 if missing:
                     images, at_once = _drawn(pipe, batch, at_once, guidance, steps)
@@ -98,6 +105,11 @@ def generate(
                 written = writer.submit(_write, gallery, put, len(batch), store, at_once)
         if written is not None:
             yield written.result()
+
+
+# What processes that make one gallery take turns in: asking the store, and drawing at all, so
+# that the store is asked once; and from the third number on the batches.
+_ASKING, _DRAWING, _FIRST = range(3)
 
 
 def _write(
@@ -239,12 +251,12 @@ def _told_once(pipe: Any) -> Iterator[None]:
             logger.removeFilter(new)
 
 
-def _batches(gallery: Gallery, size: int) -> Iterator[list[Prompt]]:
+def _batches(gallery: Gallery, stored: Set[str], size: int) -> Iterator[list[Prompt]]:
     def settings(prompt: Prompt) -> tuple[Any, ...]:
         return (prompt.guidance, prompt.steps, prompt.width, prompt.height)
 
     alike: dict[tuple[Any, ...], list[Prompt]] = {}
-    for prompt in gallery.prompts:
+    for prompt in (p for p in gallery.prompts if p.id not in stored):
         alike.setdefault(settings(prompt), []).append(prompt)
     for prompts in alike.values():
         for start in range(0, len(prompts), size):
