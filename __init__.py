@@ -11,8 +11,10 @@ from .gallery import Gallery
 from .prompts import Concept, Prompt, Suite
 
 if TYPE_CHECKING:
+    from .audits import audit as audit
+    from .audits import audit_each as audit_each
+    from .audits import audit_images as audit_images
     from .eval.report import Report as Report
-    from .flow import audit as audit
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
     from .flow import interference as interference
@@ -35,7 +37,9 @@ _EXPORTS = {
     "Loading": ".pipelines.loading",
     "Report": ".eval.report",
     "active": ".pipelines.watch",
-    "audit": ".flow",
+    "audit": ".audits",
+    "audit_each": ".audits",
+    "audit_images": ".audits",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
@@ -59,6 +63,8 @@ __all__ = [
     "Suite",
     "active",
     "audit",
+    "audit_each",
+    "audit_images",
     "erase",
     "export",
     "generate_gallery",

@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import IO
@@ -212,6 +212,28 @@ def check_folder(path: Path) -> None:
     check_place(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: name a folder.")
+
+
+def check_ours(out: Path, marks: Mapping[str, str], what: str) -> None:
+    """Refuses to write over a file of somebody else's that has the name of one of ours.
+
+    Args:
+        marks: A file's name to what is in each of ours.
+        what: What ours is.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, mark in marks.items():
+        file = out / name
+        try:
+            ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
+        if not ours:
+            raise InputError(
+                f"{file} is there already and is no {what} of unsee: name another folder."
+            )
 
 
 def check_place(path: Path) -> None:

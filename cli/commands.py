@@ -350,8 +350,39 @@ def generate(
 @app.command()
 @loads
 def audit(
-    model: Model,
+    model: Annotated[
+        str | None, typer.Argument(help="The base, as every command takes a model.")
+    ] = None,
     erasure: Erasures = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="What anybody made of the base: a pipeline's folder, weights of a UNet, "
+            "transformer or text encoder (diffusers' names or CompVis'), a LoRA, a checkpoint.",
+        ),
+    ] = None,
+    each: Annotated[
+        bool,
+        typer.Option("--each", help="Judge each -e and each --against alone, in a folder each."),
+    ] = False,
+    images: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="BASE ERASED",
+            help="Two finished folders of images in place of MODEL: the same prompts and seeds.",
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="For --images: CSV or JSONL with prompts and labels.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="What was erased, where no erasure says it; may be repeated."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What a concept of your own is: object, style, ...")
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
@@ -389,32 +420,79 @@ def audit(
     loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
-    from ..flow import audit
+    from ..audits import audit, audit_each, audit_images
 
+    common: dict[str, Any] = {
+        "detectors": detector,
+        "max_target": max_target,
+        "max_keep_loss": max_keep_loss,
+        "allow_unscored": allow_unscored,
+        "kind": kind,
+        "command": command(),
+    }
+    if images:
+        given = (model, erasure, against, suite, where, size, guidance, steps)
+        if any(value not in (None, "") for value in given) or each or loading != Loading():
+            raise InputError(
+                "--images judges what is finished: leave out MODEL and whatever says how images "
+                "are made."
+            )
+        if not concept or not detector:
+            raise InputError(
+                "Finished images say neither what was erased nor who is to look: add --concept "
+                "and --detector."
+            )
+        common["metrics"] = metric or ()
+    else:
+        if model is None:
+            raise InputError(
+                "Say what the base is, unsee audit MODEL -e FILE; or --images BASE ERASED."
+            )
+        if table is not None:
+            raise InputError("--table is for --images: leave it out.")
+        if len(against or []) > 1 and not each:
+            raise InputError("Two models cannot be judged as one: add --each.")
+        common |= {
+            "suite": suite,
+            "size": size,
+            "where": where,
+            "metrics": metric,
+            "batch_size": batch_size,
+            "guidance": guidance,
+            "steps": steps,
+            "loading": loading,
+        }
     hush()
     with warnings_in_words(), progress() as show:
-        report = audit(
-            model,
-            erasure or [],
-            out=out,
-            suite=suite,
-            size=size,
-            where=where,
-            detectors=detector,
-            metrics=metric,
-            batch_size=batch_size,
-            guidance=guidance,
-            steps=steps,
-            max_target=max_target,
-            max_keep_loss=max_keep_loss,
-            allow_unscored=allow_unscored,
-            loading=loading,
-            command=command(),
-            progress=show,
-        )
-    print_report(report)
-    look_at(out / "report.html", browser=True)
-    raise typer.Exit(report.exit_code)
+        if images:
+            found = audit_images(
+                *images, concept or [], out=out, table=table, progress=show, **common
+            )
+            reports = {"": found}
+        elif each:
+            reports = audit_each(
+                model,
+                [*(erasure or []), *(against or [])],
+                out=out,
+                concepts=concept or [],
+                progress=show,
+                **common,
+            )
+        else:
+            found = audit(
+                model,
+                erasure or [],
+                out=out,
+                against=against[0] if against else None,
+                concepts=concept or [],
+                progress=show,
+                **common,
+            )
+            reports = {"": found}
+    for name, report in reports.items():
+        print_report(report)
+        look_at(out / name / "report.html", browser=True)
+    raise typer.Exit(max(report.exit_code for report in reports.values()))
 
 
 @app.command()
@@ -510,7 +588,8 @@ def demo(
     size: Size = None,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
-    from ..flow import audit, erase, find_concepts
+    from ..audits import audit
+    from ..flow import erase, find_concepts
     from ..pipelines import load_pipeline
 
     names = ("kitchen knife", "contrast")

@@ -242,6 +242,15 @@ Given = Erasure | str | Path | tuple[Erasure | str | Path, float]
 """An erasure, its file or its id, alone or in a pair with its weight; or the text FILE:WEIGHT."""
 
 
+def holds_erasure(path: Path) -> bool:
+    """Whether a file says that it is an erasure of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "unsee" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 def weighted(given: Given) -> tuple[Erasure, float]:
     """An erasure and its weight, read where it is a file.
 

@@ -73,7 +73,7 @@ def load_pipeline(
     loaded = [weighted(one) for one in erasures]
     pipe = _assembled(base, lambda folder: {}, dtype, variant, config, from_pretrained)
     for file, weight in own:
-        _put_lora(pipe, file, 1.0 if weight is None else weight)
+        put_lora(pipe, file, 1.0 if weight is None else weight)
     for erasure, weight in loaded:
         erasure.add_to(pipe, weight)
     if offload:
@@ -143,7 +143,7 @@ def offloaded(pipe: Any, how: Offload | None, to: torch.device | None) -> Iterat
         pipe.to("cpu")
 
 
-def _put_lora(pipe: Any, file: str, weight: float) -> None:
+def put_lora(pipe: Any, file: str, weight: float) -> None:
     """Puts a LoRA of the user's own on a pipeline, and makes sure that it is there.
 
     Raises:
