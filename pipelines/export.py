@@ -28,7 +28,7 @@ from . import MODELS
 from .card import card
 from .erasure import Erasure
 from .load import load_pipeline
-from .modules import DENOISERS, denoiser_of
+from .modules import DENOISERS, uncompiled
 from .names import (
     CHECKPOINTS,
     COMFYUI,
@@ -44,6 +44,9 @@ from .watch import active, erasures_on
 
 Target = Literal["diffusers", "kohya", "comfyui", "pipeline", "checkpoint"]
 TARGETS: tuple[str, ...] = get_args(Target)
+
+ENCODED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""The layers of text encoders whose LoRA diffusers loads, by the ends of their names."""
 
 
 @checked
@@ -174,8 +177,20 @@ def _lora(erasure: Erasure, to: Target, model: Any) -> dict[str, Tensor]:
     if to == "diffusers":
         import diffusers
 
-        if not hasattr(getattr(diffusers, pipeline, None), "load_lora_weights"):
+        cls: Any = getattr(diffusers, pipeline, None)
+        if not hasattr(cls, "load_lora_weights"):
             raise InputError(f"diffusers loads no LoRA into a {pipeline}: take --to pipeline.")
+        for component in erasure.record.base.components.keys() - set(cls._lora_loadable_modules):
+            raise InputError(
+                f"diffusers loads no LoRA into the {component} of a {pipeline}: take --to "
+                "pipeline."
+            )
+        for layer in erasure.record.base.layers:
+            if layer.startswith("text_encoder") and not layer.endswith(ENCODED):
+                raise InputError(
+                    f"diffusers reads of a text encoder's LoRA {', '.join(ENCODED)} alone, and "
+                    f"the erasure edits {layer}: take --to pipeline."
+                )
         _check_unasked(model, to, pipeline)
         return tensors
     names = (KOHYA if to == "kohya" else COMFYUI).get(pipeline)
@@ -259,18 +274,22 @@ def _sized(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _checkpoint(erasure: Erasure, pipe: Any) -> dict[str, Tensor]:
     """All weights of a pipeline that an erasure is on, under the original's names."""
-    unet = denoiser_of(pipe, "unet")
-    on = None if unet is None else erasures_on(unet)
-    assert unet is not None and on is not None
-    on.check_saving()
-    state = unet.state_dict()
-    on.state(state)
-    found = checkpoint_unet(state, _sized(pipe.unet.config))
+    found = checkpoint_unet(_state(pipe.unet), _sized(pipe.unet.config))
     config = pipe.vae.config
     found |= checkpoint_vae(pipe.vae.state_dict(), len(config.block_out_channels))
     for prefix, encoder, write in _encoders(erasure.record.base.pipeline, pipe):
-        found |= write(encoder.state_dict(), prefix)
+        found |= write(_state(encoder), prefix)
     return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+
+def _state(component: Any) -> dict[str, Tensor]:
+    """A component's weights, with what is on in it."""
+    module = uncompiled(component)
+    state: dict[str, Tensor] = module.state_dict()
+    if (on := erasures_on(module)) is not None:
+        on.check_saving()
+        on.state(state)
+    return state
 
 
 def _encoders(

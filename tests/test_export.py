@@ -64,8 +64,8 @@ def everything(pipe: Any, known: Callable[[str], bool] = lambda layer: True) -> 
     draw = torch.Generator().manual_seed(0)
     updates = {}
     for layer, module in parts.denoiser.named_modules():
-        # peft has no merge for grouped convolutions, and a record no name with a hyphen.
-        grouped = getattr(module, "groups", 1) > 1 or "-" in layer
+        # peft has no merge for grouped convolutions.
+        grouped = getattr(module, "groups", 1) > 1
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not grouped and known(layer):
             out, *rest = module.weight.shape
             a = torch.randn(2, *rest, generator=draw) * 0.05
