@@ -435,6 +435,7 @@ def test_the_model_card_says_what_the_record_does(
     assert yaml.safe_load(head) == {
         "license": "openrail++",
         "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
         "tags": ["unsee", "concept-erasure"],
     }
     settings = "".join(line for line in body.splitlines() if line.startswith("    "))
@@ -444,6 +445,11 @@ def test_the_model_card_says_what_the_record_does(
     assert all(word in body for word in (*said, "openrail++", "no promise"))
     unsee.export(erasure, tmp_path / "b", to="pipeline", model=pipe)
     assert "license: unknown" in (tmp_path / "b/README.md").read_text("utf-8")
+    # The same writer as push has, but for what is said of a file.
+    unsee.push(erasure, folder=tmp_path / "c", name="it.safetensors", license="openrail++")
+    file = (tmp_path / "c/README.md").read_text("utf-8")
+    tables = [[row for row in page.splitlines() if row.startswith("|")] for page in (text, file)]
+    assert tables[0] == tables[1] and len(tables[0]) > 6 and "## Audit" in text
     # A name of the hub is a link there.
     named = dataclasses.replace(erasure.record.base, name="stabilityai/stable-diffusion-2")
     other = dataclasses.replace(erasure, record=dataclasses.replace(erasure.record, base=named))
@@ -460,7 +466,7 @@ CHECKPOINTED = {
 
 @pytest.mark.parametrize("version", CHECKPOINTED)
 @pytest.mark.parametrize("method", ["uce", "dense"])
-def test_a_checkpoint_is_read_whole_by_from_single_file(
+def test_a_checkpoint_is_read_whole_by_from_single_file_and_by_load_pipeline(
     version: str,
     method: str,
     folders: Callable[[str], Path],
@@ -491,6 +497,10 @@ def test_a_checkpoint_is_read_whole_by_from_single_file(
     with erasure.applied(pipe):
         ours = drawn(pipe)
     assert apart(drawn(plain), ours) < 1e-4 < apart(ours, base)
+    # and by our own, from the one file and the folder of the base
+    read = unsee.load_pipeline(out, config=folder, device="cpu")
+    assert type(read) is type(pipe) and not unsee.active(read)
+    assert apart(drawn(read), ours) < 1e-4
 
 
 def test_the_base_that_was_given_is_left_as_it_was(
@@ -622,3 +632,42 @@ def test_the_command_writes_what_the_function_does(
     assert code == 2 and "Did you mean 'kohya'?" in err
     code, _, err = run("export", "it.safetensors", "--to", "kohya", "-o", "out/kohya")
     assert code == 2 and "is there already" in err
+
+
+def test_the_model_is_loaded_as_every_command_loads_one(
+    run: Callable[..., tuple[int, str, str]],
+    erasures: dict[str, Erasure],
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    one, folder = erasures["lora"], folders("stable-diffusion")
+    one.save(tmp_path / "it.safetensors")
+    pipe = unsee.load_pipeline(folder, device="cpu")
+    with one.applied(pipe):
+        ours = drawn(pipe)
+    half = unsee.load_pipeline(folder, device="cpu", dtype="float16")
+    half.save_pretrained(tmp_path / "half", variant="fp16")
+    zero = {name: torch.zeros_like(t) for name, t in one.tensors.items()}
+    single = tmp_path / "single.safetensors"
+    unsee.export(dataclasses.replace(one, tensors=zero), single, to="checkpoint")
+    ways = {
+        "variant": ("--model", str(tmp_path / "half"), "--variant", "fp16"),
+        "config": ("--model", str(single), "--config", str(folder)),
+    }
+    for out, words in ways.items():
+        command = ("export", "it.safetensors", "--to", "pipeline", "-o", out)
+        code, _, err = run(*command, *words)
+        assert code == 0, err
+        made = unsee.load_pipeline(tmp_path / out, device="cpu")
+        for part in ("tokenizer", "scheduler"):
+            setattr(made, part, getattr(pipe, part))
+        assert apart(drawn(made), ours) < (1e-4 if out == "config" else 2e-2)
+    refused: list[tuple[str, tuple[str, ...], str]] = [
+        ("pipeline", ("--lora", "mine.safetensors"), "without LoRAs: leave lora out"),
+        ("pipeline", ("--offload", "model"), "leave offload out"),
+        ("kohya", ("--dtype", "float16"), "--to kohya loads no model"),
+    ]
+    for to, more, said in refused:
+        code, _, err = run("export", "it.safetensors", "--to", to, "-o", "x", *more)
+        assert code == 2 and said in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "x").exists()

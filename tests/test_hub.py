@@ -172,6 +172,11 @@ def test_what_was_pushed_is_taken_by_its_id_wherever_a_file_is(
         *("-e", "ada/van-gogh"),
     )
     assert code == 0, err
+    for name in ("ada/van-gogh", "ada/van-gogh/van-gogh.safetensors"):
+        code, out, err = run("export", name, "--to", "kohya", "-o", "kohya", "--force")
+        assert code == 0 and "Exported van gogh to kohya" in out, err
+        unsee.export(erasure, tmp_path / "same", to="kohya", force=True)
+        assert (tmp_path / "kohya").read_bytes() == (tmp_path / "same").read_bytes()
     # A second file: the repository alone says no more which
     code, _, err = run("push", str(file), "ada/van-gogh", "--name", "again.safetensors")
     assert code == 0, err
