@@ -161,8 +161,11 @@ COMFYUI: Mapping[str, Names] = {
     "ZImagePipeline": Names(
         "transformer.",
         {
-            r"cap_embedder\.1|(layers|context_refiner|noise_refiner)\.\d+\."
-            r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)": SAME
+            r"cap_embedder\.1|t_embedder\.mlp\.[02]|all_x_embedder\.2-1"
+            r"|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)"
+            r"|(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"
+            r"|(layers|context_refiner|noise_refiner)\.\d+\."
+            r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])": SAME
         },
     ),
     # Its attention is fused there, with fewer keys than queries: no LoRA of ours fits.
