@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from ..prompts import Concept
 from .hub import NAME
+from .names import unread
 
 if TYPE_CHECKING:
     from .erasure import Erasure
@@ -49,7 +50,7 @@ def card(
 
     record, measured = erasure.record, erasure.measured
     base = record.base.name
-    lora = file is not None and record.kind == "lowrank" and record.transport is None
+    lora = file is not None and unread(record) is None
     head = ModelCardData(
         base_model=base if re.fullmatch(f"{NAME}/{NAME}", base) else None,
         license=license,
@@ -147,7 +148,7 @@ def _of_file(base: str, file: str, lora: bool) -> list[str]:
         f'pipe = unsee.load_pipeline({json.dumps(base)}, "OWNER/NAME/{file}")',
         f'pipe.load_lora_weights("OWNER/NAME", weight_name="{file}")  # the same, without unsee'
         if lora
-        else "# It needs unsee: no LoRA holds it.",
+        else "# It needs unsee: diffusers alone does not read it.",
         "```",
     ]
 

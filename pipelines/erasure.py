@@ -175,13 +175,6 @@ class Erasure:
                         f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
                     )
                 weights[name] = weight
-            if coded:
-                warnings.warn(
-                    f"{coded[0]} and {len(coded) - 1} more weights of the model given are "
-                    "quantised and cannot be compared with the base's: see to it yourself that "
-                    f"it is {base.name!r}.",
-                    stacklevel=3,
-                )
             if other := _other_weights(component, weights):
                 raise InputError(
                     f"{made_for}, and the model given has other weights in the edited layers: "
@@ -197,6 +190,13 @@ class Erasure:
                             f"{made_for}: it has {name} {tuple(delta.shape)}, the model given "
                             f"{found}."
                         )
+        if coded:
+            warnings.warn(
+                f"{coded[0]} and {len(coded) - 1} more weights of the model given are quantised "
+                "and cannot be compared with the base's: see to it yourself that it is "
+                f"{base.name!r}.",
+                stacklevel=3,
+            )
 
     def add_to(self, pipe: Any, weight: float = 1.0) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.

@@ -40,14 +40,12 @@ from .names import (
     checkpoint_open_clip,
     checkpoint_unet,
     checkpoint_vae,
+    unread,
 )
 from .watch import active, erasures_on
 
 Target = Literal["diffusers", "kohya", "comfyui", "pipeline", "checkpoint"]
 TARGETS: tuple[str, ...] = get_args(Target)
-
-ENCODED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-"""The layers of text encoders whose LoRA diffusers loads, by the ends of their names."""
 
 
 @checked
@@ -186,22 +184,8 @@ def _lora(erasure: Erasure, to: Target, model: Any) -> dict[str, Tensor]:
     pipeline = erasure.record.base.pipeline
     tensors = {name: t.detach().cpu().contiguous() for name, t in erasure.tensors.items()}
     if to == "diffusers":
-        import diffusers
-
-        cls: Any = getattr(diffusers, pipeline, None)
-        if not hasattr(cls, "load_lora_weights"):
-            raise InputError(f"diffusers loads no LoRA into a {pipeline}: take --to pipeline.")
-        for component in erasure.record.base.components.keys() - set(cls._lora_loadable_modules):
-            raise InputError(
-                f"diffusers loads no LoRA into the {component} of a {pipeline}: take --to "
-                "pipeline."
-            )
-        for layer in erasure.record.base.layers:
-            if layer.startswith("text_encoder") and not layer.endswith(ENCODED):
-                raise InputError(
-                    f"diffusers reads of a text encoder's LoRA {', '.join(ENCODED)} alone, and "
-                    f"the erasure edits {layer}: take --to pipeline."
-                )
+        if why := unread(erasure.record):
+            raise InputError(f"{why}: take --to pipeline.")
         _check_unasked(model, to, pipeline)
         return tensors
     names = (KOHYA if to == "kohya" else COMFYUI).get(pipeline)

@@ -172,7 +172,7 @@ class Listener:
         self.erasures: list[Erasures] = []
         self.loop: Loop | None = None
         self.spoken: tuple[Spoken, ...] = ()
-        # what was looked at since the text was given that is being encoded
+        # what was looked at since the last loop
         self.looked: list[Erasures] = []
         self.encode = pipe.encode_prompt
         functools.update_wrapper(self, self.encode)
@@ -226,10 +226,7 @@ class Listener:
         if not prompts or call.get("negative_prompt_embeds") is not None:
             # Embeddings that were made elsewhere
             negatives = []
-        self.looked.clear()
         given = self.encode(*args, **kwargs)
-        if prompts:
-            self.check_looked(self.looked, reads=True)
         # each an entry an image, in the order of the pipeline's rows
         said, unsaid = (
             tuple(text for text in texts for _ in range(images)) for texts in (prompts, negatives)
@@ -253,6 +250,7 @@ class Listener:
             )
         if not self.spoken or not self.spoken[-1].prompts:
             self.check_heard()
+        self.check_looked(self.looked, reads=True)
         self.loop = loop = Loop(thread, self.spoken, [])
         try:
             yield
@@ -261,6 +259,7 @@ class Listener:
                 loop.memory.end()
         finally:
             self.loop, loop.memory, self.spoken = running, None, ()
+            self.looked.clear()
 
     def entries(self, reads: bool) -> "list[Entry]":
         """What is on in the text encoders, if it reads, or in the denoiser."""
@@ -280,7 +279,7 @@ class Listener:
             )
 
     def check_looked(self, looked: "list[Erasures]", reads: bool) -> None:
-        """Makes sure that the erasures were looked at, after text was encoded or a loop."""
+        """Makes sure that the erasures were looked at: while text was read, or in a loop."""
         for entry in self.entries(reads):
             now = erasures_on(component_of(self.pipe, entry.put.component))
             if now is not None and now not in looked:

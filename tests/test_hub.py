@@ -227,6 +227,17 @@ def test_the_card_has_the_figures_of_the_report_and_of_no_other(
         assert row["erased"] in card and row["n"] in card
 
 
+def test_the_card_promises_plain_diffusers_only_what_it_loads(tmp_path: Path) -> None:
+    said = 'pipe.load_lora_weights("OWNER/NAME"'
+    for name, reads in (("flux", True), ("pixart-sigma", False)):
+        pipe = build(name)
+        assert hasattr(pipe, "load_lora_weights") == reads
+        one = unsee.erase(pipe, "van gogh", check=False)
+        unsee.push(one, folder=tmp_path / name, name="it.safetensors")
+        text = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert (said in text) == reads == ("- lora\n" in text)
+
+
 def test_a_hostile_concept_writes_no_markdown(tiny_folder: Path, tmp_path: Path) -> None:
     name = "a|b](http://x) <script>\n# head `x`"
     erasure = unsee.erase(str(tiny_folder), Concept(name, "style", phrases=("cat",)), check=False)
