@@ -17,7 +17,7 @@ from unsee import Concept, Erasure, InputError
 from unsee.erasers.merge import Sum
 from unsee.pipelines.identity import sample
 from unsee.pipelines.parts import described
-from unsee.records import Base, Component, Record
+from unsee.records import Base, Component, Record, Transport
 from unsee.tests.families import build
 
 pytestmark = [
@@ -159,6 +159,48 @@ def test_weights_multiply_the_bias_too() -> None:
         wanted = drawn(pipe)
     with erasure.applied(pipe, 0.5):
         assert apart(drawn(pipe), wanted) < 1e-6
+
+
+def test_of_two_text_encoders_that_are_asked_one_after_another_either_can_be_edited() -> None:
+    pipe = build("hunyuan-dit")
+    base, right = drawn(pipe), by_hand(build("stable-diffusion"), ["text_encoder"]).record
+    for component in ("text_encoder", "text_encoder_2"):
+        module = getattr(pipe, component)
+        name, layer = next(
+            (n, m)
+            for n, m in module.named_modules()
+            if isinstance(m, nn.Linear) and re.search(r"attention.*value|Attention.v$", n)
+        )
+        out, width = layer.weight.shape
+        one = Component({name: (out, width)}, sample({name: layer.weight}))
+        edited = Base("by hand", type(pipe).__name__, {component: one})
+        tensors = {
+            f"{component}.{name}.lora_A.weight": torch.linspace(-3, 9, width).sin()[None],
+            f"{component}.{name}.lora_B.weight": 9 * torch.linspace(-1, 1, out).cos()[:, None],
+        }
+        with Erasure(tensors, replace(right, base=edited)).applied(pipe):
+            assert apart(drawn(pipe), base) > 1e-4
+        assert torch.equal(drawn(pipe), base)
+
+
+@pytest.mark.parametrize("what", ["dense", "transport"])
+def test_what_cannot_act_in_a_text_encoder_is_refused(what: str, tmp_path: Path) -> None:
+    pipe, path = build("stable-diffusion"), tmp_path / "it.safetensors"
+    one = by_hand(pipe, ["text_encoder"])
+    if what == "dense":
+        tensors = {
+            f"{name}.weight_delta": torch.ones(shape)
+            for name, shape in one.record.base.layers.items()
+        }
+        one = replace(one, tensors=tensors, record=replace(one.record, kind="dense"))
+    else:
+        transport = Transport("both", ("van gogh",))
+        one = replace(one, record=replace(one.record, transport=transport))
+    one.save(path)
+    for refused in (lambda: Erasure.load(path), lambda: one.add_to(pipe)):
+        with pytest.raises(InputError, match="edits the text_encoder and ") as error:
+            refused()
+        assert "\n" not in str(error.value)
 
 
 # It never stops acting in silence.
@@ -380,7 +422,7 @@ def test_what_is_no_layer_for_a_lora_is_refused(component: str, name: str, said:
     weight = getattr(module, "weight", torch.ones(4, 4)).detach()
     out, width = weight.shape
     tensors = {
-        f"{component}.{name}.lora_A.weight": torch.ones(1, width),
+        f"{component}.{name}.lora_A.weight": torch.linspace(-3, 9, width).sin()[None],
         f"{component}.{name}.lora_B.weight": torch.ones(out, 1),
     }
     right = by_hand(pipe, [component]).record
