@@ -46,8 +46,8 @@ from .prompts.emoji import world
 if TYPE_CHECKING:
     from .eval.detectors import Detector
     from .eval.folder import FolderScore
+    from .pipelines.card import Audited
     from .pipelines.erasure import Erasure
-    from .pipelines.hub import Audited
     from .pipelines.parts import Parts
     from .records import Interference
 
@@ -257,6 +257,7 @@ def push(
     """
     from ._files import write_atomically
     from .pipelines import Erasure, hub
+    from .pipelines.card import card
 
     if (repo is None) == (folder is None):
         raise InputError("Say where to: either a repository, OWNER/NAME, or a folder.")
@@ -270,15 +271,15 @@ def push(
     if not re.fullmatch(r"[\w.+-]+\.safetensors", file):
         raise InputError(f"The file's name is {shown(file)}; it must be one of .safetensors.")
     audited = None if report is None else _audited(loaded, Path(report))
-    card = hub.file_card(loaded, file, license=license, audited=audited)
+    readme = card(loaded, file, license=license, audited=audited)
     if folder is not None:
         check_folder(Path(folder))
         check_ours(Path(folder), {"README.md": "unsee"}, "card")
         write_atomically(Path(folder) / file, loaded.bytes)
-        write_atomically(Path(folder) / "README.md", card)
+        write_atomically(Path(folder) / "README.md", readme)
         return str(folder)
     assert repo is not None
-    return hub.push(repo, file, loaded.bytes, card, private=private)
+    return hub.push(repo, file, loaded.bytes, readme, private=private)
 
 
 def _audited(erasure: "Erasure", path: Path) -> "Audited":
@@ -288,7 +289,7 @@ def _audited(erasure: "Erasure", path: Path) -> "Audited":
         InputError: It is no report, or of another erasure, or of several.
     """
     from .eval.report import Report, summary
-    from .pipelines.hub import Audited
+    from .pipelines.card import Audited
 
     report = Report.load(path)
     used = report.erased.get("erasures") or ()

@@ -230,8 +230,11 @@ def merge(
 
 
 @app.command()
+@loads
 def export(
-    erasure: Annotated[Path, typer.Argument(metavar="FILE", help="An erasure file.")],
+    erasure: Annotated[
+        str, typer.Argument(metavar="FILE", help="An erasure: a file, or OWNER/NAME on the hub.")
+    ],
     to: Annotated[
         str,
         typer.Option(
@@ -254,15 +257,11 @@ def export(
     license: Annotated[
         str, typer.Option(help="The base model's license, for the model card of a pipeline.")
     ] = "unknown",
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(help="Of the weights of a pipeline or checkpoint."),
-    ] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Write an erasure as other tools read it: a LoRA, a folder or a checkpoint."""
-    import torch
-
     from ..eval import words
     from ..pipelines import Erasure
     from ..pipelines.export import TARGETS, export
@@ -278,7 +277,7 @@ def export(
             to=to,  # type: ignore[arg-type]
             model=model,
             license=license,
-            dtype=getattr(torch, dtype),
+            loading=loading,
             force=force,
         )
     size = out.stat().st_size if out.is_file() else sum(f.stat().st_size for f in out.rglob("*"))
@@ -497,7 +496,7 @@ def audit(
 
 @app.command()
 def push(
-    file: Annotated[str, typer.Argument(help="An erasure file.")],
+    file: Annotated[str, typer.Argument(help="An erasure: a file, or OWNER/NAME on the hub.")],
     repo: Annotated[
         str | None,
         typer.Argument(metavar="[OWNER/NAME]", help="Where to on the Hugging Face hub."),

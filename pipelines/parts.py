@@ -515,7 +515,12 @@ def parts_of(pipe: Any) -> Parts:
             f"The erasure {on[0].name!r} is on in this pipeline, and erasing starts from the base "
             "model: call unsee.remove(pipe) first."
         )
-    if adapters := getattr(parts.denoiser, "peft_config", None):
+    adapters = dict.fromkeys(
+        name
+        for component in pipe.components.values()
+        for name in getattr(component, "peft_config", None) or ()
+    )
+    if adapters:
         raise InputError(
             f"The pipeline carries the LoRA {', '.join(adapters)}: erasing starts from the base "
             "model, so call unload_lora_weights() first."

@@ -372,7 +372,7 @@ def test_a_guide_that_does_nothing_is_the_pipeline(name: str, pipe: Any) -> None
     base = draw(name, pipe)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
     put = Guided(parts, lambda steps, prompts: Still(parts.encode(["van gogh"])))
-    remove = put_on(pipe, erasure, put)
+    remove = put_on(pipe, erasure, [put])
     try:
         assert apart(draw(name, pipe), base) < 1e-5
     finally:
@@ -401,7 +401,7 @@ def test_a_guide_is_given_differences_of_noise(name: str, pipe: Any) -> None:
     concept = parts.encode(["van gogh"])
     guide = Noting(concept)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
-    remove = put_on(pipe, erasure, Guided(parts, lambda steps, prompts: guide))
+    remove = put_on(pipe, erasure, [Guided(parts, lambda steps, prompts: guide)])
     try:
         with watched(pipe) as seen:
             draw(name, pipe)
@@ -563,7 +563,7 @@ def test_a_text_of_another_length_is_no_guides_unless_the_rest_is_left_out(
     parts = parts_of(pipe)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
     put = Guided(parts, lambda steps, prompts: Still(parts.encode(["van gogh"])))
-    remove = put_on(pipe, erasure, put)
+    remove = put_on(pipe, erasure, [put])
     try:
         made = draw(name, pipe, max_sequence_length=200)
     except InputError as error:

@@ -19,7 +19,7 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
     return {}
 
 
-def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
+def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
     """As ``Kind.put``; its weight is 1, as there is nothing to multiply."""
     parts = described(pipe)
-    return Guided(parts, guide_of(parts, erasure.record))
+    return (Guided(parts, guide_of(parts, erasure.record)),)
