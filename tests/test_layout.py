@@ -29,6 +29,7 @@ LAYERS: dict[str, set[str]] = {
     "flow": {*FOUNDATION, "prompts", "records", "gallery", "pipelines", "erasers", "eval"},
 }
 LAYERS["cli"] = {*LAYERS["flow"], "flow"}
+LAYERS["contract"] = LAYERS["cli"]
 LAYERS["__init__"] = LAYERS["cli"] - {"cli"}
 LAYERS["__main__"] = {"cli"}
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "lab"}
