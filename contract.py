@@ -275,6 +275,39 @@ def it_says_what_the_readers_read(it: Tried) -> None:
     must(groups == read.keys(), f"streams are of {groups}, and reads of {set(read)}.")
 
 
+def shifted(row: Tensor, columns: int) -> Callable[..., tuple[Tensor, ...]]:
+    """A hook before a layer that moves one of the rows that the layer is given."""
+
+    def shift(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        read = args[0].clone()
+        told = read[..., :columns]
+        told[(told - row).abs().amax(-1) < 1e-6] += 1
+        return (read, *args[1:])
+
+    return shift
+
+
+def all_rows_that_are_read_change_the_prediction(it: Tried) -> None:
+    """The first and the last: padding that the denoiser leaves out is at an end."""
+    parts, x = it.parts, it.noise()[:1]
+    text, t = parts.encode(PROMPTS[:1]), torch.tensor(500.0)
+    base = parts.predict(x, t, text)
+    for group, (rows,) in parts.reads(text).items():
+        one = parts.readers()[group]
+        layer = next(iter(one.layers.values()))
+        for which in (0, -1):
+            handle = layer.register_forward_pre_hook(shifted(rows[which], one.columns))
+            try:
+                found = parts.predict(x, t, text)
+            finally:
+                handle.remove()
+            must(
+                not torch.equal(found, base),
+                f"row {which} that reads gives of {group} does not change the prediction: is it "
+                "hidden by a mask (masked), or made otherwise by then?",
+            )
+
+
 def it_says_from_which_row_on_a_word_changes_a_text(it: Tried) -> None:
     read = it.parts.reads(it.parts.encode(["a photo of a dog", "a photo of a cat"]))
     for stream in it.parts.streams():
@@ -400,6 +433,7 @@ LAWS: tuple[Callable[[Tried], None], ...] = (
     its_schedule_draws_what_the_pipeline_draws,
     its_readers_are_the_layers_that_change_with_text_alone,
     it_says_what_the_readers_read,
+    all_rows_that_are_read_change_the_prediction,
     it_says_from_which_row_on_a_word_changes_a_text,
     what_is_not_said_to_be_cut_is_read_to_its_last_word,
     one_prompt_sent_to_another_predicts_what_the_other_does,

@@ -46,6 +46,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
         "proj_out do not read the text alone",
     ),
     "none": ({"readers_by_name": {"sequence": r"no_such"}}, "readers_by_name fits no layer"),
+    "masked": ({"masked": None}, "does not change the prediction: is it hidden by a mask"),
     "causal": (stream(causal=True), "the last word changes is 0, and the stream says"),
     "start": (stream(causal=True, start=1), "from which row on"),
     "room": (stream(room=310), "word 310 of a text is not read"),
