@@ -1,6 +1,7 @@
-"""Named things that other packages can add to: erasers, detectors, metrics, suites, models."""
+"""Named things that others add to: erasers, detectors, metrics, suites, architectures."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -10,6 +11,7 @@ from typing import Any, Generic, TypeVar, cast
 from ._errors import InputError
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
@@ -40,29 +42,56 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self.group = group
         self._ours = dict(ours)
+        self._here: dict[str, T] = {}
 
     def add(self, ours: Mapping[str, str]) -> None:
         """Takes members of ours that another folder names, from above the registry's own."""
         self._ours |= ours
 
-    def _targets(self) -> dict[str, str]:
-        return {e.name: e.value for e in entry_points(group=self.group)} | self._ours
+    def register(self, name: str) -> Callable[[M], M]:
+        """A decorator that makes what is below it a member, for as long as Python runs.
+
+        Raises:
+            InputError: A member of ours has that name.
+
+        >>> colours: Registry[type] = Registry("colour", "example.colours", {})
+        >>> @colours.register("red")
+        ... class Red:
+        ...     pass
+        >>> colours["red"] is Red
+        True
+        """
+        if name in self._ours:
+            raise InputError(f"There is a built-in {self.kind} named {name!r}: take another name.")
+
+        def put(member: M) -> M:
+            self._here[name] = cast(T, member)
+            return member
+
+        return put
+
+    @functools.cached_property
+    def _installed(self) -> dict[str, str]:
+        return {e.name: e.value for e in entry_points(group=self.group)}
 
     def __getitem__(self, name: str) -> T:
-        targets = self._targets()
-        if name not in targets:
-            raise unknown(self.kind, name, targets)
-        module, _, attribute = targets[name].partition(":")
+        if name not in self:
+            raise unknown(self.kind, name, self)
+        if name in self._here:
+            return self._here[name]
+        # Other packages' names are looked up last, and only where there is need.
+        target = self._ours.get(name) or self._installed[name]
+        module, _, attribute = target.partition(":")
         return cast(T, getattr(import_module(module), attribute))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._targets()
+        return name in self._ours or name in self._here or name in self._installed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._targets()))
+        return iter(sorted({*self._ours, *self._here, *self._installed}))
 
     def __len__(self) -> int:
-        return len(self._targets())
+        return sum(1 for _ in self)
 
 
 def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:

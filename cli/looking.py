@@ -123,9 +123,9 @@ def _model_names() -> list[tuple[str, str]]:
     from ..pipelines.architectures import FAMILIES
 
     families = []
-    for pipeline, target in FAMILIES.items():
-        module = import_module(target.partition(":")[0], "unsee.pipelines.architectures")
-        about = (module.__doc__ or "").partition("\n\n")[0].partition(".\n")[0]
+    for pipeline, family in FAMILIES.items():
+        text = import_module(family.__module__).__doc__ or ""
+        about = text.partition("\n\n")[0].partition(".\n")[0]
         families.append((pipeline, " ".join(about.split())))
     return [*((name, "ships inside") for name in MODELS), *families]
 

@@ -25,18 +25,16 @@ from torch import Tensor, nn
 from .._errors import InputError
 from .._settings import shown
 from . import MODELS
-from .modules import DENOISERS, uncompiled
+from .modules import DENOISERS, ENCODERS, uncompiled
 
 PICKLES = (".pt", ".pth", ".bin", ".ckpt")
-
-TEXT_ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3")
 
 _AROUND = ("state_dict", "model", "module", "unet", "transformer", "text_encoder")
 """What some files have around their weights, as the name of a mapping."""
 
 _BEFORE = (
     *("module.", "model."),
-    *(f"{name}." for name in (*DENOISERS, *TEXT_ENCODERS)),
+    *(f"{name}." for name in (*DENOISERS, *ENCODERS)),
     *("cond_stage_model.transformer.", "text_model."),
 )
 """What may stand before a layer's name in the component."""
@@ -203,7 +201,7 @@ def _readings(component: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[d
 
 
 def _components(pipe: Any) -> Iterator[tuple[str, nn.Module]]:
-    for name in (*DENOISERS, *TEXT_ENCODERS):
+    for name in (*DENOISERS, *ENCODERS):
         if isinstance(component := getattr(pipe, name, None), nn.Module):
             yield name, uncompiled(component)
 

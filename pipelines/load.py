@@ -244,6 +244,8 @@ def _shell(folder: Path, variant: str | None, dtype: torch.dtype | Dtype) -> dic
     try:
         pipeline, index = _pipeline_in(folder)
         family = family_of(pipeline)
+        if family is None:
+            return None
         cls = getattr(diffusers, index[family.prefix][1])
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return None
@@ -330,19 +332,22 @@ def _from_hub(repo: str, variant: str | None, given: Mapping[str, Any]) -> Path 
     folder = Path(download(repo, variant=variant, **{**given, **left}))
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     family = family_of(getattr(diffusers, str(index["_class_name"])))
+    if family is None:
+        return None
+    prefix = family.prefix
 
     def fetched(name: str) -> bool:
         try:
-            HfApi().hf_hub_download(repo, f"{family.prefix}/{name}", revision=folder.name)
+            HfApi().hf_hub_download(repo, f"{prefix}/{name}", revision=folder.name)
         except (EntryNotFoundError, LocalEntryNotFoundError):
             return False
         return True
 
-    if family is None or not fetched("config.json"):
+    if not fetched("config.json"):
         return None
     for infix in [f".{variant}", ""] if variant else [""]:
         if fetched(f"diffusion_pytorch_model.safetensors.index{infix}.json"):
-            files = _files(folder / family.prefix, variant)
+            files = _files(folder / prefix, variant)
             needed = {path.name for name, path in files.items() if of_text(family, name)}
             return folder if all(map(fetched, sorted(needed))) else None
         if fetched(f"diffusion_pytorch_model{infix}.safetensors"):

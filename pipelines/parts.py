@@ -9,7 +9,7 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -496,9 +496,10 @@ def described(pipe: Any) -> Parts:
     family = family_of(type(pipe))
     if family is None:
         raise InputError(
-            f"Cannot take a {type(pipe).__name__} apart. Described so far: {', '.join(FAMILIES)}."
+            f"Cannot take a {type(pipe).__name__} apart. Described so far: {', '.join(FAMILIES)}; "
+            "to describe another see docs/describe.md."
         )
-    return cast(Parts, family(pipe))
+    return family(pipe)
 
 
 def parts_of(pipe: Any) -> Parts:

@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +17,12 @@ import torch
 import typer.main
 
 import unsee
-from unsee import Concept, Erasure, records
+from unsee import Concept, Erasure, contract, records
 from unsee.cli.commands import app
 from unsee.pipelines import parts_of
+from unsee.pipelines.architectures import FAMILIES
 from unsee.pipelines.names import COMFYUI
+from unsee.pipelines.parts import Parts, Stream
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -150,3 +155,67 @@ def test_every_block_is_run_or_says_why_not() -> None:
         for block in blocks(page):
             assert block.language in ("sh", "python", "json")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))
+
+
+# docs/describe.md: a pipeline described from nothing
+
+DESCRIBE = DOCS / "describe.md"
+
+
+@pytest.mark.slow
+def test_who_follows_the_page_describes_a_pipeline_that_keeps_the_contract(tmp_path: Path) -> None:
+    """Its files as they stand, its commands, and its entry point as pip would install it."""
+    commands, entry_points = [], ""
+    for block in blocks(DESCRIBE):
+        if block.language == "python":
+            name = block.text.partition("\n")[0].removeprefix("# ")
+            (tmp_path / name).write_text(block.text, encoding="utf-8")
+        elif block.language == "toml":
+            entry_points = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", block.text)
+        else:
+            assert block.language == "sh", block.language
+            commands += [shlex.split(line) for line in block.text.splitlines()]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def typed(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert [command[0] for command in commands] == ["python"]
+    said = typed(*commands[0][1:]).splitlines()
+    assert said == [f"holds: {law.__name__.replace('_', ' ')}" for law in contract.LAWS]
+    installed = tmp_path / "described-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: described\nVersion: 1\n", encoding="utf-8")
+    (installed / "entry_points.txt").write_text(entry_points.replace('"', ""), encoding="utf-8")
+    listed = typed("-m", "unsee", "list", "models")
+    assert re.search(r"PixArtAlphaPipeline +PixArt-α: T5's rows", listed)
+
+
+def test_the_page_has_its_pipeline_described_by_nothing_of_another() -> None:
+    (file,) = (b.text for b in blocks(DESCRIBE) if b.text.startswith("# pixart_alpha.py"))
+    assert set(re.findall(r"from (unsee\S+) import", file)) == {
+        "unsee.pipelines.architectures",
+        "unsee.pipelines.parts",
+        "unsee.pipelines.text",
+    }
+    assert "PixArtAlphaPipeline" not in FAMILIES
+
+
+def test_the_page_names_all_that_a_description_of_ours_says() -> None:
+    page = DESCRIBE.read_text("utf-8")
+    public = {name for name in (*Parts.__annotations__, *vars(Parts)) if not name.startswith("_")}
+    for family in FAMILIES.values():
+        for cls in family.__mro__[: family.__mro__.index(Parts)]:
+            for name in vars(cls).keys() & public:
+                assert re.search(rf"`{name}\b", page), f"{family.__name__}.{name}"
+    for field in dataclasses.fields(Stream):
+        assert re.search(rf"`{field.name}\b", page), field.name

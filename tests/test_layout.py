@@ -32,6 +32,7 @@ LAYERS["flow"] = {*LAYERS["drawing"], "drawing", "eval"}
 LAYERS["audits"] = {*LAYERS["flow"], "flow"}
 LAYERS["runs"] = {*FOUNDATION, "store", "prompts", "gallery", "eval"}
 LAYERS["cli"] = {*LAYERS["audits"], "audits", "runs"}
+LAYERS["contract"] = {*LAYERS["flow"], "flow"}
 LAYERS["__init__"] = LAYERS["cli"] - {"cli"}
 LAYERS["__main__"] = {"cli"}
 FOLDERS = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {"tests", "lab"}
