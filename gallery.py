@@ -3,7 +3,7 @@
     gallery.json     what made the images: model, erasures, settings, versions
     samples.jsonl    one line an image: its prompt, seed, settings and labels
     images.jsonl     one line an image that was made: its id and its file's SHA-256
-    images/ID.png
+    images/ID.png    of a video an animated PNG, of the frames that stand for it
 
 The first two are written before the first image, gallery.json last of them: a folder without it is
 none yet. An image is there when its file is the one that the last line about it names. So a
@@ -293,10 +293,16 @@ class Gallery:
         """
         return tuple(id for id, made in self._made().items() if len(made) > 1)
 
-    def put(self, prompt: Prompt, image: "Image") -> None:
-        """Writes one image, as PNG, and then its hash."""
+    def put(self, prompt: Prompt, image: "Image", *further: "Image") -> None:
+        """Writes one image, as PNG, and then its hash.
+
+        Args:
+            image: The image, or a video's first frame.
+            further: The video's other frames, each of which is there to be seen half a second.
+        """
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        animated = {"save_all": True, "append_images": further, "duration": 500}
+        image.save(buffer, "PNG", **(animated if further else {}))
         write_atomically(self.image_path(prompt), buffer.getvalue())
         line = json.dumps({"id": prompt.id, "sha256": _sha256(buffer.getvalue())})
         with (self.path / "images.jsonl").open("ab") as file:

@@ -1,7 +1,6 @@
 """A suite's images, each depending on its own prompt and seed alone.
 
-A video is drawn as an image is, and its middle frame is the image: a concept that is in other
-frames alone is not seen, which reports say.
+A video is drawn as an image is, and some of its frames stand for it, which reports say.
 """
 
 import logging
@@ -74,16 +73,16 @@ def generate(
                     width=first.width,
                     height=first.height,
                 )
-            for prompt, image in zip(batch, images, strict=True):
+            for prompt, frames in zip(batch, images, strict=True):
                 if prompt in missing:
-                    gallery.put(prompt, image)
+                    gallery.put(prompt, *frames)
         yield len(batch)
 
 
-def _images(pipe: Any, **settings: Any) -> "list[Image]":
-    """The images of a call of a pipeline; of one that is not described, what it says itself."""
+def _images(pipe: Any, **settings: Any) -> "list[tuple[Image, ...]]":
+    """As ``Parts.images``, of a call; of what is not described, what the pipeline says itself."""
     if family_of(type(pipe)) is None:
-        return list(pipe(**arguments(settings)).images)
+        return [(image,) for image in pipe(**arguments(settings)).images]
     parts = described(pipe)
     return parts.images(pipe(**parts.call(output_type="pil", **settings)))
 

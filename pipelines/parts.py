@@ -426,10 +426,12 @@ class Parts(ABC):
         """
         return {**self.settings, **arguments(settings, self.guidance_argument)}
 
-    def images(self, result: Any) -> "list[Image]":
-        """The images in what a call of the pipeline gave, one a prompt."""
-        found: list[Image] = list(result.images)
-        return found
+    def images(self, result: Any) -> "list[tuple[Image, ...]]":
+        """What is looked at of what a call of the pipeline gave: of each prompt an image.
+
+        Of a video it is several frames, in their order.
+        """
+        return [(image,) for image in result.images]
 
     # The denoiser's call, for guides: arguments by name
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import hashlib
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ import unsee
 from unsee._errors import InputError
 from unsee.erasers import ERASERS
 from unsee.erasers.esd import select
-from unsee.eval.detectors import Detection, Unscored
+from unsee.eval.detectors import Detection, Unscored, highest
 from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.architectures.flux import unpacked
 from unsee.pipelines.generation import cut, own
@@ -473,12 +474,83 @@ def test_it_is_audited_by_its_own_settings(name: str, pipe: Any, tmp_path: Path)
         asked = {"width": row.width, "height": row.height, "guidance": row.guidance, "steps": 2}
         seed = torch.Generator().manual_seed(1)
         call = parts.call(prompt=[row.prompt], output_type="pil", **asked)
-        (want,) = parts.images(pipe(**call, generator=[seed]))
+        ((want, *_),) = parts.images(pipe(**call, generator=[seed]))
         with Image.open(tmp_path / f"base/images/{row.id}.png") as found:
             assert found.size == (row.width or 32, row.height or 32)
             assert found.tobytes() == want.tobytes()
             with Image.open(tmp_path / f"erased/images/{row.id}.png") as erased:
                 assert erased.size == found.size
+
+
+class Eye:
+    """Sees a cat in given frames and a dog in all others, but for one that it cannot read."""
+
+    name, kind, labels = "test/eye", "object", ("cat", "dog")
+
+    def __init__(self, cats: Sequence[Image.Image], unread: Image.Image | None = None) -> None:
+        self.cats = [cat.tobytes() for cat in cats]
+        self.unread = unread and unread.tobytes()
+        digests = [hashlib.sha256(it).hexdigest() for it in (*self.cats, self.unread or b"")]
+        self.protocol = {"frames": digests}
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        if any(image.tobytes() == self.unread for image in images):
+            raise ValueError("cannot be read")
+        cats = [float(image.tobytes() in self.cats) for image in images]
+        return [Detection(("cat",) if c else ("dog",), {"cat": c, "dog": 1 - c}) for c in cats]
+
+    def follows(self, answer: Detection) -> bool:
+        return highest(answer, self.labels, 1)
+
+
+def test_what_is_in_the_last_frame_of_a_video_alone_is_seen(tmp_path: Path) -> None:
+    """And what could not be looked at in one of its frames is not gone."""
+    pipe = calling(diffusers.WanPipeline, height=32, width=32, num_frames=29)(
+        **_built("wan").components
+    )
+    pipe.set_progress_bar_config(disable=True)
+    suite = unsee.Suite("s", (unsee.Prompt("it", "a photo of a cat", 1, {"object": "cat"}),))
+    erasure = unsee.erase(pipe, "cat", check=False)
+
+    def drawn() -> Any:
+        draw = [torch.Generator().manual_seed(1)]
+        call = {"prompt": ["a photo of a cat"], "num_inference_steps": 2, "output_type": "pil"}
+        return pipe(**call, generator=draw).frames[0]
+
+    base = drawn()
+    with erasure.applied(pipe):
+        erased = drawn()
+    assert len(base) == 29
+
+    def seen(*given: Any) -> tuple[Any, unsee.Report]:
+        made = unsee.audit(
+            pipe, erasure, out=tmp_path, suite=suite, detectors=[Eye(*given)], steps=2
+        )
+        (asked,) = made.samples[0].asked
+        return (asked.base, asked.erased), made
+
+    last, report = seen([base[-1], erased[-1]])
+    assert last == (True, True)
+    assert any("5 frames of each were looked at" in line for line in report.warnings)
+    assert seen([base[-1]])[0] == (True, False)
+    assert seen([base[0], erased[14]])[0] == (True, True)
+    # Between those that are looked at
+    assert seen([base[1], erased[27]])[0] == (False, False)
+
+    with Image.open(tmp_path / "erased/images/it.png") as file:
+        frames = []
+        for at in range(file.n_frames):  # type: ignore[attr-defined]
+            file.seek(at)
+            frames.append(file.convert("RGB").tobytes())
+    assert frames == [erased[at].tobytes() for at in (0, 7, 14, 21, 28)]
+
+    lost, report = seen([base[-1]], erased[7])
+    assert lost == (True, None)
+    said = report.samples[0].erased.detectors["test/eye"]
+    assert said.unscored == "frame 2 of 5: ValueError: cannot be read"
+    assert report.verdict.value == "incomplete"
+    # But for what is in the others
+    assert seen([erased[-1]], erased[7])[0] == (False, True)
 
 
 @pytest.mark.parametrize("name", ["aura-flow", "hunyuan-dit", "pixart-sigma", "sana", "wan"])
