@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
-from .architectures import FAMILIES, family_of
+from .architectures import FAMILIES, family_of, from_text
 from .modules import check_readable, uncompiled
 from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows, other_schedule
 from .text import Text
@@ -507,11 +507,18 @@ def parts_of(pipe: Any) -> Parts:
     """Takes a diffusers pipeline with the base model's own weights apart.
 
     Raises:
-        InputError: Its architecture is not described here, or it carries a LoRA or an erasure.
+        InputError: Its architecture is not described here, it carries a LoRA or an erasure, or it
+            begins with an image and cannot say how it draws from text alone.
     """
     from .watch import active
 
     parts = described(pipe)
+    # A flow model's schedule is what its pipeline says in a call without an image.
+    if parts.flow and (main := from_text(type(pipe))):
+        raise InputError(
+            f"A {type(pipe).__name__} begins with an image, and erasing with text alone: erase "
+            f"from a {main} of the same model, and put the erasure on this one (add_to)."
+        )
     if on := [one for one in active(pipe) if one.kind != "weights"]:
         raise InputError(
             f"The erasure {on[0].name!r} is on in this pipeline, and erasing starts from the base "

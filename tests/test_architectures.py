@@ -25,6 +25,7 @@ from unsee.erasers import ERASERS
 from unsee.erasers.esd import select
 from unsee.eval.detectors import Detection, Unscored, highest
 from unsee.pipelines import load_pipeline, load_text_side, parts_of
+from unsee.pipelines.architectures import SIBLINGS
 from unsee.pipelines.architectures.flux import unpacked
 from unsee.pipelines.generation import cut, own
 from unsee.pipelines.guidance import Guided
@@ -795,6 +796,65 @@ def test_the_second_attention_of_stable_diffusion_3_is_the_images_own() -> None:
         "add_k_proj",
         "add_v_proj",
     }
+
+
+# Pipelines of the same parts that begin with an image
+
+OF = {type(_built(name)).__name__: name for name in ("flux-schnell", *PIPELINES)}
+
+
+def begun(pipe: Any, name: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline that begins with an image, of another's parts, and the arguments of its call."""
+    made = getattr(diffusers, name).from_pipe(pipe)
+    made.set_progress_bar_config(disable=True)
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    few = {"num_inference_steps": 4, "height": 32, "width": 32, "strength": 0.8}
+    given = {"image": [picture] * 2, "mask_image": [mask] * 2, "video": [[picture] * 5] * 2}
+    takes = inspect.signature(type(made).__call__).parameters
+    guided = GUIDED.get(OF[SIBLINGS[name]], {})
+    call = described(made).call(prompt=list(PROMPTS), **guided)
+    return made, call | {n: v for n, v in {**few, **given}.items() if n in takes}
+
+
+@pytest.mark.parametrize("begins", list(SIBLINGS))
+def test_a_pipeline_that_begins_with_an_image_takes_the_erasures_of_its_model(
+    begins: str,
+) -> None:
+    pipe = _built(OF[SIBLINGS[begins]])
+    made, call = begun(pipe, begins)
+
+    def drawn() -> Tensor:
+        generators = [torch.Generator().manual_seed(i) for i in (0, 1)]
+        # A list of its own, as Z-Image's writes into it
+        given = {"prompt": list(PROMPTS), "generator": generators, "output_type": "latent"}
+        out = made(**call | given)
+        found: Tensor = out.frames if hasattr(out, "frames") else out.images
+        return found
+
+    base = drawn()
+    for method in ("uce", "sld"):
+        more = QUICK.get(method, {})
+        erasure = unsee.erase(pipe, "van gogh", method=method, check=False, **more)
+        with erasure.applied(made):
+            assert apart(drawn(), base) > 1e-5
+        assert torch.equal(drawn(), base)
+
+
+@pytest.mark.parametrize("begins", list(SIBLINGS))
+def test_erasing_from_one_that_begins_with_an_image_gives_the_same_or_says_from_which(
+    begins: str,
+) -> None:
+    pipe = _built(OF[SIBLINGS[begins]])
+    made, _ = begun(pipe, begins)
+    if described(pipe).flow:
+        with pytest.raises(InputError, match=rf"erase from a {SIBLINGS[begins]} of the same"):
+            unsee.erase(made, "van gogh")
+        return
+    one, other = (unsee.erase(it, "van gogh", keep=["cat"]) for it in (made, pipe))
+    assert all(torch.equal(one.tensors[n], other.tensors[n]) for n in other.tensors)
+    assert one.measured.effect == other.measured.effect
 
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"

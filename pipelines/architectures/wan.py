@@ -35,7 +35,8 @@ class Wan(Parts):
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         config = pipe.config
-        if pipe.transformer_2 is not None or config.boundary_ratio or config.expand_timesteps:
+        second = getattr(pipe, "transformer_2", None) is not None
+        if second or config.get("boundary_ratio") or config.get("expand_timesteps"):
             raise InputError(
                 "This is a Wan 2.2, with a second transformer or a time for each frame, and what "
                 "is described so far is Wan 2.1: take that one."
