@@ -1,5 +1,6 @@
 """What holds for every architecture: the contract of a file in ``pipelines/architectures``."""
 
+import copy
 import dataclasses
 import functools
 import hashlib
@@ -28,8 +29,8 @@ from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.architectures import SIBLINGS
 from unsee.pipelines.architectures.flux import unpacked
 from unsee.pipelines.generation import cut, own
-from unsee.pipelines.guidance import Guided
-from unsee.pipelines.parts import default, described
+from unsee.pipelines.guidance import Guided, Start
+from unsee.pipelines.parts import Parts, default, described
 from unsee.pipelines.schedule import ddim, eps_scale
 from unsee.pipelines.text import Text
 from unsee.pipelines.watch import put_on
@@ -368,17 +369,64 @@ class Still:
         return empty, prompt
 
 
+def still(parts: Parts) -> Start:
+    text = parts.encode(["van gogh"])
+    return lambda steps, prompts: Still(text)
+
+
 @each
 def test_a_guide_that_does_nothing_is_the_pipeline(name: str, pipe: Any) -> None:
     parts = parts_of(pipe)
     base = draw(name, pipe)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
-    put = Guided(parts, lambda steps, prompts: Still(parts.encode(["van gogh"])))
+    put = Guided(parts, still)
     remove = put_on(pipe, erasure, put)
     try:
         assert apart(draw(name, pipe), base) < 1e-5
     finally:
         remove()
+
+
+@pytest.mark.parametrize("name", [n for n in PIPELINES if described(_built(n)).calls == 2])
+def test_what_two_calls_a_step_read_is_computed_once(name: str, pipe: Any) -> None:
+    """Three rows an image and step: the prompt's, the empty prompt's, and the guide's own."""
+    parts, rows = parts_of(pipe), []
+    (layer, *_) = parts.readers()["sequence"].layers.values()
+    erasure = unsee.erase(pipe, "van gogh", method="sld", preset="max")
+    counting = layer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    with erasure.applied(pipe):
+        made = draw(name, pipe)
+        assert sum(rows) == 3 * STEPS * len(PROMPTS)
+        rows.clear()
+        # Computed and thrown away, as a compiled denoiser does
+        spared = vars(parts.denoiser).pop("forward")
+        assert torch.equal(draw(name, pipe), made)
+        assert sum(rows) > 3 * STEPS * len(PROMPTS)
+        vars(parts.denoiser)["forward"] = spared
+    counting.remove()
+    assert "forward" not in vars(parts.denoiser)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-xl", "wan", "z-image"])
+def test_a_deep_copy_of_a_guided_pipeline_draws_what_it_draws(name: str, pipe: Any) -> None:
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        made, copied = draw(name, pipe), copy.deepcopy(pipe)
+    assert torch.equal(draw(name, copied), made)
+    assert "van gogh" in [one.name for one in unsee.active(copied)]
+    unsee.remove(copied)
+    assert torch.equal(draw(name, copied), draw(name, pipe))
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_of_two_calls_is_guided() -> None:
+    pipe = build("chroma")
+    erasure = unsee.erase(pipe, "van gogh", method="sld", preset="max")
+    with erasure.applied(pipe):
+        want = draw("chroma", pipe)
+    torch.compiler.reset()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with erasure.applied(pipe):
+        assert apart(draw("chroma", pipe), want) < 1e-6
 
 
 class Noting(Still):
@@ -403,7 +451,7 @@ def test_a_guide_is_given_differences_of_noise(name: str, pipe: Any) -> None:
     concept = parts.encode(["van gogh"])
     guide = Noting(concept)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
-    remove = put_on(pipe, erasure, Guided(parts, lambda steps, prompts: guide))
+    remove = put_on(pipe, erasure, Guided(parts, lambda parts: lambda steps, prompts: guide))
     try:
         with watched(pipe) as seen:
             draw(name, pipe)
@@ -628,23 +676,45 @@ def test_guidance_that_ends_on_the_way_is_an_error_with_a_guide(
 
 
 @each
-def test_a_text_of_another_length_is_no_guides_unless_the_rest_is_left_out(
-    name: str, pipe: Any
-) -> None:
+def test_a_guides_text_is_encoded_as_the_call_encodes_its_own(name: str, pipe: Any) -> None:
     if "max_sequence_length" not in inspect.signature(type(pipe).__call__).parameters:
         pytest.skip("the pipeline's texts have one length")
     parts = parts_of(pipe)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
-    put = Guided(parts, lambda steps, prompts: Still(parts.encode(["van gogh"])))
+    put = Guided(parts, still)
     remove = put_on(pipe, erasure, put)
     try:
         made = draw(name, pipe, max_sequence_length=200)
-    except InputError as error:
-        assert "leave max_sequence_length as it is" in str(error)
-        return
     finally:
         remove()
     assert apart(made, draw(name, pipe, max_sequence_length=200)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["flux"])
+def test_a_guide_on_flux_is_the_negative_prompt_at_any_length_of_texts(
+    name: str, pipe: Any
+) -> None:
+    short, words = {"max_sequence_length": 64}, ["van gogh"] * len(PROMPTS)
+    base, want = draw(name, pipe, **short), draw(name, pipe, **short, negative_prompt=words)
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        assert apart(draw(name, pipe, **short), want) < 1e-5 < apart(want, base)
+        assert not torch.equal(draw(name, pipe), want)
+    long = unsee.Concept("it", phrases=(" ".join(["the"] * 70),))
+    with unsee.erase(pipe, long, method="negative").applied(pipe):
+        draw(name, pipe)
+        with pytest.raises(InputError, match="is 70 tokens long and the tokenizer cuts after 63"):
+            draw(name, pipe, **short)
+
+
+@pytest.mark.parametrize("name", ["flux"])
+def test_embeddings_of_another_length_than_a_guides_text_are_refused(name: str, pipe: Any) -> None:
+    text = parts_of(pipe).heard(parts_of(pipe).encoded(PROMPTS, False, max_sequence_length=64))
+    sequence, pooled = text.prompt.inputs.values()
+    given = {"prompt_embeds": sequence, "pooled_prompt_embeds": pooled}
+    given |= {f"negative_{n}": value for n, value in given.items()} | {"prompt": None}
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        with pytest.raises(InputError, match="pass prompts, not embeddings"):
+            draw(name, pipe, **given, negative_prompt=None)
 
 
 # Every method on every architecture: an image that changes, or one line that says why not

@@ -45,7 +45,7 @@ class Wan(Parts):
     def streams(self) -> tuple[Stream, ...]:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-        return (t5("sequence", self.pipe, self.pipe.tokenizer, clean=prompt_clean),)
+        return (t5("sequence", self, self.pipe.tokenizer, clean=prompt_clean),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, empty = given
