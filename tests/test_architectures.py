@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -610,11 +611,19 @@ def test_a_guide_without_guidance_is_an_error(name: str, pipe: Any) -> None:
         draw(name, pipe)
 
 
-def test_a_second_transformer_is_refused() -> None:
+@pytest.mark.parametrize("what", ["boundary_ratio", "expand_timesteps", "transformer_2"])
+def test_a_wan_of_two_transformers_or_a_time_a_frame_is_refused_in_a_line(what: str) -> None:
     pipe = build("wan")
-    pipe.register_to_config(boundary_ratio=0.9)
-    with pytest.raises(InputError, match="is a Wan 2.2"):
-        unsee.erase(pipe, "van gogh")
+    erasure = unsee.erase(pipe, "van gogh", check=False)
+    if what == "transformer_2":
+        pipe.register_modules(transformer_2=build("wan").transformer)
+    else:
+        pipe.register_to_config(**{what: 0.9 if what == "boundary_ratio" else True})
+    for use in (lambda: unsee.erase(pipe, "van gogh"), lambda: erasure.add_to(pipe)):
+        with pytest.raises(InputError, match=r"is a Wan 2.2.*: take that one\.$") as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert not unsee.active(pipe)
 
 
 def test_a_pipeline_that_is_not_described_is_drawn_with(tmp_path: Path) -> None:
@@ -694,7 +703,8 @@ def test_a_guides_text_is_encoded_as_the_call_encodes_its_own(name: str, pipe: A
 def test_a_guide_on_flux_is_the_negative_prompt_at_any_length_of_texts(
     name: str, pipe: Any
 ) -> None:
-    short, words = {"max_sequence_length": 64}, ["van gogh"] * len(PROMPTS)
+    words = ["van gogh"] * len(PROMPTS)
+    short: dict[str, Any] = {"max_sequence_length": 64}
     base, want = draw(name, pipe, **short), draw(name, pipe, **short, negative_prompt=words)
     with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
         assert apart(draw(name, pipe, **short), want) < 1e-5 < apart(want, base)
@@ -710,7 +720,7 @@ def test_a_guide_on_flux_is_the_negative_prompt_at_any_length_of_texts(
 def test_embeddings_of_another_length_than_a_guides_text_are_refused(name: str, pipe: Any) -> None:
     text = parts_of(pipe).heard(parts_of(pipe).encoded(PROMPTS, False, max_sequence_length=64))
     sequence, pooled = text.prompt.inputs.values()
-    given = {"prompt_embeds": sequence, "pooled_prompt_embeds": pooled}
+    given: dict[str, Any] = {"prompt_embeds": sequence, "pooled_prompt_embeds": pooled}
     given |= {f"negative_{n}": value for n, value in given.items()} | {"prompt": None}
     with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
         with pytest.raises(InputError, match="pass prompts, not embeddings"):
@@ -803,6 +813,28 @@ def test_the_text_side_alone_gives_the_same_file(name: str, pipe: Any, tmp_path:
     assert one.record.base == other.record.base
     assert one.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
+
+
+@each
+def test_loading_it_from_a_folder_is_silent(name: str, pipe: Any, tmp_path: Path) -> None:
+    """Nothing is given to its pipeline that it does not know."""
+    pipe.save_pretrained(tmp_path)
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(library) for library in ("diffusers", "transformers", "unsee")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING)
+    try:
+        load_text_side(tmp_path, **UNCHECKED)
+        load_pipeline(tmp_path, device="cpu", **UNCHECKED)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+    assert said == []
 
 
 @pytest.mark.parametrize("method", ["uce", "esd"])
@@ -926,6 +958,9 @@ def test_erasing_from_one_that_begins_with_an_image_gives_the_same_or_says_from_
     assert all(torch.equal(one.tensors[n], other.tensors[n]) for n in other.tensors)
     assert one.measured.effect == other.measured.effect
 
+
+UNCHECKED: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+"""What every model is loaded with that is to be drawn with."""
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 
