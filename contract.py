@@ -390,7 +390,7 @@ def a_guide_that_does_nothing_is_the_pipeline(it: Tried) -> None:
     concept = parts.encode(["van gogh"])
     guide = Still(concept)
     erasure = erase(it.pipe, "van gogh", method="negative")
-    remove = put_on(it.pipe, erasure, Guided(parts, lambda steps, prompts: guide))
+    remove = put_on(it.pipe, erasure, [Guided(parts, lambda parts: lambda steps, prompts: guide)])
     try:
         with it.watched() as seen:
             found = it.draw()

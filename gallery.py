@@ -5,7 +5,7 @@
     images.jsonl     one line an image that was made: its id and its file's SHA-256; batch size and
                      device where they are not those of gallery.json; and whether it is from the
                      store
-    images/ID.png
+    images/ID.png    of a video an animated PNG, of the frames that stand for it
 
 The first two are written before the first image, gallery.json last of them: a folder without it is
 none yet. An image is there when its file is the one that the last line about it names. So a
@@ -318,17 +318,21 @@ class Gallery:
         self,
         prompt: Prompt,
         image: "Image",
+        *further: "Image",
         batch_size: int | None = None,
         store: Store | None = None,
     ) -> None:
         """Writes one image, as PNG, and then its hash.
 
         Args:
+            image: The image, or a video's first frame.
+            further: The video's other frames, each of which is there to be seen half a second.
             batch_size: How many were made at a time; None is as ``made_by`` has it.
             store: Where it is kept for other runs.
         """
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
+        animated = {"save_all": True, "append_images": further, "duration": 500}
+        image.save(buffer, "PNG", **(animated if further else {}))
         file = self.image_path(prompt)
         write_atomically(file, buffer.getvalue())
         by = self.made_by or MadeBy()

@@ -328,7 +328,7 @@ def _shown(
     for d in detectors:
         answer = answers.found[d.name]
         if isinstance(answer, Unscored):
-            said[d.name] = Said((), {}, answer.reason)
+            said[d.name] = Said(answer.seen, {}, answer.reason)
             continue
         best = sorted(answer.scores.items(), key=lambda item: (-item[1], item[0]))
         wanted = {fold(prompt.labels.get(d.kind, ""))}

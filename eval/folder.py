@@ -320,31 +320,30 @@ Found = Sequence[tuple[Prompt, Detection | Unscored]]
 
 def _rates(found: Found) -> dict[str, Rate]:
     """How often each label is seen; "nothing" where an image has none."""
-    seen = Counter(label for _, a in found for label in dict.fromkeys(_labels(a) or ()))
-    order = sorted(seen, key=lambda label: (-seen[label], label))
+    often = Counter(label for _, a in found for label in dict.fromkeys(_labels(a)))
+    order = sorted(often, key=lambda label: (-often[label], label))
     # Where nothing could be scored there is one row all the same, so that it is said
     return {
-        label: Rate.counted(
-            (unit(prompt), None if (labels := _labels(answer)) is None else label in labels)
-            for prompt, answer in found
-        )
+        label: Rate.counted((unit(prompt), _shows(answer, label)) for prompt, answer in found)
         for label in order or ["nothing"]
     }
 
 
 def _seen(found: Found, wanted: Callable[[Prompt], str]) -> Rate:
     """How often the label wanted of each image is seen; an image of which none is, is left out."""
-    return Rate.counted(
-        (unit(p), None if (labels := _labels(a)) is None else fold(label) in map(fold, labels))
-        for p, a in found
-        if (label := wanted(p))
-    )
+    return Rate.counted((unit(p), _shows(a, label)) for p, a in found if (label := wanted(p)))
 
 
-def _labels(answer: Detection | Unscored) -> tuple[str, ...] | None:
+def _labels(answer: Detection | Unscored) -> tuple[str, ...]:
     if isinstance(answer, Unscored):
-        return None
+        return answer.seen
     return answer.labels or ("nothing",)
+
+
+def _shows(answer: Detection | Unscored, label: str) -> bool | None:
+    """Whether a label is seen in an image; None when nobody knows."""
+    found = fold(label) in map(fold, _labels(answer))
+    return None if isinstance(answer, Unscored) and not found else found
 
 
 def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:

@@ -6,14 +6,18 @@ import json
 import random
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._files import clear, write_atomically
 from ..gallery import Gallery
 from . import words
+from .images import frames_of
 from .report import Outcome, Report, Sample
 from .rows import ACCURACIES, Asked, Comparison
 from .verdict import Value
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Frame
 
 PAIRS = 48
 """Pairs of images that the page shows; the rest is counted."""
@@ -238,7 +242,7 @@ def _reading(sample: Sample, side: str, detectors: Sequence[Asked]) -> Reading:
     every = [(_judged(sample, asked, side), asked) for asked in detectors]
     (sign, tone, says, lead), asked = min(every, key=lambda one: TONES.index(one[0][1]))
     said = sample.shown[side].detectors[asked.detector]
-    if said.unscored is not None:
+    if said.unscored is not None and (asked.base if side == "base" else asked.erased) is None:
         return Reading(sign, tone, says, f"{asked.kind} unscored", said.unscored)
     text = lead + (", ".join(said.labels) or "nothing")
     if len({judged for judged, _ in every}) > 1:
@@ -278,13 +282,22 @@ def _inline(path: Path) -> tuple[str, bool]:
             image.load()
             width = max(image.size)
             if width > SIDE or image.format != "PNG":
-                image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+                first, *others = [_small(frame) for frame in frames_of(image)]
                 buffer = io.BytesIO()
-                image.convert("RGB").save(buffer, "PNG")
+                animated = {"save_all": True, "append_images": others, "duration": 500}
+                first.save(buffer, "PNG", **(animated if others else {}))
                 data = buffer.getvalue()
     except Exception:  # the report has said that it cannot be read, and why
         return "", False
     return "data:image/png;base64," + base64.b64encode(data).decode(), width <= SIDE // 2
+
+
+def _small(frame: "Frame") -> "Frame":
+    from PIL import Image
+
+    copy = frame.copy()
+    copy.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+    return copy.convert("RGB")
 
 
 def _table(outcome: Outcome) -> tuple[Outcome, list[tuple[str, list[Comparison]]]]:

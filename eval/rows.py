@@ -43,7 +43,7 @@ def unit(prompt: Prompt) -> str:
 def seen(answer: Detection | Unscored, labels: set[str]) -> bool | None:
     """Whether one of the labels, given folded, is in the image; None when nobody knows."""
     if isinstance(answer, Unscored):
-        return None
+        return True if any(fold(label) in labels for label in answer.seen) else None
     return any(fold(label) in labels for label in answer.labels)
 
 

@@ -32,12 +32,14 @@ from .._files import write_atomically
 from .._reading import loads, plain
 from .._settings import Weight, checked, fit, shown
 from ..records import Component, Measured, Record
+from .architectures import family_of
 from .hub import file_of
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
 from .loading import split_weight
 from .modules import DENOISERS, ENCODERS, component_of, weights_of
+from .parts import described
 from .watch import put_on
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -216,6 +218,9 @@ class Erasure:
         """
         self.check_weight(weight)
         self.check_base(pipe)
+        if family_of(type(pipe)) is not None:
+            # Which refuses what only in part is a model that is described
+            described(pipe)
         return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self, weight), weight)
 
     def check_weight(self, weight: float) -> None:

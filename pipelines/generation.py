@@ -1,7 +1,6 @@
 """A suite's images, each depending on its own prompt and seed alone.
 
-A video is drawn as an image is, and its middle frame is the image: a concept that is in other
-frames alone is not seen, which reports say.
+A video is drawn as an image is, and some of its frames stand for it, which reports say.
 """
 
 import logging
@@ -96,7 +95,7 @@ def generate(
                     # Changed since, or made meanwhile by another process
                     made = gallery.made(missing)
                     missing = [p for p in missing if p.id not in made]
-                images: list[Image] = []
+                images: list[tuple[Image, ...]] = []
                 if missing:
                     images, at_once = _drawn(pipe, batch, at_once, guidance, steps)
                 put = [(p, i) for p, i in zip(batch, images, strict=False) if p in missing]
@@ -114,20 +113,20 @@ _ASKING, _DRAWING, _FIRST = range(3)
 
 def _write(
     gallery: Gallery,
-    images: "Sequence[tuple[Prompt, Image]]",
+    images: "Sequence[tuple[Prompt, tuple[Image, ...]]]",
     batch: int,
     store: Store | None,
     at_once: int,
 ) -> int:
     """Puts images into their gallery, and gives how many the batch has with those there were."""
-    for prompt, image in images:
-        gallery.put(prompt, image, at_once, store)
+    for prompt, frames in images:
+        gallery.put(prompt, *frames, batch_size=at_once, store=store)
     return batch
 
 
 def _drawn(
     pipe: Any, batch: Sequence[Prompt], at_once: int, guidance: float | None, steps: int | None
-) -> "tuple[list[Image], int]":
+) -> "tuple[list[tuple[Image, ...]], int]":
     """A batch's images, and how many at a time fit into memory.
 
     Warns:
@@ -166,10 +165,10 @@ def _drawn(
     return images, at_once
 
 
-def _images(pipe: Any, **settings: Any) -> "list[Image]":
-    """The images of a call of a pipeline; of one that is not described, what it says itself."""
+def _images(pipe: Any, **settings: Any) -> "list[tuple[Image, ...]]":
+    """As ``Parts.images``, of a call; of what is not described, what the pipeline says itself."""
     if family_of(type(pipe)) is None:
-        return list(pipe(**arguments(settings)).images)
+        return [(image,) for image in pipe(**arguments(settings)).images]
     parts = described(pipe)
     return parts.images(pipe(**parts.call(output_type="pil", **settings)))
 

@@ -1,5 +1,6 @@
 """A pipeline with its erasures in it, or as little of one as an eraser reads."""
 
+import inspect
 import json
 import re
 import warnings
@@ -434,15 +435,19 @@ def _assembled(
 
 
 def _expected(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments without a safety checker where the model has none, which diffusers would name."""
+    """Arguments without a safety checker's where the pipeline takes none, which diffusers names.
+
+    Of a Hugging Face id all are left, as nothing of it is here yet.
+    """
     try:
-        index = (folder / "model_index.json").read_text(encoding="utf-8")
-    except OSError:  # an id
-        return given
+        pipeline, _ = _pipeline_in(folder)
+        takes = inspect.signature(pipeline.__init__).parameters
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return given  # diffusers says what is wrong
     return {
         name: value
         for name, value in given.items()
-        if value is not None or "safety_checker" not in name or "safety_checker" in index
+        if name in takes or value or "safety_checker" not in name
     }
 
 

@@ -118,11 +118,13 @@ class Spoken:
         prompts: An entry an image; none where embeddings were given in their place.
         negatives: Likewise of the negative prompt; '' where there is none.
         given: What it gave.
+        settings: Its arguments by name, defaults included.
     """
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
     given: tuple[Any, ...]
+    settings: Mapping[str, Any]
 
 
 class Memory(Protocol):
@@ -231,7 +233,7 @@ class Listener:
         said, unsaid = (
             tuple(text for text in texts for _ in range(images)) for texts in (prompts, negatives)
         )
-        self.spoken = (*self.spoken[-7:], Spoken(said, unsaid, given))
+        self.spoken = (*self.spoken[-7:], Spoken(said, unsaid, given, call))
         return given
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:

@@ -1,8 +1,11 @@
 """What holds for every architecture: the contract of a file in ``pipelines/architectures``."""
 
+import copy
 import dataclasses
 import functools
+import hashlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,14 +22,15 @@ from torch import Tensor
 import unsee
 from unsee import contract
 from unsee._errors import InputError
-from unsee.contract import PROMPTS, apart
+from unsee.contract import PROMPTS, STEPS, apart
 from unsee.erasers import ERASERS
 from unsee.erasers.esd import select
-from unsee.eval.detectors import Detection, Unscored
+from unsee.eval.detectors import Detection, Unscored, highest
 from unsee.pipelines import load_pipeline, load_text_side, parts_of
+from unsee.pipelines.architectures import SIBLINGS
 from unsee.pipelines.generation import cut, own
-from unsee.pipelines.guidance import Guided
-from unsee.pipelines.parts import default, described
+from unsee.pipelines.guidance import Guided, Start
+from unsee.pipelines.parts import Parts, default, described
 from unsee.pipelines.watch import put_on
 from unsee.tests.families import GUIDED, PIPELINES, build, calling
 
@@ -76,6 +80,53 @@ def test_uce_as_it_is_by_default_takes_a_concept_to_its_anchor(name: str, pipe: 
     assert 0.9 < erasure.measured.effect["monet"].moved < 1.2
 
 
+def still(parts: Parts) -> Start:
+    text = parts.encode(["van gogh"])
+    return lambda steps, prompts: contract.Still(text)
+
+
+@pytest.mark.parametrize("name", [n for n in PIPELINES if described(_built(n)).calls == 2])
+def test_what_two_calls_a_step_read_is_computed_once(name: str, pipe: Any) -> None:
+    """Three rows an image and step: the prompt's, the empty prompt's, and the guide's own."""
+    parts, rows = parts_of(pipe), []
+    (layer, *_) = parts.readers()["sequence"].layers.values()
+    erasure = unsee.erase(pipe, "van gogh", method="sld", preset="max")
+    counting = layer.register_forward_pre_hook(lambda module, args: rows.append(len(args[0])))
+    with erasure.applied(pipe):
+        made = draw(name, pipe)
+        assert sum(rows) == 3 * STEPS * len(PROMPTS)
+        rows.clear()
+        # Computed and thrown away, as a compiled denoiser does
+        spared = vars(parts.denoiser).pop("forward")
+        assert torch.equal(draw(name, pipe), made)
+        assert sum(rows) > 3 * STEPS * len(PROMPTS)
+        vars(parts.denoiser)["forward"] = spared
+    counting.remove()
+    assert "forward" not in vars(parts.denoiser)
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion-xl", "wan", "z-image"])
+def test_a_deep_copy_of_a_guided_pipeline_draws_what_it_draws(name: str, pipe: Any) -> None:
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        made, copied = draw(name, pipe), copy.deepcopy(pipe)
+    assert torch.equal(draw(name, copied), made)
+    assert "van gogh" in [one.name for one in unsee.active(copied)]
+    unsee.remove(copied)
+    assert torch.equal(draw(name, copied), draw(name, pipe))
+
+
+@pytest.mark.slow
+def test_a_compiled_denoiser_of_two_calls_is_guided() -> None:
+    pipe = build("chroma")
+    erasure = unsee.erase(pipe, "van gogh", method="sld", preset="max")
+    with erasure.applied(pipe):
+        want = draw("chroma", pipe)
+    torch.compiler.reset()
+    pipe.transformer = torch.compile(pipe.transformer, backend="eager")
+    with erasure.applied(pipe):
+        assert apart(draw("chroma", pipe), want) < 1e-6
+
+
 class Anything:
     """Sees a cat in whatever there is."""
 
@@ -112,12 +163,83 @@ def test_it_is_audited_by_its_own_settings(name: str, pipe: Any, tmp_path: Path)
         asked = {"width": row.width, "height": row.height, "guidance": row.guidance, "steps": 2}
         seed = torch.Generator().manual_seed(1)
         call = parts.call(prompt=[row.prompt], output_type="pil", **asked)
-        (want,) = parts.images(pipe(**call, generator=[seed]))
+        ((want, *_),) = parts.images(pipe(**call, generator=[seed]))
         with Image.open(tmp_path / f"base/images/{row.id}.png") as found:
             assert found.size == (row.width or 32, row.height or 32)
             assert found.tobytes() == want.tobytes()
             with Image.open(tmp_path / f"erased/images/{row.id}.png") as erased:
                 assert erased.size == found.size
+
+
+class Eye:
+    """Sees a cat in given frames and a dog in all others, but for one that it cannot read."""
+
+    name, kind, labels = "test/eye", "object", ("cat", "dog")
+
+    def __init__(self, cats: Sequence[Image.Image], unread: Image.Image | None = None) -> None:
+        self.cats = [cat.tobytes() for cat in cats]
+        self.unread = unread and unread.tobytes()
+        digests = [hashlib.sha256(it).hexdigest() for it in (*self.cats, self.unread or b"")]
+        self.protocol = {"frames": digests}
+
+    def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+        if any(image.tobytes() == self.unread for image in images):
+            raise ValueError("cannot be read")
+        cats = [float(image.tobytes() in self.cats) for image in images]
+        return [Detection(("cat",) if c else ("dog",), {"cat": c, "dog": 1 - c}) for c in cats]
+
+    def follows(self, answer: Detection) -> bool:
+        return highest(answer, self.labels, 1)
+
+
+def test_what_is_in_the_last_frame_of_a_video_alone_is_seen(tmp_path: Path) -> None:
+    """And what could not be looked at in one of its frames is not gone."""
+    pipe = calling(diffusers.WanPipeline, height=32, width=32, num_frames=29)(
+        **_built("wan").components
+    )
+    pipe.set_progress_bar_config(disable=True)
+    suite = unsee.Suite("s", (unsee.Prompt("it", "a photo of a cat", 1, {"object": "cat"}),))
+    erasure = unsee.erase(pipe, "cat", check=False)
+
+    def drawn() -> Any:
+        draw = [torch.Generator().manual_seed(1)]
+        call = {"prompt": ["a photo of a cat"], "num_inference_steps": 2, "output_type": "pil"}
+        return pipe(**call, generator=draw).frames[0]
+
+    base = drawn()
+    with erasure.applied(pipe):
+        erased = drawn()
+    assert len(base) == 29
+
+    def seen(*given: Any) -> tuple[Any, unsee.Report]:
+        made = unsee.audit(
+            pipe, erasure, out=tmp_path, suite=suite, detectors=[Eye(*given)], steps=2
+        )
+        (asked,) = made.samples[0].asked
+        return (asked.base, asked.erased), made
+
+    last, report = seen([base[-1], erased[-1]])
+    assert last == (True, True)
+    assert any("5 frames of each were looked at" in line for line in report.warnings)
+    assert seen([base[-1]])[0] == (True, False)
+    assert seen([base[0], erased[14]])[0] == (True, True)
+    # Between those that are looked at
+    assert seen([base[1], erased[27]])[0] == (False, False)
+
+    with Image.open(tmp_path / "erased/images/it.png") as file:
+        frames = []
+        for at in range(file.n_frames):  # type: ignore[attr-defined]
+            file.seek(at)
+            frames.append(file.convert("RGB").tobytes())
+    assert frames == [erased[at].tobytes() for at in (0, 7, 14, 21, 28)]
+
+    lost, report = seen([base[-1]], erased[7])
+    assert lost == (True, None)
+    said = report.samples[0].erased.detectors["test/eye"]
+    assert said.unscored == "frame 2 of 5: ValueError: cannot be read"
+    assert report.verdict.value == "incomplete"
+    # But for what is in the others
+    assert seen([erased[-1]], erased[7])[0] == (False, True)
 
 
 @pytest.mark.parametrize("name", ["aura-flow", "hunyuan-dit", "pixart-sigma", "sana", "wan"])
@@ -128,11 +250,19 @@ def test_a_guide_without_guidance_is_an_error(name: str, pipe: Any) -> None:
         draw(name, pipe)
 
 
-def test_a_second_transformer_is_refused() -> None:
+@pytest.mark.parametrize("what", ["boundary_ratio", "expand_timesteps", "transformer_2"])
+def test_a_wan_of_two_transformers_or_a_time_a_frame_is_refused_in_a_line(what: str) -> None:
     pipe = build("wan")
-    pipe.register_to_config(boundary_ratio=0.9)
-    with pytest.raises(InputError, match="is a Wan 2.2"):
-        unsee.erase(pipe, "van gogh")
+    erasure = unsee.erase(pipe, "van gogh", check=False)
+    if what == "transformer_2":
+        pipe.register_modules(transformer_2=build("wan").transformer)
+    else:
+        pipe.register_to_config(**{what: 0.9 if what == "boundary_ratio" else True})
+    for use in (lambda: unsee.erase(pipe, "van gogh"), lambda: erasure.add_to(pipe)):
+        with pytest.raises(InputError, match=r"is a Wan 2.2.*: take that one\.$") as error:
+            use()
+        assert "\n" not in str(error.value)
+    assert not unsee.active(pipe)
 
 
 def test_a_pipeline_that_is_not_described_is_drawn_with(tmp_path: Path) -> None:
@@ -187,23 +317,45 @@ def test_guidance_that_ends_on_the_way_is_an_error_with_a_guide(
 
 
 @each
-def test_a_text_of_another_length_is_no_guides_unless_the_rest_is_left_out(
-    name: str, pipe: Any
-) -> None:
+def test_a_guides_text_is_encoded_as_the_call_encodes_its_own(name: str, pipe: Any) -> None:
     if "max_sequence_length" not in inspect.signature(type(pipe).__call__).parameters:
         pytest.skip("the pipeline's texts have one length")
     parts = parts_of(pipe)
     erasure = unsee.erase(pipe, "van gogh", method="negative")
-    put = Guided(parts, lambda steps, prompts: contract.Still(parts.encode(["van gogh"])))
-    remove = put_on(pipe, erasure, [put])
+    remove = put_on(pipe, erasure, [Guided(parts, still)])
     try:
         made = draw(name, pipe, max_sequence_length=200)
-    except InputError as error:
-        assert "leave max_sequence_length as it is" in str(error)
-        return
     finally:
         remove()
     assert apart(made, draw(name, pipe, max_sequence_length=200)) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["flux"])
+def test_a_guide_on_flux_is_the_negative_prompt_at_any_length_of_texts(
+    name: str, pipe: Any
+) -> None:
+    words = ["van gogh"] * len(PROMPTS)
+    short: dict[str, Any] = {"max_sequence_length": 64}
+    base, want = draw(name, pipe, **short), draw(name, pipe, **short, negative_prompt=words)
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        assert apart(draw(name, pipe, **short), want) < 1e-5 < apart(want, base)
+        assert not torch.equal(draw(name, pipe), want)
+    long = unsee.Concept("it", phrases=(" ".join(["the"] * 70),))
+    with unsee.erase(pipe, long, method="negative").applied(pipe):
+        draw(name, pipe)
+        with pytest.raises(InputError, match="is 70 tokens long and the tokenizer cuts after 63"):
+            draw(name, pipe, **short)
+
+
+@pytest.mark.parametrize("name", ["flux"])
+def test_embeddings_of_another_length_than_a_guides_text_are_refused(name: str, pipe: Any) -> None:
+    text = parts_of(pipe).heard(parts_of(pipe).encoded(PROMPTS, False, max_sequence_length=64))
+    sequence, pooled = text.prompt.inputs.values()
+    given: dict[str, Any] = {"prompt_embeds": sequence, "pooled_prompt_embeds": pooled}
+    given |= {f"negative_{n}": value for n, value in given.items()} | {"prompt": None}
+    with unsee.erase(pipe, "van gogh", method="negative").applied(pipe):
+        with pytest.raises(InputError, match="pass prompts, not embeddings"):
+            draw(name, pipe, **given, negative_prompt=None)
 
 
 # Every method on every architecture: an image that changes, or one line that says why not
@@ -294,6 +446,28 @@ def test_the_text_side_alone_gives_the_same_file(name: str, pipe: Any, tmp_path:
     assert all(torch.equal(one.tensors[name], other.tensors[name]) for name in one.tensors)
 
 
+@each
+def test_loading_it_from_a_folder_is_silent(name: str, pipe: Any, tmp_path: Path) -> None:
+    """Nothing is given to its pipeline that it does not know."""
+    pipe.save_pretrained(tmp_path)
+    said: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    loggers = [logging.getLogger(library) for library in ("diffusers", "transformers", "unsee")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.WARNING)
+    try:
+        load_text_side(tmp_path, **UNCHECKED)
+        load_pipeline(tmp_path, device="cpu", **UNCHECKED)
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+    assert said == []
+
+
 @pytest.mark.parametrize("method", ["uce", "esd"])
 @each
 def test_plain_diffusers_reads_the_file(name: str, pipe: Any, method: str, tmp_path: Path) -> None:
@@ -356,6 +530,68 @@ def test_the_second_attention_of_stable_diffusion_3_is_the_images_own() -> None:
         "add_v_proj",
     }
 
+
+# Pipelines of the same parts that begin with an image
+
+OF = {type(_built(name)).__name__: name for name in ("flux-schnell", *PIPELINES)}
+
+
+def begun(pipe: Any, name: str) -> tuple[Any, dict[str, Any]]:
+    """A pipeline that begins with an image, of another's parts, and the arguments of its call."""
+    made = getattr(diffusers, name).from_pipe(pipe)
+    made.set_progress_bar_config(disable=True)
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    few = {"num_inference_steps": 4, "height": 32, "width": 32, "strength": 0.8}
+    given = {"image": [picture] * 2, "mask_image": [mask] * 2, "video": [[picture] * 5] * 2}
+    takes = inspect.signature(type(made).__call__).parameters
+    guided = GUIDED.get(OF[SIBLINGS[name]], {})
+    call = described(made).call(prompt=list(PROMPTS), **guided)
+    return made, call | {n: v for n, v in {**few, **given}.items() if n in takes}
+
+
+@pytest.mark.parametrize("begins", list(SIBLINGS))
+def test_a_pipeline_that_begins_with_an_image_takes_the_erasures_of_its_model(
+    begins: str,
+) -> None:
+    pipe = _built(OF[SIBLINGS[begins]])
+    made, call = begun(pipe, begins)
+
+    def drawn() -> Tensor:
+        generators = [torch.Generator().manual_seed(i) for i in (0, 1)]
+        # A list of its own, as Z-Image's writes into it
+        given = {"prompt": list(PROMPTS), "generator": generators, "output_type": "latent"}
+        out = made(**call | given)
+        found: Tensor = out.frames if hasattr(out, "frames") else out.images
+        return found
+
+    base = drawn()
+    for method in ("uce", "sld"):
+        more = QUICK.get(method, {})
+        erasure = unsee.erase(pipe, "van gogh", method=method, check=False, **more)
+        with erasure.applied(made):
+            assert apart(drawn(), base) > 1e-5
+        assert torch.equal(drawn(), base)
+
+
+@pytest.mark.parametrize("begins", list(SIBLINGS))
+def test_erasing_from_one_that_begins_with_an_image_gives_the_same_or_says_from_which(
+    begins: str,
+) -> None:
+    pipe = _built(OF[SIBLINGS[begins]])
+    made, _ = begun(pipe, begins)
+    if described(pipe).flow:
+        with pytest.raises(InputError, match=rf"erase from a {SIBLINGS[begins]} of the same"):
+            unsee.erase(made, "van gogh")
+        return
+    one, other = (unsee.erase(it, "van gogh", keep=["cat"]) for it in (made, pipe))
+    assert all(torch.equal(one.tensors[n], other.tensors[n]) for n in other.tensors)
+    assert one.measured.effect == other.measured.effect
+
+
+UNCHECKED: dict[str, Any] = {"safety_checker": None, "requires_safety_checker": False}
+"""What every model is loaded with that is to be drawn with."""
 
 PAGE = Path(__file__).parent.parent / "docs" / "architectures.md"
 

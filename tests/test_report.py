@@ -387,6 +387,20 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
     assert render(report, base, erased) == html
 
 
+def test_a_large_video_is_shown_with_all_its_frames(tmp_path: Path) -> None:
+    rows = [Prompt("it", "one", 0, {"object": "red"}), Prompt("kept", "2", 1, {"object": "blue"})]
+    base, erased = (Gallery.start(tmp_path / side, None, rows) for side in ("base", "erased"))
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 300, 400, 3), np.uint8)
+    for gallery in (base, erased):
+        for prompt in gallery:
+            gallery.put(prompt, *map(Image.fromarray, pixels))
+    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    page = Page(render(report, base, erased))
+    shown = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
+    with Image.open(io.BytesIO(shown)) as image:
+        assert image.size == (256, 192) and image.n_frames == 3  # type: ignore[attr-defined]
+
+
 def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Path) -> None:
     class Mute(Colours):
         def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
