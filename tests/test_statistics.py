@@ -4,11 +4,14 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, multinomial, norm, t
+from scipy.stats import binom, binomtest, multinomial, norm, t
 
+from unsee.eval import statistics
 from unsee.eval.statistics import Paired, Rate, Score, holm, mean_interval
 
 
@@ -282,6 +285,78 @@ def test_many_pairs_are_tested_in_a_moment_and_as_the_exact_test_would() -> None
     fewer = pairs((3, 1, 0, 1, 8000), (3, 0, 1, 1, 8300), (3, 2, 0, 0, 600), (3, 0, 2, 0, 500))
     normal = 2 * norm.sf(99 / math.sqrt(16_300 + 4 * 1100))
     assert fewer.p_value == pytest.approx(normal, rel=1e-3) and fewer.p_value != normal
+
+
+def judged(n: int, size: int) -> Paired:
+    """n pairs, all different enough, in units of this mean size; 0 is of 1 to some 40."""
+    rng = np.random.default_rng(n)
+    unit = (np.sqrt(rng.random(n)) * n / 20).astype(int) if not size else np.arange(n) // size
+    before, after = rng.random(n) < 0.5, rng.random(n) < 0.49
+    return Paired.counted(zip(unit.tolist(), before.tolist(), after.tolist(), strict=True))
+
+
+def seconds(what: Callable[[], object]) -> float:
+    start = time.process_time()
+    what()
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("size", [1, 4, 50, 0])
+def test_100_000_pairs_take_a_moment_and_four_times_as_many_no_more_than_their_share(
+    size: int,
+) -> None:
+    Paired(9, 5, 4, 3).to_json()  # scipy is imported at the first call
+    took = {}
+    for n in (25_000, 100_000):
+        found: list[Paired] = []
+        took[n] = seconds(lambda n=n, found=found: found.append(judged(n, size)))  # type: ignore[misc]
+        took[n] += seconds(found[0].to_json)  # p, intervals, what would have shown
+        assert found[0].p_value is not None and found[0].smallest_loss is not None
+    assert took[100_000] < 1, took
+    # What takes no time at all has no ratio
+    assert took[100_000] <= 8 * max(took[25_000], 0.03), took
+
+
+def test_the_mean_of_100_000_prompts_has_its_interval_in_a_moment() -> None:
+    scores = np.random.default_rng(0).normal(25, 4, 100_000).tolist()
+    mean_interval([[0.0], [1.0]])
+    took = {n: seconds(lambda n=n: mean_interval([[x] for x in scores[:n]]))  # type: ignore[misc]
+            for n in (25_000, 100_000)}  # fmt: skip
+    assert took[100_000] < 1 and took[100_000] <= 8 * max(took[25_000], 0.03), took
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_of_many_prompts_the_interval_is_the_draws_percentiles(
+    skewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, count = np.random.default_rng(1), 400
+    levels = rng.lognormal(0, 1, count) if skewed else rng.normal(25, 4, count)
+    # Prompts of more images that score higher pull both ends, as no plain normal law does
+    sizes = np.where(levels > np.median(levels), rng.integers(1, 8, count), 1)
+    groups = [(x + rng.normal(0, 0.5, k)).tolist() for x, k in zip(levels, sizes, strict=True)]
+    low, high = mean_interval(groups, resamples=40_000) or (0, 0)
+    monkeypatch.setattr(statistics, "MANY", 399)
+    ours = mean_interval(groups)
+    assert ours == pytest.approx((low, high), abs=0.012 * (high - low))
+    assert ours != (low, high)
+    same = [[2.0]] * 300 + [[2.0, 2.0]] * 300
+    assert mean_interval(same) == (2.0, 2.0)
+
+
+def test_what_a_loss_must_be_to_show_is_summed_where_it_matters_and_as_if_over_all() -> None:
+    # The whole sum, over every number of changed pairs
+    for n, gained in ((300, 2), (3000, 0), (3000, 40)):
+        loss = Paired(n - gained, 0, gained, 0).smallest_loss or math.nan
+        changed, g = np.arange(n + 1), gained / n
+        few = binom.ppf(0.025, changed, 0.5)
+        few -= 2 * binom.cdf(few, changed, 0.5) > 0.05
+
+        def power(fall: float, changed: Any = changed, few: Any = few, g: float = g) -> float:
+            move = fall + 2 * g
+            seen = np.where(few < 0, 0.0, binom.cdf(few, changed, g / move))
+            return float(binom.pmf(changed, changed[-1], move) @ seen)
+
+        assert power(loss) >= 0.8 - 1e-12 and power(loss - 1.1e-4) < 0.8
 
 
 def test_a_clustered_difference_turns_with_the_sides_and_holds_what_was_found() -> None:
