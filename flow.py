@@ -49,7 +49,7 @@ if TYPE_CHECKING:
 
 Progress = Callable[[str, int, int], None]
 
-EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge", "pixels/ssim")
+EMOJI_METRICS = ("emoji/clip", "kid:emoji-judge", "pixels/ssim")
 
 PLAIN = Loading()
 """A model as it is loaded where nobody says how."""

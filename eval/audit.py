@@ -14,7 +14,7 @@ from ..prompts import Concept, Prompt, Suite
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
 from .detectors import Detector, says
 from .images import Unscored
-from .metrics import Metric
+from .metrics import Metric, biased_last
 from .report import (
     Cost,
     Coverage,
@@ -95,6 +95,7 @@ def compare(
             two detectors or metrics have one name.
     """
     limits = limits or Limits()
+    metrics = biased_last(metrics)
     _same_prompts(base, erased)
     rows = divide(concepts, base.prompts, detectors)
     alone = [m for m in metrics if not m.paired]
@@ -358,4 +359,6 @@ def _warnings(report: Report) -> list[str]:
         for score in (m.base, m.erased):
             if score is not None and score.value is None:
                 found.append(f"{m.title}: no value. {score.note[:1].upper()}{score.note[1:]}.")
+            elif score is not None and score.withheld:
+                found.append(f"{m.title}: {score.withheld}. The value is in report.json alone.")
     return list(dict.fromkeys(found))

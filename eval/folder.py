@@ -19,7 +19,7 @@ from .answers import Answers, Progress, Side, look
 from .audit import installed, plain
 from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
-from .metrics import Metric
+from .metrics import Metric, biased_last
 from .rows import unit
 from .statistics import Rate, Score
 from .words import count, fold, interval
@@ -297,7 +297,10 @@ def measure(
             for d in detectors
             if any(map(visible := functools.partial(_visible, d), gallery))
         },
-        scores={m.name: seen.score(m, gallery.prompts, of_reference, theirs) for m in metrics},
+        scores={
+            m.name: seen.score(m, gallery.prompts, of_reference, theirs)
+            for m in biased_last(metrics)
+        },
         reasons=dict(unscored.most_common()),
         protocols={d.name: plain(d.protocol) for d in detectors}
         | {m.name: plain(m.protocol) for m in metrics},

@@ -377,6 +377,29 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """A distance between images of other seeds, beside which the distance itself is read.
+
+    The base's images of each prompt are halved by their seeds. To one half are measured the
+    base's own other half, which no erasure has touched, and the erased model's images of those
+    same prompts and seeds. How many images there are weighs on both alike.
+
+    Attributes:
+        base: From the base's other half: what is found where nothing differs but the seeds.
+        erased: From the erased model's.
+        n: Images on each side.
+    """
+
+    base: float
+    erased: float
+    n: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.base) and math.isfinite(self.erased)) or self.n < 1:
+            raise ValueError(f"{self.base} and {self.erased} of {self.n} images are no distances.")
+
+
+@dataclass(frozen=True)
 class Score:
     """What a metric found.
 
@@ -389,6 +412,10 @@ class Score:
         n_reference: Images on the reference's side, for a distance.
         unscored: Images, on either side, that should have counted and could not be measured.
         note: What a reader must know beside the number.
+        withheld: Why the value is in the file alone, and in no table or page; else empty.
+        pairs: Of a distance, images with a partner of their prompt and seed on the other side.
+            Where all have one it is no distance of two samples: what did not change counts as 0.
+        floor: Of a distance that needs one, where prompts have several seeds.
     """
 
     value: float | None
@@ -399,6 +426,11 @@ class Score:
     n_reference: int | None = None
     unscored: int = 0
     note: str = ""
+    withheld: str = ""
+    pairs: int = 0
+    floor: Floor | None = None
+
+    later: ClassVar[tuple[str, ...]] = ("withheld", "pairs", "floor")
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
@@ -407,6 +439,12 @@ class Score:
             raise ValueError("A score of no images has no value.")
 
     def to_json(self) -> dict[str, Any]:
+        floor = self.floor and {
+            "base": self.floor.base,
+            "erased": self.floor.erased,
+            "n": self.floor.n,
+        }
+        since = {"withheld": self.withheld, "pairs": self.pairs, "floor": floor}
         return {
             "value": self.value,
             "n": self.n,
@@ -416,13 +454,14 @@ class Score:
             "n_reference": self.n_reference,
             "unscored": self.unscored,
             "note": self.note,
+            **{key: value for key, value in since.items() if value},
         }
 
     @classmethod
     def from_json(cls, page: Mapping[str, Any]) -> "Score":
-        low_high = page["interval"]
+        low_high, floor = page["interval"], page.get("floor")
         interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
-        return cls(**{**page, "interval": interval})
+        return cls(**{**page, "interval": interval, "floor": Floor(**floor) if floor else None})
 
 
 def wilson(p: float, n: float, z: float) -> tuple[float, float]:

@@ -43,6 +43,7 @@ __all__ = [
     "Rmse",
     "Ssim",
     "Taken",
+    "biased_last",
     "find_metric",
 ]
 
@@ -123,3 +124,8 @@ def find_metric(spec: str) -> Metric:
             it needs is not to be had.
     """
     return make(METRICS, spec)
+
+
+def biased_last(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics in the order in which they are reported: Fréchet distances after all others."""
+    return sorted(metrics, key=lambda metric: isinstance(metric, FrechetDistance))
