@@ -6,11 +6,14 @@ its own unit they are what the textbooks have: Wilson's, Newcombe's and McNemar'
 """
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._errors import InputError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -539,6 +542,73 @@ def holm(p_values: Sequence[float]) -> list[float]:
         least = max(least, min(1.0, (len(p_values) - i) * p_values[place]))
         adjusted[place] = least
     return adjusted
+
+
+@dataclass(frozen=True)
+class Between:
+    """Two of several erasures, judged on the same rows.
+
+    Attributes:
+        first, second: Their names.
+        paired: Over the rows that both could score, the first in the base's place and the second
+            in the erased one's: ``paired.difference`` is the second's rate less the first's.
+        p_holm: The paired test's p, adjusted by Holm over all pairs of the erasures; None where
+            there is no row that both could score.
+    """
+
+    first: str
+    second: str
+    paired: Paired
+    p_holm: float | None
+
+
+def between(
+    judged: Mapping[str, Mapping[str, tuple[Hashable, bool | None]]],
+) -> tuple[Between, ...]:
+    """Each erasure beside each other one, on the same rows.
+
+    Every pair has the test that base and erased have: sign flips by unit, and McNemar's exact
+    test where every row is its own unit. Of k erasures all k(k − 1)/2 pairs are one family: where
+    all that are under α after Holm are believed, one of them is wrong with a chance of at most α.
+
+    Args:
+        judged: An erasure's name to its rows: a row's id to the unit that it belongs to, and to
+            whether the detector saw what the rows ask after (None if unknown).
+
+    Returns:
+        The pairs, each erasure beside those that come after it.
+
+    Raises:
+        InputError: There are fewer than two, or a row is not every erasure's, or of another unit.
+    """
+    names = list(judged)
+    if len(names) < 2:
+        raise InputError("Erasures are compared with each other: name at least two.")
+    rows = {id_: unit for id_, (unit, _) in judged[names[0]].items()}
+    for name in names[1:]:
+        theirs = {id_: unit for id_, (unit, _) in judged[name].items()}
+        if theirs != rows:
+            differ = {id_ for id_, _ in theirs.items() ^ rows.items()}
+            raise InputError(
+                f"{names[0]} and {name} were not judged on the same rows, first at "
+                f"{min(differ)!r}: audit both on one suite."
+            )
+    found = [
+        Between(
+            first,
+            second,
+            Paired.counted(
+                (unit, judged[first][id_][1], judged[second][id_][1]) for id_, unit in rows.items()
+            ),
+            None,
+        )
+        for first, second in itertools.combinations(names, 2)
+    ]
+    p_values = [p for b in found if (p := b.paired.p_value) is not None]
+    adjusted = iter(holm(p_values))
+    return tuple(
+        b if b.paired.p_value is None else replace(b, p_holm=next(adjusted)) for b in found
+    )
 
 
 def mean_interval(

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from scipy.stats import binom, binomtest, multinomial, norm, t
 
+from unsee._errors import InputError
 from unsee.eval import statistics
-from unsee.eval.statistics import Paired, Rate, Score, holm, mean_interval
+from unsee.eval.statistics import Paired, Rate, Score, between, holm, mean_interval
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 35, 1000])
@@ -395,6 +396,88 @@ def test_holm_believes_what_his_steps_would() -> None:
             believed.add(p)
         assert {p for p, a in zip(found, adjusted, strict=True) if a <= alpha} == believed
     assert holm([0.03]) == [0.03] and holm([]) == []
+
+
+Judged = dict[str, dict[str, tuple[str, bool | None]]]
+
+
+def alone(**seen: list[bool | None]) -> Judged:
+    """Erasures' rows, each of its own unit."""
+    return {
+        name: {f"{i}": (f"{i}", hit) for i, hit in enumerate(rows)} for name, rows in seen.items()
+    }
+
+
+def test_several_erasures_without_units_are_tested_as_statsmodels_does() -> None:
+    # statsmodels 0.15.0: mcnemar(exact=True) of each pair, multipletests(method="holm") of all
+    found = between(
+        alone(
+            a=[i < 6 for i in range(40)],
+            b=[i % 3 == 0 for i in range(40)],
+            c=[i % 2 == 0 or i < 20 for i in range(40)],
+        )
+    )
+    assert [(b.first, b.second) for b in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [b.paired.p_value for b in found] == pytest.approx(
+        [0.076812744140625, 1.1920928955078125e-07, 0.001543879508972168], rel=1e-12
+    )
+    assert [b.p_holm for b in found] == pytest.approx(
+        [0.076812744140625, 3.5762786865234375e-07, 0.003087759017944336], rel=1e-12
+    )
+    assert found[1].paired.difference == pytest.approx((30 - 6) / 40)
+
+
+def test_rows_of_one_prompt_are_one_unit_between_erasures_too() -> None:
+    rows = [(f"{i}-{k}", f"prompt {i}", i < 7) for i in range(20) for k in range(5)]
+    alike: Judged = {
+        "none": {id_: (unit, False) for id_, unit, _ in rows},
+        "some": {id_: (unit, hit) for id_, unit, hit in rows},
+    }
+    (found,) = between(alike)
+    assert found.paired.units == 20 and found.paired.n == 100
+    assert found.p_holm == found.paired.p_value == pytest.approx(binomtest(0, 7).pvalue)
+
+
+def test_a_row_that_one_could_not_score_is_in_none_of_its_pairs() -> None:
+    found = between(alone(a=[True, None, True], b=[False, True, None], c=[None, None, None]))
+    assert [b.paired.n for b in found] == [1, 0, 0]
+    assert [b.p_holm for b in found] == [1.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({}, "name at least two"),
+        ({"a": {"0": ("x", True)}}, "name at least two"),
+        (
+            {"a": {"0": ("x", True)}, "b": {"0": ("x", True), "1": ("x", False)}},
+            "a and b were not judged on the same rows, first at '1'",
+        ),
+        ({"a": {"0": ("x", True)}, "b": {"0": ("y", True)}}, "not judged on the same rows"),
+    ],
+)
+def test_erasures_of_other_rows_are_not_compared(judged: Judged, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        between(judged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "size"), [(24, 6), (50, 1), (50, 5)])
+def test_erasures_that_do_the_same_are_told_apart_no_more_than_5_times_in_100(
+    count: int, size: int
+) -> None:
+    rng, alarms, repeats = np.random.default_rng(4), 0, 500
+    for _ in range(repeats):
+        # Each erasure leaves something in prompts of its own, alike on average
+        judged: Judged = {}
+        for name in "abcd":
+            hits = rng.random((count, size)) < rng.beta(0.35, 0.65, count)[:, None]
+            judged[name] = {
+                f"{i}-{k}": (f"{i}", bool(hits[i, k])) for i in range(count) for k in range(size)
+            }
+        alarms += any((b.p_holm or 0) <= 0.05 for b in between(judged))
+    # Two standard errors of 500 draws are 2 points
+    assert 0 < alarms / repeats <= 0.07
 
 
 def test_images_of_one_prompt_tell_no_more_than_one_of_them() -> None:
