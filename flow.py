@@ -286,7 +286,8 @@ def audit(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
-    from .eval.audit import compare
+    from .eval.audit import KEPT, compare
+    from .eval.metrics import check_published
     from .eval.page import write
     from .eval.rows import divide
     from .eval.verdict import Limits
@@ -311,7 +312,7 @@ def audit(
     rulers = [find_metric(m) for m in metrics or (EMOJI_METRICS if name == "emoji" else ())]
 
     each_once(eyes, rulers)
-    divide(concepts, suite.prompts, eyes)
+    check_published(rulers, len(divide(concepts, suite.prompts, eyes).keep), KEPT)
     kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     moved = _accelerator(how)
     pipe = _pipeline(base, how)

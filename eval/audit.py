@@ -14,7 +14,7 @@ from ..prompts import Concept, Prompt, Suite
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
 from .detectors import Detector, says
 from .images import Unscored
-from .metrics import Metric, biased_last
+from .metrics import Metric, Published, biased_last, check_published
 from .report import (
     Cost,
     Coverage,
@@ -31,6 +31,9 @@ from .rows import Asked, Comparison, Role, Rows, asked, compared, divide, names
 from .statistics import holm
 from .verdict import Limits, judge, overall, warn
 from .words import count, fold
+
+KEPT = "the prompts that must stay are"
+"""What ``check_published`` counts in an audit."""
 
 TOP = 5
 """How many of a detector's scores a report's row holds; all of them are in answers.jsonl."""
@@ -98,6 +101,7 @@ def compare(
     metrics = biased_last(metrics)
     _same_prompts(base, erased)
     rows = divide(concepts, base.prompts, detectors)
+    check_published(metrics, len(rows.keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
         Side(erased, detectors, metrics, erased_answers or Answers()),
@@ -287,7 +291,8 @@ def _measure(base: Seen, erased: Seen, rows: Rows, metrics: Sequence[Metric]) ->
         )
         for metric in metrics
         for which, of, prompts in over
-        if prompts and (which == "keep" or not metric.needs_reference)
+        if prompts
+        and (which == "keep" or not (metric.needs_reference or isinstance(metric, Published)))
     ]
 
 

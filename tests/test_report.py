@@ -32,7 +32,9 @@ from unsee.eval import (
     summary,
     words,
 )
+from unsee.eval.folder import open_folder
 from unsee.eval.metrics import FrechetDistance
+from unsee.eval.metrics.distances import PublishedFid
 from unsee.eval.page import PAIRS, write
 from unsee.eval.report import Cost, accuracies
 from unsee.gallery import Gallery
@@ -169,14 +171,14 @@ def test_a_report_from_before_distances_said_what_they_are_opens(tmp_path: Path)
 
 
 class Sparse(FrechetDistance):
-    """On an image's first pixels."""
+    """On an image's last pixels."""
 
     def __init__(self, width: int) -> None:
         class Pixels:
             name, dim, protocol = f"pixels-{width}", width, {"pixels": [0, 255]}
 
             def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
-                rows = [np.asarray(image, float)[:2, :2].ravel()[: self.dim] for image in images]
+                rows = [np.asarray(image, float)[-2:, -2:].ravel()[: self.dim] for image in images]
                 return torch.from_numpy(np.stack(rows))
 
         super().__init__(Pixels(), least=2)
@@ -221,6 +223,32 @@ def test_a_frechet_distance_of_few_images_is_in_the_file_and_in_no_figure(tmp_pa
     assert "frechet" not in figures(Sparse(12)) and "frechet" not in figures(Apart(), Sparse(2))
     assert "frechet/pixels-2" in (chief := figures(Sparse(12), Sparse(2)))
     assert "of what stays, to the base, paired" in chief and "frechet/pixels-12" not in chief
+
+
+def test_a_published_distance_is_of_both_galleries_to_real_images_on_kept_rows_alone() -> None:
+    base, erased = (Gallery.open(GOLDEN / side) for side in ("base", "erased"))
+    features, real = Sparse(2)._features, GOLDEN / "base" / "images"
+
+    def of(least: int) -> Report:
+        return compare(
+            base,
+            erased,
+            [Concept("red", "object", ("red", "crimson"))],
+            detectors=[Colours(), Stripes()],
+            metrics=[PublishedFid(lambda: features, open_folder(real), least=least)],
+            limits=Limits(allow_unscored=True),
+        )
+
+    (found,) = of(6).measurements
+    assert found.rows == "keep" and found.base is not None and found.base.value is not None
+    # The base's kept rows against all of the base's images
+    assert 0 < found.base.value != found.erased.value
+    assert found.base.n_reference == found.erased.n_reference == 12
+    assert found.erased.pairs == 0 and found.erased.floor is None and not found.erased.withheld
+    with pytest.raises(InputError, match="defined on 9 images, and the prompts that must stay"):
+        of(9)
+    with pytest.raises(InputError, match="is to 13 real images, and .* has 12"):
+        of(13)
 
 
 def test_small_figures_keep_two_digits() -> None:

@@ -1,13 +1,17 @@
 """Distances between two galleries' features. They know nothing of what made the features."""
 
 import functools
+import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+from ..._errors import InputError
 from ..._registry import make
+from ...gallery import Gallery
 from ...prompts import Prompt
 from ..images import Taken
 from ..statistics import Floor, Score
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 BLOCK = 1024
+
+PUBLISHED = 30_000
+"""Images on either side of a published FID."""
 
 Row = tuple[Prompt, "Tensor"]
 """An image's prompt and its features."""
@@ -319,6 +326,78 @@ def fid(weights: str | None = None) -> FrechetDistance:
     """The Fréchet Inception distance, resized as published ones are."""
     features = InceptionFeatures(weights)
     return FrechetDistance(features, name=f"fid/{features.name}")
+
+
+class PublishedFid(FrechetDistance):
+    """The Fréchet Inception distance as papers give it: to real images, on 30,000 or none.
+
+    Of prompts of COCO, against COCO's own images; both galleries, the base's and the erased one's,
+    are measured against them.
+
+    Args:
+        features: What makes the extractor; not called where there are too few real images.
+        real: The real images, as ``open_folder`` gives them.
+        least: How many there must be of either.
+
+    Raises:
+        InputError: There are fewer.
+    """
+
+    needs_reference = False
+
+    def __init__(
+        self, features: Callable[[], Features], real: Gallery, *, least: int = PUBLISHED
+    ) -> None:
+        if len(real) < least:
+            raise InputError(
+                f"A published FID is to {least} real images, and {real.path} has {len(real)}: "
+                "name a folder of as many (real=FOLDER), or take kid or cmmd."
+            )
+        self._real, self.least = real, least
+        extract = features()
+        super().__init__(extract, name=f"fid-published/{extract.name}", least=least)
+        names = "\n".join(prompt.id for prompt in self._real)
+        self.protocol = {
+            **self.protocol,
+            "real_images": len(self._real),
+            "real_names_sha256": hashlib.sha256(names.encode()).hexdigest(),
+        }
+
+    def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
+        """The distance from our images' features to the real ones'."""
+        return super().score(ours, self._looked)
+
+    @functools.cached_property
+    def _looked(self) -> list[Taken]:
+        """What is taken from the real images, once for both galleries."""
+        from ..answers import Side, look
+
+        seen, _ = look(Side(self._real, metrics=(self,)), None)
+        taken = seen.taken[self.name]
+        return [taken[prompt.id] for prompt in self._real]
+
+
+def published(
+    *, real: str = "", resize: Literal["clean", "legacy"] = "legacy", weights: str = ""
+) -> PublishedFid:
+    """FID as published: 30,000 images or none, against those in ?real=FOLDER&resize=clean|legacy.
+
+    Args:
+        real: The folder of real images.
+        resize: "legacy" is TensorFlow 1's, of most published figures; "clean" is clean-fid's.
+        weights: A local copy of torch-fidelity's file; otherwise torch's cache, or a download.
+    """
+    if not real:
+        raise InputError(
+            "fid:published compares with real images: name their folder, as in "
+            "fid:published?real=FOLDER."
+        )
+    from ..folder import open_folder
+
+    return PublishedFid(
+        lambda: InceptionFeatures(weights or None, clean=resize == "clean"),
+        open_folder(Path(real)),
+    )
 
 
 def kid(features: str) -> KernelDistance:
