@@ -142,10 +142,10 @@ def signed(value: float) -> str:
 
 
 def _figure(value: float) -> str:
-    """Two decimals; of what is under 0.1, such as most KIDs, two digits that are not 0."""
+    """Two decimals; under 0.1, as most KIDs are, two digits that are not 0, at most 6 places."""
     if not 0 < abs(value) < 0.1:
         return _number(value, 2)
-    return _number(value, 1 - math.floor(math.log10(abs(value))))
+    return _number(value, min(6, 1 - math.floor(math.log10(abs(value)))))
 
 
 def _number(value: float, digits: int) -> str:

@@ -37,6 +37,7 @@ from unsee.eval.metrics import FrechetDistance
 from unsee.eval.metrics.distances import PublishedFid
 from unsee.eval.page import PAIRS, write
 from unsee.eval.report import Cost, accuracies
+from unsee.eval.statistics import Floor
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
 
@@ -249,6 +250,20 @@ def test_a_published_distance_is_of_both_galleries_to_real_images_on_kept_rows_a
         of(9)
     with pytest.raises(InputError, match="is to 13 real images, and .* has 12"):
         of(13)
+
+
+def test_the_floor_stands_beside_the_distance_on_the_page() -> None:
+    report, base, erased = golden()
+    apart = next(m for m in report.measurements if m.metric == "test/apart")
+    score = replace(apart.erased, pairs=6, floor=Floor(0.0421, 1.5, 40))
+    said = "on other seeds 1.5, the base's own 0.042, of 40 images"
+    assert words.floor(score) == said and words.floor(apart.erased) == ""
+    report = replace(report, measurements=(replace(apart, erased=score),))
+    text = re.sub(r"<[^>]+>", " ", render(report, base, erased))
+    assert said.replace("'", "&#39;") in text
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    with pytest.raises(ValueError, match="are no distances"):
+        Floor(float("nan"), 1.0, 3)
 
 
 def test_small_figures_keep_two_digits() -> None:
