@@ -9,6 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from ._errors import InputError
+from ._settings import read
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -98,7 +99,8 @@ def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
     """What a registry's factory makes, from ``name`` or ``name:argument``.
 
     A factory takes nothing, or one text; one with a default may be left out. Everything after the
-    first colon is the argument, so that it may be ``hf-hub:org/name`` or a path.
+    first colon is the argument, so that it may be ``hf-hub:org/name`` or a path; a name that has a
+    colon itself takes none.
 
     Args:
         registry: Name to factory.
@@ -109,7 +111,7 @@ def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
         InputError: There is no such name, or it lacks its argument or was given one too many. The
             factory's own errors pass through.
     """
-    name, colon, argument = spec.partition(":")
+    name, colon, argument = (spec, "", "") if spec in registry else spec.partition(":")
     factory, takes = registry[name], _argument(registry[name])
     if takes is None and colon:
         raise InputError(
@@ -120,6 +122,35 @@ def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
             f"The {registry.kind} {name!r} needs its argument: say {name}:{takes.name.upper()}."
         )
     return factory(argument, **settings) if argument else factory(**settings)
+
+
+def told(
+    registry: Registry[Callable[..., T]], spec: str, given: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, inspect.Parameter]]:
+    """What ``make`` takes of ``NAME:ARGUMENT?setting=value&setting=value``.
+
+    Args:
+        spec: The text.
+        given: Settings from elsewhere, which those in the text go before.
+
+    Returns:
+        The text before the question mark, the settings, each read as its annotation says, and all
+        that there are.
+
+    Raises:
+        InputError: There is no such name or setting, or a value that cannot be.
+    """
+    head, _, query = spec.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    name = head if head in registry else head.partition(":")[0]
+    parameters = inspect.signature(registry[name], eval_str=True).parameters
+    known = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    settings = {}
+    for key, value in {**given, **{key: value for key, _, value in pairs}}.items():
+        if key not in known:
+            raise unknown(f"setting of {name}", str(key), known)
+        settings[key] = read(f"{name}'s {key}", value, known[key].annotation)
+    return head, settings, known
 
 
 def described(registry: Registry[Callable[..., T]]) -> list[tuple[str, str]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from .eval.report import Report
     from .pipelines.erasure import Erasure
 
-EMOJI_METRICS = ("emoji/clip", "frechet/emoji-judge", "pixels/ssim")
+EMOJI_METRICS = ("emoji/clip", "kid:emoji-judge", "pixels/ssim")
 
 
 @checked
@@ -328,6 +328,8 @@ class _Asked:
     ) -> "_Asked":
         from .eval import find_detector, find_metric
         from .eval.answers import each_once
+        from .eval.audit import KEPT
+        from .eval.metrics import check_published
         from .eval.rows import divide
 
         if model != "emoji" and (suite is None or not detectors):
@@ -342,7 +344,7 @@ class _Asked:
         usual = EMOJI_METRICS if model == "emoji" else ()
         rulers = [find_metric(m) for m in metrics or usual]
         each_once(eyes, rulers)
-        divide(concepts, found.prompts, eyes)
+        check_published(rulers, len(divide(concepts, found.prompts, eyes).keep), KEPT)
         return cls(concepts, found, eyes, rulers)
 
 

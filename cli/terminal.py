@@ -171,10 +171,12 @@ def print_score(found: "FolderScore") -> None:
         if (more := len(rates) - LABELS) > 0:
             rows.append((f"{more} other labels by {name}: in score.json", "", "", ""))
     for name, value in found.scores.items():
-        rows.append(
-            (name, words.score(value), words.score_interval(value), str(value.n)),
-        )
+        what = ", ".join(filter(None, (name, words.paired(value))))
+        rows.append((what, words.score(value), words.score_interval(value), str(value.n)))
     figures(("measure", "value", "interval", "n"), rows)
+    for name, value in found.scores.items():
+        if value.withheld:
+            say(("With care:", "yellow"), f" {name}: {value.withheld}. It is in score.json alone.")
 
 
 def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str | Path]:

@@ -14,7 +14,7 @@ from ..prompts import Concept, Prompt, Suite
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
 from .detectors import Detector, says
 from .images import Unscored
-from .metrics import Metric
+from .metrics import Metric, Published, biased_last, check_published
 from .report import (
     Cost,
     Coverage,
@@ -31,6 +31,9 @@ from .rows import Asked, Comparison, Role, Rows, asked, compared, divide, names
 from .statistics import holm
 from .verdict import Limits, judge, overall, warn
 from .words import count, fold
+
+KEPT = "the prompts that must stay are"
+"""What ``check_published`` counts in an audit."""
 
 TOP = 5
 """How many of a detector's scores a report's row holds; all of them are in answers.jsonl."""
@@ -95,8 +98,10 @@ def compare(
             two detectors or metrics have one name.
     """
     limits = limits or Limits()
+    metrics = biased_last(metrics)
     _same_prompts(base, erased)
     rows = divide(concepts, base.prompts, detectors)
+    check_published(metrics, len(rows.keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
         Side(erased, detectors, metrics, erased_answers or Answers()),
@@ -286,7 +291,8 @@ def _measure(base: Seen, erased: Seen, rows: Rows, metrics: Sequence[Metric]) ->
         )
         for metric in metrics
         for which, of, prompts in over
-        if prompts and (which == "keep" or not metric.needs_reference)
+        if prompts
+        and (which == "keep" or not (metric.needs_reference or isinstance(metric, Published)))
     ]
 
 
@@ -358,4 +364,6 @@ def _warnings(report: Report) -> list[str]:
         for score in (m.base, m.erased):
             if score is not None and score.value is None:
                 found.append(f"{m.title}: no value. {score.note[:1].upper()}{score.note[1:]}.")
+            elif score is not None and score.withheld:
+                found.append(f"{m.title}: {score.withheld}. The value is in report.json alone.")
     return list(dict.fromkeys(found))

@@ -20,7 +20,7 @@ from .answers import Answers, Progress, Side, look
 from .audit import installed, plain
 from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
-from .metrics import Metric
+from .metrics import Metric, Published, biased_last, check_published
 from .rows import unit
 from .statistics import Rate, Score
 from .words import count, fold, interval
@@ -258,11 +258,13 @@ def measure(
     for metric in metrics:
         if metric.needs_reference and reference is None:
             raise InputError(f"{metric.name} is a distance: name a folder of images as reference.")
-        if not metric.needs_reference and not any(p.prompt for p in gallery):
+        by_images = metric.needs_reference or isinstance(metric, Published)
+        if not by_images and not any(p.prompt for p in gallery):
             raise InputError(
                 f"{metric.name} compares images with their prompts, and {gallery.path} has none: "
                 "name a table that has."
             )
+    check_published(metrics, len(gallery), "the folder's are")
     if concept:
         check_labels(kind, [concept], detectors)
     for of in dict.fromkeys(d.kind for d in detectors):
@@ -298,7 +300,10 @@ def measure(
             for d in detectors
             if any(map(visible := functools.partial(_visible, d), gallery))
         },
-        scores={m.name: seen.score(m, gallery.prompts, of_reference, theirs) for m in metrics},
+        scores={
+            m.name: seen.score(m, gallery.prompts, of_reference, theirs)
+            for m in biased_last(metrics)
+        },
         reasons=dict(unscored.most_common()),
         protocols={d.name: plain(d.protocol) for d in detectors}
         | {m.name: plain(m.protocol) for m in metrics},

@@ -127,13 +127,14 @@ def _figures(report: Report) -> list[Figure]:
     for m in report.measurements:
         # One of a family is enough here: the table has them all
         family = "distance" if m.base is None else m.erased.unit
-        if m.rows != "keep" or family in seen or len(found) >= room:
+        if m.rows != "keep" or family in seen or len(found) >= room or m.erased.withheld:
             continue
         seen.add(family)
+        to_base = ", ".join(filter(None, ("of what stays, to the base", words.paired(m.erased))))
         found.append(
             Figure(
                 title=m.metric,
-                field="of what stays" if m.base else "of what stays, to the base",
+                field="of what stays" if m.base else to_base,
                 better=m.better,
                 base=words.score(m.base) if m.base else "",
                 erased=words.score(m.erased),

@@ -371,7 +371,7 @@ def summary(report: Report) -> list[dict[str, str]]:
             )
     rows += [
         {
-            "measure": m.title,
+            "measure": ", ".join(filter(None, (m.title, words.paired(m.erased)))),
             "base": words.score(m.base),
             "erased": words.score(m.erased),
             "interval": words.score_interval(m.erased),

@@ -15,14 +15,22 @@ from typing import Any
 import pytest
 import torch
 import typer.main
+import yaml
 
 import unsee
 from unsee import Concept, Erasure, contract, records
+from unsee._registry import told
 from unsee.cli.commands import app
+from unsee.eval import DETECTORS, METRICS
+from unsee.eval.metrics import FEATURES
+from unsee.eval.rows import ACCURACIES
 from unsee.pipelines import parts_of
 from unsee.pipelines.architectures import FAMILIES
 from unsee.pipelines.names import COMFYUI
 from unsee.pipelines.parts import Parts, Stream
+from unsee.prompts import SUITES
+from unsee.prompts.table import HUB, READERS, SHAPES
+from unsee.prompts.where import Where
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -86,11 +94,12 @@ def test_the_page_of_the_format_names_every_field(cls: type) -> None:
 # docs/use: a page for each place where people use an erasure
 
 NOT_RUN = "# Not run by the tests: "
+FIGURES = DOCS / "figures.md"
 USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md")
+    for page in (*USE, DOCS / "format.md", FIGURES)
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
@@ -104,6 +113,45 @@ def test_every_command_of_ours_is_one_with_options_that_there_are(words: list[st
     if words[0] == "unsee":
         found: Any = typer.main.get_command(app)
         found.commands[words[1]].make_context(words[1], words[2:])
+
+
+def given(words: list[str], option: str) -> list[str]:
+    """What a command's option is given, each time."""
+    return [value for name, value in zip(words, words[1:], strict=False) if name == option]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_what_a_command_measures_with_is_there(words: list[str]) -> None:
+    for option, registry in (("--detector", DETECTORS), ("--metric", METRICS)):
+        for spec in given(words, option):
+            if Path(spec).suffix != ".yaml":
+                told(registry, spec, {})  # its name and its settings
+    for features in given(words, "--metric"):
+        name, _, argument = features.partition(":")
+        assert name not in ("kid", "cmmd") or argument.partition(":")[0] in FEATURES
+    for suite in given(words, "--suite"):
+        known = suite in SUITES or suite.startswith(HUB) or Path(suite).suffix in READERS
+        assert known or Path(suite).suffix in (".yaml", ".yml"), suite
+    for where in given(words, "--where"):
+        Where(where, ["categories", "nudity_percentage", "hard"])
+
+
+def test_a_detectors_yaml_on_the_page_of_figures_has_settings_that_there_are() -> None:
+    (block,) = [block for block in blocks(FIGURES) if block.language == "yaml"]
+    page = yaml.safe_load(block.text)
+    assert set(page) == {"detector", "settings"}
+    told(DETECTORS, page["detector"], page["settings"])
+
+
+def test_every_protocol_and_accuracy_has_its_place_on_the_page_of_figures() -> None:
+    text = FIGURES.read_text("utf-8")
+    for name in DETECTORS:
+        if name.startswith("nudenet/") and name != "nudenet/person":
+            assert f"`{name}`" in text, name
+    for name in (*ACCURACIES.values(), "ASR", "FID", "KID", "CMMD", "LPIPS", "`fid:published`"):
+        assert name in text, name
+    for shape in SHAPES[:-1]:
+        assert shape.name in text or shape.name.lower() in text, shape.name
 
 
 @PAGES
@@ -151,9 +199,9 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md"):
+    for page in (*USE, DOCS / "format.md", FIGURES):
         for block in blocks(page):
-            assert block.language in ("sh", "python", "json")
+            assert block.language in ("sh", "python", "json", "yaml")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))
 
 
