@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .flow import merge as merge
     from .flow import push as push
     from .flow import score as score
+    from .flow import verify as verify
     from .pipelines.erasure import Erasure as Erasure
     from .pipelines.export import export as export
     from .pipelines.load import load_pipeline as load_pipeline
@@ -45,6 +46,7 @@ _EXPORTS = {
     "push": ".flow",
     "remove": ".pipelines.watch",
     "score": ".flow",
+    "verify": ".flow",
 }
 
 __all__ = [
@@ -68,6 +70,7 @@ __all__ = [
     "push",
     "remove",
     "score",
+    "verify",
 ]
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import re
 import shlex
+import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from ._settings import (
     Share,
     Size,
     Steps,
+    Whole,
     check,
     checked,
     hints_of,
@@ -41,7 +43,9 @@ if TYPE_CHECKING:
 
     from .eval.detectors import Detector
     from .eval.folder import FolderScore
+    from .eval.metrics import Metric
     from .eval.report import Report
+    from .eval.verify import Instruments, Run, Verified
     from .pipelines.erasure import Erasure
     from .pipelines.hub import Audited
     from .pipelines.parts import Parts
@@ -342,9 +346,7 @@ def audit(
         notes=(
             *suite.notes,
             *_pictured(pipe),
-            *_cut(base_gallery),
-            *_remade(base_gallery, "base"),
-            *_remade(erased_gallery, "erased"),
+            *_noted(base_gallery, erased_gallery),
             *doubted,
         ),
         base_answers=kept["base"],
@@ -358,6 +360,158 @@ def audit(
     )
     write(report, out, base_gallery, erased_gallery)
     return report
+
+
+@checked
+def verify(
+    run: str | Path,
+    *,
+    model: Any = None,
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure]" = (),
+    rerun: Whole = 0,
+    seed: Seed = 0,
+    ask: bool = False,
+    detectors: "Sequence[str | Detector]" = (),
+    metrics: "Sequence[str | Metric]" = (),
+    as_recorded: Sequence[str] = (),
+    look_at_model: bool = True,
+    loading: Loading | None = None,
+    progress: Progress = lambda what, made, total: None,
+) -> "Verified":
+    """Makes an audit's report out again from its images and answers, and says what differs.
+
+    Figures, verdict, warnings and page are made again, metrics are computed again from the
+    images, and answers are held against the detectors' rules. Nothing is written.
+
+    Args:
+        run: The folder of an audit.
+        model: The base model, as ``audit`` takes it; None is the one that the run names, which
+            is looked at where it is built in or lies on this machine.
+        erasures: The erasures that were measured, or their files, in their order.
+        rerun: How many images are made again, half of them of the base; this needs the erasures.
+        seed: Of the choice of these images.
+        ask: Whether detectors are asked again about every image.
+        detectors, metrics: Those of the run that are not found by their names in the report
+            alone, such as one with an argument.
+        as_recorded: Names of detectors whose labels, and of metrics whose figures, are taken as
+            they are recorded.
+        look_at_model: Whether the model's weights are read, to be compared with the recorded
+            ones; ``rerun`` always does.
+        loading: How the model is loaded; its type is the recorded one, and its LoRAs are where
+            none are named.
+        progress: Called with what is going on, how much of it is done, and of how much.
+
+    Raises:
+        InputError: The folder is no run, or something that is needed is not to be had.
+    """
+    from .eval.verify import Instruments, Run, Verified
+    from .eval.verify import verify as made_out
+
+    there = Run.load(Path(run))
+    stacked = [erasure for erasure, _ in _loaded(erasures)]
+    made = {side: gallery.made_by or MadeBy() for side, gallery in there.galleries.items()}
+    used = made["erased"].erasures if "erased" in made else ()
+    if rerun and not stacked:
+        files = "; ".join(one.key for one in used)
+        raise InputError(f"Making images again needs the erasures' files (-e), in order: {files}.")
+    instruments = Instruments.of(there, detectors, metrics, as_recorded)
+    found = made_out(there, instruments, ask=ask, notes=_noted, progress=progress)
+    wrong, recorded, checked = [], [], []
+    concepts = [concept for erasure in stacked for concept in erasure.record.concepts]
+    if not stacked:
+        recorded.append("The erasures' files, and the concepts in them: none was named (-e).")
+    elif [e.sha256 for e in stacked] != [one.sha256 for one in used]:
+        wrong.append(
+            f"The erasures are not those of the run: it has {_known_by(used)}, and named were "
+            f"{_known_by(stacked)}."
+        )
+    elif there.concepts not in (None, concepts):
+        wrong.append("report.json is not of the concepts that the erasures' files name.")
+    else:
+        checked.append("the erasures' files")
+    known = made["base"].model if "base" in made else None
+    name, *loras = known.name.split(" + ") if known else [""]
+    here = model is not None or _is_here(name)
+    if known is None or not (rerun or (look_at_model and here)):
+        why = "--no-model" if here and known else "it is not here" if known else "not recorded"
+        recorded.append(f"The model's weights ({why}).")
+    else:
+        from .pipelines.identity import model_of
+
+        how = _how(name if model is None else model, loading)
+        if model is None or isinstance(model, (str, Path)):
+            dtype: Any = known.dtype  # which Loading checks
+            how = dataclasses.replace(how, dtype=dtype, lora=how.lora or tuple(loras))
+        if not rerun:
+            how = dataclasses.replace(how, device="cpu", offload=None)
+        moved = _accelerator(how)
+        pipe = _pipeline(name if model is None else model, how)
+        ours = model_of(pipe, known.name)
+        if difference := MadeBy(model=known).difference(MadeBy(model=ours)):
+            wrong.append(
+                f"The model {_name(model or name)} is not the one that made the images: another "
+                f"{difference}."
+            )
+        else:
+            checked.append("the model's weights")
+    if not rerun:
+        recorded.append("How the images were made: none was made again (--rerun).")
+    elif wrong or len(made) < 2:
+        recorded.append("How the images were made: none was made again, as the above differs.")
+    else:
+        found += _rerun(
+            there, pipe, ours, [(e, one.weight) for e, one in zip(stacked, used, strict=True)],
+            rerun, seed, how, moved, instruments, progress,
+        )  # fmt: skip
+    return found + Verified(str(run), tuple(wrong), tuple(checked), tuple(recorded))
+
+
+def _rerun(
+    run: "Run",
+    pipe: Any,
+    model: Model,
+    erasures: "Sequence[tuple[Erasure, float]]",
+    count: int,
+    seed: int,
+    loading: Loading,
+    moved: "torch.device | None",
+    instruments: "Instruments",
+    progress: Progress,
+) -> "Verified":
+    """Makes some of a run's images again, in a folder that does not stay, and compares them."""
+    from .eval.verify import Verified, drawn, made_again
+
+    found = Verified(str(run.path), ())
+    sides = {"erased": (erasures, count - count // 2), "base": ((), count // 2)}
+    with tempfile.TemporaryDirectory() as folder:
+        for side, (stacked, n) in sides.items():
+            made_by = run.galleries[side].made_by or MadeBy()
+            suite = Suite("rerun", drawn(run.galleries[side].prompts, n, seed))
+            if not suite.prompts:
+                continue
+            settings = {
+                "batch_size": made_by.batch_size or 1,
+                "guidance": made_by.guidance,
+                "steps": made_by.steps,
+            }
+            with _stacked(pipe, stacked, loading, moved):
+                again = _gallery(
+                    pipe, model, stacked, suite, Path(folder) / side, settings,
+                    f"{side} model, again", progress,
+                )  # fmt: skip
+            found += made_again(run, side, again, instruments)
+    return found
+
+
+def _is_here(model: str) -> bool:
+    """Whether a model is built in, or lies on this machine."""
+    from .pipelines import MODELS
+
+    return model in MODELS or Path(model).exists()
+
+
+def _known_by(erasures: "Sequence[Used | Erasure]") -> str:
+    return ", ".join(f"{one.name} ({one.sha256[:12]}…)" for one in erasures) or "none"
 
 
 @checked
@@ -893,6 +1047,11 @@ def _loaded(
 
     some = [erasures] if isinstance(erasures, (str, Path, Erasure)) else erasures
     return [weighted(one) for one in some]
+
+
+def _noted(base: Gallery, erased: Gallery) -> list[str]:
+    """What the report says of two galleries, in words."""
+    return [*_cut(base), *_remade(base, "base"), *_remade(erased, "erased")]
 
 
 def _remade(gallery: Gallery, side: str) -> list[str]:
