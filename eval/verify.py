@@ -361,7 +361,12 @@ def verify(
     except InputError as error:
         found.append(str(error))
     if report is not None:
-        report, lines, own = _warned(report, given.warnings, notes(base, erased))
+        try:
+            said = notes(base, erased)
+        except InputError as error:
+            said = ()
+            found.append(str(error))
+        report, lines, own = _warned(report, given.warnings, said)
         found += lines
         if own:
             recorded.append(f"{words.count(own, 'warning')} of the suite or the model.")

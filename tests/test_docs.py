@@ -85,7 +85,7 @@ USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md")
+    for page in (*USE, DOCS / "format.md", DOCS / "report.md")
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
@@ -146,7 +146,7 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md"):
+    for page in (*USE, DOCS / "format.md", DOCS / "report.md"):
         for block in blocks(page):
             assert block.language in ("sh", "python", "json")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))
