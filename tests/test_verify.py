@@ -540,6 +540,27 @@ def test_a_detector_that_says_something_else_when_asked_again_is_named(moody: Pa
     )
 
 
+def test_the_rule_in_a_protocol_stands_for_a_detector_that_is_not_here(
+    model: Path, erasure: Path, tmp_path: Path
+) -> None:
+    class Chooser(Moody):
+        name = "test/chooser"
+        protocol = {"classes": ["bomb", "hammer"], "threshold": "top-1"}  # type: ignore[dict-item]
+
+        def __call__(self, images: Sequence[Image.Image]) -> list[Detection | Unscored]:
+            return [Detection(("bomb",), {"bomb": 0.7, "hammer": 0.3}) for _ in images]
+
+    out = audited(model, erasure, tmp_path / "run", detectors=[Chooser()], metrics=[])
+    assert not unsee.verify(out).differences
+    with pytest.raises(InputError, match="detector test/chooser cannot be had"):
+        unsee.verify(out, ask=True)
+    label(out)
+    (line,) = unsee.verify(out).differences
+    assert line.endswith(
+        "test/chooser sees hammer, which does not follow from the scores beside it."
+    )
+
+
 def test_what_a_detector_could_not_score_is_taken_as_recorded_until_it_is_asked(
     model: Path, erasure: Path, tmp_path: Path
 ) -> None:
