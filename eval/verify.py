@@ -24,8 +24,10 @@ import hashlib
 import io
 import json
 import math
+import os
 import random
 import re
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from html.parser import HTMLParser
@@ -51,7 +53,7 @@ from .detectors import (
 )
 from .images import Taken, Unscored
 from .metrics import METRICS, Metric, find_metric
-from .page import render
+from .page import write
 from .report import FORMAT, Measurement, Protocol, Report, Said, Sample, SuiteRecord
 from .statistics import Score
 from .verdict import Limits
@@ -375,7 +377,7 @@ def verify(
         places = list(_apart(run.page, wanted, ()))
         values = _leaves(wanted)
         found += [f"report.json: {line}" for line in places]
-        found += _page(run, report, base, erased)
+        found += _pages(run, report, base, erased)
     recorded.append("When, by which command and versions the run was made, and how long it took.")
     if not ask:
         recorded.append("What the detectors said: they were not asked again (--ask).")
@@ -777,7 +779,7 @@ def _apart(found: Any, wanted: Any, path: tuple[str, ...]) -> Iterator[str]:
         ours, theirs = (_by_name(items) for items in (wanted, found))
         if ours is None or theirs is None:
             if not _equal(found, wanted, path):
-                yield f"{where} is {shown(found)}; it follows that it is {shown(wanted)}."
+                yield _instead(where, found, wanted)
             return
         for name in dict.fromkeys((*ours, *theirs)):
             if name not in theirs:
@@ -787,7 +789,20 @@ def _apart(found: Any, wanted: Any, path: tuple[str, ...]) -> Iterator[str]:
             else:
                 yield from _apart(theirs[name], ours[name], (*path[:-1], name))
     elif not _equal(found, wanted, path):
-        yield f"{where} is {shown(found)}; it follows that it is {shown(wanted)}."
+        yield _instead(where, found, wanted)
+
+
+def _instead(where: str, found: Any, wanted: Any) -> str:
+    if isinstance(found, str) and isinstance(wanted, str):
+        found, wanted = _from_where_they_differ(found, wanted)
+    return f"{where} is {shown(found)}; it follows that it is {shown(wanted)}."
+
+
+def _from_where_they_differ(found: str, wanted: str) -> tuple[str, str]:
+    """Two texts without what both begin with, but for the last words of it."""
+    same = len(os.path.commonprefix([found, wanted]))
+    start = max(found.rfind(" ", 0, max(same - 20, 0)), 0)
+    return (found, wanted) if same < 40 else (f"…{found[start:]}", f"…{wanted[start:]}")
 
 
 def _by_name(items: Sequence[Any]) -> dict[str, Any] | None:
@@ -857,7 +872,7 @@ class _Texts(HTMLParser):
         kept = []
         for name, value in attrs:
             if value and value.startswith("data:image/"):
-                self.images.append(_pixels(value))
+                self.images.append(_pixels(_decoded(value)))
                 value = "image"
             kept.append((name, value))
         self.tags.append((tag, kept))
@@ -870,34 +885,53 @@ class _Texts(HTMLParser):
             self.texts.append(said)
 
 
-def _pixels(uri: str) -> str:
+def _decoded(uri: str) -> bytes:
+    try:
+        return base64.b64decode(uri.partition(",")[2], validate=True)
+    except ValueError:
+        return b""
+
+
+def _pixels(data: bytes) -> str:
     """The hash of an image's pixels: Pillow's PNGs differ in their bytes with its version."""
     from PIL import Image
 
     try:
-        data = base64.b64decode(uri.partition(",")[2], validate=True)
         with Image.open(io.BytesIO(data)) as image:
             rgba = image.convert("RGBA")
             return hashlib.sha256(f"{rgba.size}".encode() + rgba.tobytes()).hexdigest()
     except Exception:  # Pillow raises OSError, SyntaxError, ValueError and others
-        return "unreadable"
+        return hashlib.sha256(data).hexdigest()
 
 
-def _page(run: Run, report: Report, base: Gallery, erased: Gallery) -> list[str]:
-    """What of report.html is not what report.json makes."""
-    file = run.path / "report.html"
-    if not file.is_file():
-        return ["report.html is missing."]
-    there = file.read_text(encoding="utf-8", errors="replace")
-    wanted = render(report, base, erased)
-    if there == wanted:
-        return []
+def _pages(run: Run, report: Report, base: Gallery, erased: Gallery) -> Iterator[str]:
+    """What of the page, and of files that it has beside it, is not what report.json makes."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        write(report, folder, base, erased)
+        made = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+    del made[Path("report.json")]
+    for name, wanted in sorted(made.items()):
+        file = run.path / name
+        if not file.is_file():
+            yield f"{name.as_posix()} is missing."
+        elif (there := file.read_bytes()) != wanted:
+            if name.suffix == ".html":
+                yield from _page(there.decode(errors="replace"), wanted.decode())
+            elif _pixels(there) != _pixels(wanted):
+                yield f"{name.as_posix()} is not what the run's images make."
+
+
+def _page(there: str, wanted: str) -> list[str]:
+    """What report.html says and shows otherwise."""
     found, again = _Texts(there), _Texts(wanted)
     lines = []
     match = difflib.SequenceMatcher(None, found.texts, again.texts, autojunk=False)
     for what, a, b, c, d in match.get_opcodes():
         if what != "equal":
-            ours, theirs = (" ".join(t) or "nothing" for t in (again.texts[c:d], found.texts[a:b]))
+            theirs, ours = _from_where_they_differ(
+                *(" ".join(t) or "nothing" for t in (found.texts[a:b], again.texts[c:d]))
+            )
             lines.append(
                 f"report.html says “{_cut(theirs)}”; it follows that it says “{_cut(ours)}”."
             )
