@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .audits import audit as audit
     from .audits import audit_each as audit_each
     from .audits import audit_images as audit_images
+    from .audits import verify as verify
     from .eval.report import Report as Report
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
@@ -49,6 +50,7 @@ _EXPORTS = {
     "push": ".flow",
     "remove": ".pipelines.watch",
     "score": ".flow",
+    "verify": ".audits",
 }
 
 __all__ = [
@@ -74,6 +76,7 @@ __all__ = [
     "push",
     "remove",
     "score",
+    "verify",
 ]
 
 

@@ -24,6 +24,7 @@ from .terminal import (
     next_,
     print_report,
     print_score,
+    print_verified,
     progress,
     say,
     warnings_in_words,
@@ -492,6 +493,81 @@ def audit(
         print_report(report)
         look_at(out / name / "report.html", browser=True)
     raise typer.Exit(max(report.exit_code for report in reports.values()))
+
+
+@app.command()
+@loads
+def verify(
+    run: Annotated[Path, typer.Argument(help="The folder of an audit.")],
+    rerun: Annotated[
+        int, typer.Option(min=0, help="How many images to make again, half of them the base's.")
+    ] = 0,
+    erasure: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--erasure",
+            "-e",
+            help="An erasure that was measured: FILE, or OWNER/NAME on the hub; all of them, in "
+            "their order.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="What was audited, where it was no erasure."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The base model.", show_default="as the run names it"),
+    ] = None,
+    no_model: Annotated[
+        bool, typer.Option("--no-model", help="Do not compare the model's weights (faster).")
+    ] = False,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Ask the detectors about every image again.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the choice of images to make again.")
+    ] = 0,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help="A detector of the run that takes an argument; may be repeated."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric of the run that takes an argument; may be repeated."),
+    ] = None,
+    as_recorded: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Believe this detector's labels, or this metric's figures; may be repeated.",
+        ),
+    ] = None,
+    *,
+    loading: Loading,
+) -> None:
+    """Recompute an audit from its images and answers. Exits with 1 if anything differs."""
+    from ..audits import verify
+
+    hush()
+    with warnings_in_words(), progress() as show:
+        found = verify(
+            run,
+            model=model,
+            against=against,
+            erasures=erasure or [],
+            rerun=rerun,
+            seed=seed,
+            ask=ask,
+            detectors=detector or (),
+            metrics=metric or (),
+            as_recorded=as_recorded or (),
+            look_at_model=not no_model,
+            loading=loading,
+            progress=show,
+        )
+    print_verified(found)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()

@@ -21,6 +21,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from ..eval.folder import FolderScore
     from ..eval.report import Report
+    from ..eval.verify import Verified
     from ..records import Measured
 
 Part = str | tuple[str, str]
@@ -42,6 +43,9 @@ SUITES = {
 
 DETECTORS = {"unsafe": ("nudenet/rece", "nudenet/person")}
 """Detectors of a kind; of the others, a zero-shot detector among the suite's own labels."""
+
+DIFFERENCES = 40
+"""How many things that differ in a run the terminal has."""
 
 WARNINGS = 4
 """How many of a report's warnings the terminal has."""
@@ -177,6 +181,20 @@ def print_score(found: "FolderScore") -> None:
     for name, value in found.scores.items():
         if value.withheld:
             say(("With care:", "yellow"), f" {name}: {value.withheld}. It is in score.json alone.")
+
+
+def print_verified(found: "Verified") -> None:
+    for line in found.differences[:DIFFERENCES]:
+        say(("Differs:", "bold red"), " ", line)
+    if (more := len(found.differences) - DIFFERENCES) > 0:
+        say(f"{more} more things differ.")
+    for line in found.recorded:
+        say(("Not checked:", "yellow"), " ", line)
+    if found.checked:
+        say("Checked: ", "; ".join(found.checked))
+    n = len(found.differences)
+    thing = "1 thing differs" if n == 1 else f"{n} things differ"
+    say((f"{found.run}: {thing if n else 'all that was checked holds'}.", "bold"))
 
 
 def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str | Path]:

@@ -140,6 +140,14 @@ class Answers:
             )
         return found
 
+    def protocols(self, sha256: str, detector: str) -> tuple[str, ...]:
+        """The fingerprints of the protocols by which there are a detector's answers of an image.
+
+        Args:
+            detector: Its name.
+        """
+        return tuple(known[2] for known in self._known if known[:2] == (sha256, detector))
+
     def add(self, answers: Sequence[Answer]) -> None:
         """Keeps answers, at the file's end."""
         lines = []

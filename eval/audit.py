@@ -97,11 +97,9 @@ def compare(
         InputError: The galleries are of different prompts, a target has no rows or no detector, or
             two detectors or metrics have one name.
     """
-    limits = limits or Limits()
     metrics = biased_last(metrics)
     _same_prompts(base, erased)
-    rows = divide(concepts, base.prompts, detectors)
-    check_published(metrics, len(rows.keep), KEPT)
+    check_published(metrics, len(divide(concepts, base.prompts, detectors).keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
         Side(erased, detectors, metrics, erased_answers or Answers()),
@@ -109,6 +107,56 @@ def compare(
         batch_size=batch_size,
         progress=progress,
     )
+    return conclude(
+        base,
+        erased,
+        before,
+        after,
+        concepts,
+        detectors=detectors,
+        metrics=metrics,
+        suite_name=suite_name,
+        suite_source=suite_source,
+        notes=notes,
+        limits=limits,
+        command=command,
+        date=date,
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        versions=versions,
+    )
+
+
+def conclude(
+    base: Gallery,
+    erased: Gallery,
+    before: Seen,
+    after: Seen,
+    concepts: Sequence[Concept],
+    *,
+    detectors: Sequence[Detector],
+    metrics: Sequence[Metric] = (),
+    suite_name: str = "",
+    suite_source: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    limits: Limits | None = None,
+    command: str = "",
+    date: str = "",
+    seconds: Mapping[str, float] | None = None,
+    peak_bytes: Mapping[str, int] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Report:
+    """What follows from what was seen in both galleries: all of ``compare`` but the looking.
+
+    Args:
+        before, after: What was found in the base's images and in the erased model's.
+
+    Raises:
+        InputError: As ``compare``.
+    """
+    limits = limits or Limits()
+    _same_prompts(base, erased)
+    rows = divide(concepts, base.prompts, detectors)
     sides = {"base": before.rows, "erased": after.rows}
     measured = _measure(before, after, rows, metrics)
     holes = _holes(sides, measured)

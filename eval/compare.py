@@ -10,7 +10,7 @@ import dataclasses
 import io
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,7 +21,7 @@ from .._reading import plain
 from .._settings import shown
 from . import words
 from .report import Report
-from .rows import Comparison
+from .rows import Comparison, unit
 from .statistics import Between, Rate, Score, between
 from .verdict import SEVERITY, Value
 
@@ -129,7 +129,7 @@ class Leaderboard:
         head = ["", *(f"{c.title} {'↓' if c.better == 'lower' else '↑'}" for c in self.columns)]
         base = ["base", *(said(self.base.get(c.key), c) for c in self.columns)]
         lines = [
-            [f"{'★ ' if e.front else ''}{e.name}", *(said(e.cells[c.key], c) for c in self.columns)]
+            ["★ " * e.front + e.name, *(said(e.cells[c.key], c) for c in self.columns)]
             for e in self.entries
         ]
         return [head, base, *lines]
@@ -186,7 +186,7 @@ class Leaderboard:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes compare.json, compare.csv, compare.md and compare.html, each whole or not at all."""
+        """Writes compare.json, .csv, .md and .html, each whole or not at all."""
         from .page import render_comparison
 
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
@@ -338,9 +338,8 @@ def _comparisons(reports: Sequence[Report], role: str, detector: str) -> list[Co
     """Those of a role; several concepts of one report may share one, which counts once."""
     found = []
     for r in reports:
-        some = [
-            c for o in r.outcomes for c in o.comparisons if (c.role, c.detector) == (role, detector)
-        ]
+        every = [c for o in r.outcomes for c in o.comparisons]
+        some = [c for c in every if (c.role, c.detector) == (role, detector)]
         found += some if role == "target" else some[:1]
     return found
 
@@ -461,24 +460,21 @@ def _judged(
     reports: Sequence[Report], role: str, detector: str
 ) -> dict[str, tuple[str, bool | None]]:
     """What each row of a role says of the erased image, by the row's id, with its unit."""
-    from .rows import unit
-
-    of: Callable[[Any], bool]
     found: dict[str, tuple[str, bool | None]] = {}
     for i, report in enumerate(reports):
         kinds = {o.concept.kind for o in report.outcomes}
         kept = {phrase for o in report.outcomes for phrase in map(words.fold, o.concept.keep)}
-        of = {
-            "target": lambda a: a.target,
-            "same kind": lambda a: not a.target and a.kind in kinds,
-            "other kind": lambda a: not a.target and a.kind not in kinds,
-            "named keep": lambda a, kept=kept: not a.target and words.fold(a.of) in kept,  # type: ignore[misc]
-        }[role]
         for sample in report.samples:
             if role != "target" and sample.rows != "keep":
                 continue
             for a in sample.asked:
-                if a.detector == detector and of(a):
+                roles = {
+                    "target": a.target,
+                    "same kind": not a.target and a.kind in kinds,
+                    "other kind": not a.target and a.kind not in kinds,
+                    "named keep": not a.target and words.fold(a.of) in kept,
+                }
+                if a.detector == detector and roles[role]:
                     key = f"{i} {sample.prompt.id} {a.of}"
                     found[key] = (f"{i} {unit(sample.prompt)}", a.erased)
     return found

@@ -19,7 +19,7 @@ import yaml
 
 import unsee
 from unsee import Concept, Erasure, contract, records
-from unsee._registry import told
+from unsee._registry import Registry, told
 from unsee.cli.commands import app
 from unsee.eval import DETECTORS, METRICS
 from unsee.eval.metrics import FEATURES
@@ -99,7 +99,7 @@ USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md", FIGURES)
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md")
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
@@ -122,7 +122,11 @@ def given(words: list[str], option: str) -> list[str]:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_what_a_command_measures_with_is_there(words: list[str]) -> None:
-    for option, registry in (("--detector", DETECTORS), ("--metric", METRICS)):
+    registries: list[tuple[str, Registry[Callable[..., Any]]]] = [
+        ("--detector", DETECTORS),
+        ("--metric", METRICS),
+    ]
+    for option, registry in registries:
         for spec in given(words, option):
             if Path(spec).suffix != ".yaml":
                 told(registry, spec, {})  # its name and its settings
@@ -199,7 +203,7 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md", FIGURES):
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md"):
         for block in blocks(page):
             assert block.language in ("sh", "python", "json", "yaml")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))

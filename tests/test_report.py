@@ -273,7 +273,7 @@ def test_small_figures_keep_two_digits() -> None:
 
 def test_a_report_of_format_1_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="format 1, whose verdict did not go by intervals") as one:
-        Report.load(GOLDEN / "report-1.json")
+        Report.load(GOLDEN / "reports/format-1.json")
     assert "\n" not in str(one.value)
 
 
