@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .audits import audit as audit
     from .audits import audit_each as audit_each
     from .audits import audit_images as audit_images
+    from .audits import compare as compare
     from .audits import verify as verify
     from .eval.report import Report as Report
     from .flow import erase as erase
@@ -41,6 +42,7 @@ _EXPORTS = {
     "audit": ".audits",
     "audit_each": ".audits",
     "audit_images": ".audits",
+    "compare": ".audits",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
@@ -67,6 +69,7 @@ __all__ = [
     "audit",
     "audit_each",
     "audit_images",
+    "compare",
     "erase",
     "export",
     "generate_gallery",

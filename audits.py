@@ -29,6 +29,7 @@ from .prompts import Concept, Suite, find_suites, join
 
 if TYPE_CHECKING:
     from .eval.detectors import Detector
+    from .eval.leaderboard import Leaderboard
     from .eval.metrics import Metric
     from .eval.report import Report
     from .eval.verify import Instruments, Run, Verified
@@ -408,6 +409,39 @@ def verify(
         sides = {"erased": (other, weighted), "base": (source, [])}
         found += _rerun(there, sides, rerun, seed, instruments, progress)
     return found + Verified(str(run), tuple(wrong), tuple(checked), tuple(recorded))
+
+
+@checked
+def compare(
+    runs: "Sequence[str | Path] | Mapping[str, Report | Sequence[Report]]",
+    *,
+    out: str | Path | None = None,
+) -> "Leaderboard":
+    """Several audits beside each other: who forgets best, at what cost, and what is certain of it.
+
+    Args:
+        runs: Folders that ``audit`` wrote, or with several of them, which are pooled into one
+            line; or reports by name.
+        out: The folder for compare.json, compare.csv and compare.md.
+
+    Raises:
+        InputError: There are fewer than two, one has no report, or they were not measured alike:
+            on other suites, bases, settings, detectors or metrics; the line says by what.
+    """
+    from .eval.leaderboard import leaderboard, load_runs
+    from .eval.report import Report
+
+    if isinstance(runs, Mapping):
+        given = {n: [r] if isinstance(r, Report) else list(r) for n, r in runs.items()}
+    else:
+        given = load_runs(runs)
+    if out is not None:
+        check_folder(Path(out))
+        check_ours(Path(out), {"compare.json": '"columns"'}, "comparison")
+    found = leaderboard(given)
+    if out is not None:
+        found.save(Path(out))
+    return found
 
 
 def named_subjects(each: Mapping[str, Any] | Sequence[str | Path]) -> dict[str, Any]:

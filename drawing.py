@@ -142,8 +142,10 @@ class Source:
         """
         from .pipelines import generate
 
+        # The model is known by its weights as they are without the erasures
+        made_by = self.made_by(erasures, suite, settings)
         with self._stacked(erasures):
-            gallery = Gallery.start(out, self.made_by(erasures, suite, settings), suite.prompts)
+            gallery = Gallery.start(out, made_by, suite.prompts)
             made = 0
             shared = store if self.ours else None
             for batch in generate(self.pipe, gallery, store=shared, **settings):

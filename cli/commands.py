@@ -22,6 +22,7 @@ from .terminal import (
     hush,
     look_at,
     next_,
+    print_leaderboard,
     print_report,
     print_score,
     print_verified,
@@ -493,6 +494,28 @@ def audit(
         print_report(report)
         look_at(out / name / "report.html", browser=True)
     raise typer.Exit(max(report.exit_code for report in reports.values()))
+
+
+@app.command()
+def compare(
+    run: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of audits; or folders with several, which are pooled into one line.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for compare.json, compare.csv, compare.md."),
+    ] = None,
+) -> None:
+    """Put audits beside each other. Exits with 2 if they were not measured alike."""
+    from ..audits import compare
+
+    print_leaderboard(compare(run, out=out))
+    if out is not None:
+        look_at(out / "compare.md")
 
 
 @app.command()

@@ -20,6 +20,7 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..eval.folder import FolderScore
+    from ..eval.leaderboard import Leaderboard
     from ..eval.report import Report
     from ..eval.verify import Verified
     from ..records import Measured
@@ -130,6 +131,27 @@ def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(text, row))
     console.print(table)
+
+
+def print_leaderboard(board: "Leaderboard") -> None:
+    from ..eval.leaderboard import FRONT
+
+    pairs(board.alike.items(), "dim")
+    rows = board.rows()
+    for table in (rows, [list(column) for column in zip(*rows, strict=True)]):
+        widths = [max(map(len, column)) + 2 for column in zip(*table, strict=True)]
+        if sum(widths) <= console.width:
+            figures(table[0], table[1:])
+            break
+    else:  # no room for a table: each run by itself
+        for name, *cells in rows[1:]:
+            say((name, "bold"))
+            pairs(zip((f"  {title}" for title in rows[0][1:]), cells, strict=True))
+    for entry in board.entries:
+        say((entry.name, "bold"), f": {entry.verdict}")
+    for line in board.said_tests():
+        say(line)
+    say((FRONT, "dim"))
 
 
 def print_report(report: "Report") -> None:

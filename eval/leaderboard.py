@@ -72,6 +72,12 @@ class Column:
     better: Literal["lower", "higher"]
     by: str = ""
 
+    @property
+    def role(self) -> str:
+        """Of the rate that it holds; empty where it holds something else."""
+        role = self.key.partition(":")[0]
+        return role if role in RATES else ""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -186,14 +192,11 @@ class Leaderboard:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes compare.json, .csv, .md and .html, each whole or not at all."""
-        from .page import render_comparison
-
+        """Writes compare.json, compare.csv and compare.md, each whole or not at all."""
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / "compare.json", text + "\n")
         write_atomically(folder / "compare.csv", self.csv())
         write_atomically(folder / "compare.md", self.markdown())
-        write_atomically(folder / "compare.html", render_comparison(self))
 
 
 FRONT = (
@@ -345,9 +348,8 @@ def _comparisons(reports: Sequence[Report], role: str, detector: str) -> list[Co
 
 
 def _cell(reports: Sequence[Report], column: Column) -> Cell:
-    if column.unit == "share":
-        role = column.key.partition(":")[0]
-        return _rate(c.erased for c in _comparisons(reports, role, column.by))
+    if column.role:
+        return _rate(c.erased for c in _comparisons(reports, column.role, column.by))
     if column.key == "worst neighbour":
         every = [n for r in reports for n in _neighbours(r)]
         worst = min(every, key=lambda c: c.paired.difference or 0.0, default=None)
@@ -367,9 +369,8 @@ def _cell(reports: Sequence[Report], column: Column) -> Cell:
 
 
 def _base_cell(reports: Sequence[Report], column: Column) -> Cell:
-    if column.unit == "share":
-        role = column.key.partition(":")[0]
-        return _rate(c.base for c in _comparisons(reports, role, column.by))
+    if column.role:
+        return _rate(c.base for c in _comparisons(reports, column.role, column.by))
     if column.key.startswith("metric:"):
         scores = [m.base for m in _of_metric(reports, column.by)]
         return _score([s for s in scores if s is not None])
@@ -416,7 +417,7 @@ def _neighbours(report: Report) -> list[Comparison]:
 
 def _with_front(entries: Sequence[Entry], columns: Sequence[Column]) -> list[Entry]:
     """The same, those on the Pareto front of what the verdict goes by marked."""
-    counted = [c for c in columns if c.unit == "share"]
+    counted = [c for c in columns if c.role in ("target", "same kind", "other kind")]
 
     def values(entry: Entry) -> list[float] | None:
         found = []
@@ -447,10 +448,9 @@ def _tests(reports: Mapping[str, Sequence[Report]], columns: Sequence[Column]) -
     """Every two entries on the same rows, of each rate."""
     found = []
     for column in columns:
-        if column.unit != "share":
+        if not column.role:
             continue
-        role = column.key.partition(":")[0]
-        judged = {name: _judged(some, role, column.by) for name, some in reports.items()}
+        judged = {name: _judged(some, column.role, column.by) for name, some in reports.items()}
         if all(judged.values()):
             found += [Test(column.key, b) for b in between(judged)]
     return found
