@@ -315,7 +315,7 @@ def test_100_000_pairs_take_a_moment_and_four_times_as_many_no_more_than_their_s
         assert found[0].p_value is not None and found[0].smallest_loss is not None
     assert took[100_000] < 1, took
     # What takes no time at all has no ratio
-    assert took[100_000] <= 8 * max(took[25_000], 0.03), took
+    assert took[100_000] <= 8 * max(took[25_000], 0.1), took
 
 
 def test_the_mean_of_100_000_prompts_has_its_interval_in_a_moment() -> None:
@@ -323,7 +323,7 @@ def test_the_mean_of_100_000_prompts_has_its_interval_in_a_moment() -> None:
     mean_interval([[0.0], [1.0]])
     took = {n: seconds(lambda n=n: mean_interval([[x] for x in scores[:n]]))  # type: ignore[misc]
             for n in (25_000, 100_000)}  # fmt: skip
-    assert took[100_000] < 1 and took[100_000] <= 8 * max(took[25_000], 0.03), took
+    assert took[100_000] < 1 and took[100_000] <= 8 * max(took[25_000], 0.1), took
 
 
 @pytest.mark.parametrize("skewed", [False, True])
