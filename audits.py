@@ -173,6 +173,7 @@ def audit_each(
     out: str | Path,
     concepts: str | Concept | Sequence[str | Concept] = (),
     loading: Loading | None = None,
+    progress: Progress = lambda what, made, total: None,
     **options: Any,
 ) -> "dict[str, Report]":
     """Audits several erasures, or what anybody made of a model, each alone.
@@ -188,6 +189,7 @@ def audit_each(
         out: The folder for all of them.
         concepts: What was erased, for those that do not say it themselves.
         loading: How the base is loaded, where it is no pipeline yet.
+        progress: As ``audit``, what is going on with the name of what is audited before it.
         options: As ``audit``.
 
     Returns:
@@ -201,12 +203,17 @@ def audit_each(
     reports = {}
     for name, subject in subjects.items():
         ours = _ours(subject)
+
+        def shown(what: str, made: int, total: int, name: str = name) -> None:
+            progress(f"{name}: {what}", made, total)
+
         reports[name] = audit(
             source,
             [subject] if ours else (),
             out=Path(out) / name,
             against=None if ours else subject,
             concepts=() if ours else concepts,
+            progress=shown,
             **options,
         )
     return reports
@@ -437,7 +444,7 @@ def compare(
         given = load_runs(runs)
     if out is not None:
         check_folder(Path(out))
-        check_ours(Path(out), {"compare.json": '"columns"'}, "comparison")
+        check_ours(Path(out), COMPARISON, "comparison")
     found = leaderboard(given)
     if out is not None:
         found.save(Path(out))
@@ -471,6 +478,9 @@ def named_subjects(each: Mapping[str, Any] | Sequence[str | Path]) -> dict[str, 
 
 REPORT = {"report.json": '"verdict"', "report.html": "unsee"}
 """The files of a report, and what is in each of ours."""
+
+COMPARISON = {"compare.json": '"columns"'}
+"""The same of a comparison."""
 
 
 @dataclass(frozen=True)
