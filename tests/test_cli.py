@@ -354,7 +354,7 @@ ITS_OWN = {
     "merge": {"--force"},
     "generate": {"--suite", "--where"},
     "score": {"--allow-unscored"},
-    "audit": {"--each", "--images", "--table"},
+    "audit": {"--each", "--images", "--table", "--from", "--dry-run"},
 }
 
 
