@@ -247,6 +247,7 @@ def audit(
     max_target: Share = 0.10,
     max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
+    images: bool = True,
     loading: Loading | None = None,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -254,8 +255,9 @@ def audit(
     """Measures what is left of the erased concepts, against the base model on the same seeds.
 
     Writes ``base/`` and ``erased/`` (galleries, with every detector's answers in their
-    ``answers.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
-    the same galleries is not made again, nor is an image asked about twice.
+    ``answers.jsonl``), ``report.json``, ``report.html`` and its thumbnails (``report_files/``)
+    into ``out``; what is there already of the same galleries is not made again, nor is an image
+    asked about twice.
 
     Args:
         base: The model that the erasures were made for: what ``load_pipeline`` loads, or the
@@ -277,6 +279,7 @@ def audit(
             confidence.
         max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
+        images: Whether the page shows images; where not, none is in it or beside it.
         loading: How the model is loaded, where it is none yet.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -298,6 +301,7 @@ def audit(
         raise InputError("There is no erasure to audit: name at least one file.")
     name, out = _name(base), Path(out)
     check_folder(out)
+    check_folder(out / "report_files")
     _check_ours(out, {"report.json": '"verdict"', "report.html": "unsee"}, "report")
     if name != "emoji" and (suite is None or not detectors):
         raise InputError(
@@ -356,7 +360,7 @@ def audit(
         peak_bytes=_peak_bytes(),
         progress=progress,
     )
-    write(report, out, base_gallery, erased_gallery)
+    write(report, out, base_gallery, erased_gallery, images=images)
     return report
 
 
@@ -916,4 +920,5 @@ def _used(erasure: "Erasure", weight: float) -> Used:
         seconds=erasure.measured.seconds,
         peak_memory=erasure.measured.peak_memory,
         weight=weight,
+        layers={part: len(one.layers) for part, one in erasure.record.base.components.items()},
     )

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 FORMAT = 2
 """Of gallery.json. A greater one is refused; what format 1 wrote is read and not gone on with."""
 
-_WRITING = re.compile(r"\.(.+\.(png|json|jsonl|html))\.[a-z0-9_]{8}")
+_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html))\.[a-z0-9_]{8}")
 """The name of a file that is being written, for as long as that takes."""
 
 
@@ -74,6 +74,8 @@ class Used:
         seconds: That it took to make, if that is known.
         peak_memory: Bytes that making it took, if that is known.
         weight: What it was multiplied by.
+        layers: How many layers it edits, by component; empty where it edits no weight, None where
+            an older version made the gallery, which did not say.
     """
 
     name: str
@@ -84,8 +86,9 @@ class Used:
     seconds: NotNegative | None = None
     peak_memory: Annotated[int, Range(least=0)] | None = None
     weight: Weight = 1.0
+    layers: Mapping[str, int] | None = None
 
-    later: ClassVar[tuple[str, ...]] = ("weight",)
+    later: ClassVar[tuple[str, ...]] = ("weight", "layers")
 
     @property
     def key(self) -> str:

@@ -385,6 +385,9 @@ def audit(
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
+    images: Annotated[
+        bool, typer.Option(help="Show images in the report (--no-images leaves them out).")
+    ] = True,
     *,
     loading: Loading,
 ) -> None:
@@ -408,6 +411,7 @@ def audit(
             max_target=max_target,
             max_keep_loss=max_keep_loss,
             allow_unscored=allow_unscored,
+            images=images,
             loading=loading,
             command=command(),
             progress=show,

@@ -3,6 +3,7 @@
 import base64
 import copy
 import functools
+import hashlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -31,7 +33,7 @@ from unsee.eval import (
     summary,
     words,
 )
-from unsee.eval.page import PAIRS, write
+from unsee.eval.page import PAIRS, strips, write
 from unsee.eval.report import Cost, accuracies
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
@@ -132,7 +134,8 @@ def test_a_report_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     again = Report.load(tmp_path / "report.json")
     assert again == report
     # All that the page needs is in the file and in the images
-    assert render(again, base, erased) == page.read_text(encoding="utf-8")
+    beside = strips(again, tmp_path, base, erased)
+    assert render(again, base, erased, beside) == page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -269,7 +272,7 @@ def test_several_rates_show_holms_p_beside_their_own() -> None:
 class Page(HTMLParser):
     """What a browser would make of it: tags in order, and what they point at."""
 
-    VOID = {"meta", "img", "br", "line", "circle"}
+    VOID = {"meta", "img", "br", "line", "circle", "rect", "input"}
     POINTERS = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
 
     def __init__(self, text: str) -> None:
@@ -302,34 +305,50 @@ def html() -> str:
     return render(*golden())
 
 
-def test_the_page_opens_with_holes_then_the_answer_then_images_then_tables(html: str) -> None:
+def test_the_page_goes_from_the_answer_to_what_was_audited_and_from_images_to_tables(
+    html: str,
+) -> None:
     report = golden()[0]
     body = html[html.index("<body>") :]
     places = [
-        "This report has holes",
         report.verdict.headline,
         "95 % interval",
+        "This report has holes",
+        "No attack was made.",
         "in the images",
+        ">What was audited<",
+        report.command,
+        "Signed by",
+        '<h2 id="not-scored">',
+        escape(report.holes[0]),
         "Read with care",
         "Base and erased, side by side",
         "What was to be forgotten",
-        "<table>",
-        "How to make it again",
-        report.command,
+        "Neighbours, by how much they lost",
+        "What forgetting cost",
+        ">Rates<",
+        "how to make it again",
     ]
     assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
+    assert report.command in body[body.index("how to make it again") :]
 
 
 def test_the_page_loads_nothing(html: str) -> None:
     page = Page(html)
-    assert page.pointed and all(p.startswith("data:image/png;base64,") for p in page.pointed)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed"}
+    inner = ("data:image/png;base64,", "#not-scored", "#pairs")
+    assert page.pointed and all(p.startswith(inner) for p in page.pointed)
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed"}
     assert (
         "url(" not in html
         and "@import" not in html
         and "http" not in html.replace("http-equiv", "")
     )
     assert "default-src 'none'" in html
+    # One script, which is named by its hash, and rows that are text
+    assert page.all("script") == [{"type": "text/plain", "id": "rows"}, {}]
+    script = html[html.rindex("<script>") + 8 : html.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html and "innerHTML" in script
 
 
 def test_what_a_prompt_says_is_text_and_not_html(html: str) -> None:
@@ -383,7 +402,7 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
     assert len(page.all("img")) == 2 * PAIRS
     assert "18 of 60 target prompts" in html and "30 of 140 other prompts to keep" in html
     first = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
-    assert Image.open(io.BytesIO(first)).size == (256, 192)
+    assert Image.open(io.BytesIO(first)).size == (192, 144)
     assert render(report, base, erased) == html
 
 
