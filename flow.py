@@ -360,7 +360,7 @@ def audit(
         peak_bytes=_peak_bytes(),
         progress=progress,
     )
-    write(report, out, base_gallery, erased_gallery, images=images)
+    write(report, out, base_gallery, erased_gallery, images=images, progress=progress)
     return report
 
 

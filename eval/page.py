@@ -20,6 +20,7 @@ from .._errors import InputError
 from .._reading import read
 from ..gallery import Gallery, MadeBy, clear, write_atomically
 from . import words
+from .answers import Progress
 from .report import Outcome, Report, Sample, Shown
 from .rows import ACCURACIES, CHIEF, Asked, Comparison, unit
 from .statistics import Paired, Rate
@@ -67,6 +68,7 @@ def write(
     erased_gallery: Gallery,
     *,
     images: bool = True,
+    progress: Progress | None = None,
 ) -> Path:
     """Writes report.json, the thumbnails and report.html into a folder; returns the page's path.
 
@@ -75,11 +77,12 @@ def write(
 
     Args:
         images: Whether the page shows any.
+        progress: Told "thumbnails", of how many pairs they are made, and of how many there are.
     """
     for place in (folder, folder / FILES):
         clear(place)
     report.save(folder / "report.json")
-    made = strips(report, folder, base_gallery, erased_gallery) if images else []
+    made = strips(report, folder, base_gallery, erased_gallery, progress) if images else []
     page = folder / "report.html"
     write_atomically(page, render(report, base_gallery, erased_gallery, made, images=images))
     for name in set(_there(folder).values()) - {strip.file for strip in made}:
@@ -369,7 +372,11 @@ class Strip(NamedTuple):
 
 
 def strips(
-    report: Report, folder: Path, base_gallery: Gallery, erased_gallery: Gallery
+    report: Report,
+    folder: Path,
+    base_gallery: Gallery,
+    erased_gallery: Gallery,
+    progress: Progress | None = None,
 ) -> list[Strip]:
     """Writes the thumbnails of all pairs, as ``ordered`` has them; those that are there stay.
 
@@ -397,6 +404,8 @@ def strips(
             write_atomically(folder / FILES / name, data)
         with Image.open(io.BytesIO(data)) as image:
             found.append(Strip(name, image.height <= SMALL))
+        if progress:
+            progress("thumbnails", min(start + STRIP, len(order)), len(order))
     return found
 
 
