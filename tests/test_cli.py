@@ -308,7 +308,7 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         "audit",
         "mine -e one -e two -o out --suite s --suite t --size 8 --where w --detector d "
         "--detector e --metric m --metric n --guidance 2.5 --steps 3 --batch-size 4 "
-        f"--max-target 0.2 --max-keep-loss 0.3 --allow-unscored{LOADING}".split(),
+        f"--max-target 0.2 --max-keep-loss 0.3 --allow-unscored --no-images{LOADING}".split(),
         {
             "base": "mine",
             "erasures": ["one", "two"],
@@ -324,6 +324,7 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
             "max_target": 0.2,
             "max_keep_loss": 0.3,
             "allow_unscored": True,
+            "images": False,
             "loading": LOADED,
         },
     ),
