@@ -122,7 +122,9 @@ def render(
     environment.filters["compact"] = _json
     # A row of the grid is a line: what breaks lines in a prompt is a space in HTML anyway
     environment.filters["line"] = lambda text: Markup(re.sub(r"\s+", " ", text).strip())
-    style, script = ((templates / f"report.{kind}").read_text("utf-8") for kind in ("css", "js"))
+    style, script = (
+        (templates / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+    )
     galleries = {"base": base_gallery, "erased": erased_gallery} if images else {}
     order, kinds = ordered(report), _kinds(report)
     labels = _labels(report)
