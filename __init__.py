@@ -11,8 +11,12 @@ from .gallery import Gallery
 from .prompts import Concept, Prompt, Suite
 
 if TYPE_CHECKING:
+    from .audits import audit as audit
+    from .audits import audit_each as audit_each
+    from .audits import audit_images as audit_images
+    from .audits import compare as compare
+    from .audits import verify as verify
     from .eval.report import Report as Report
-    from .flow import audit as audit
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
     from .flow import interference as interference
@@ -35,7 +39,10 @@ _EXPORTS = {
     "Loading": ".pipelines.loading",
     "Report": ".eval.report",
     "active": ".pipelines.watch",
-    "audit": ".flow",
+    "audit": ".audits",
+    "audit_each": ".audits",
+    "audit_images": ".audits",
+    "compare": ".audits",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
@@ -45,6 +52,7 @@ _EXPORTS = {
     "push": ".flow",
     "remove": ".pipelines.watch",
     "score": ".flow",
+    "verify": ".audits",
 }
 
 __all__ = [
@@ -59,6 +67,9 @@ __all__ = [
     "Suite",
     "active",
     "audit",
+    "audit_each",
+    "audit_images",
+    "compare",
     "erase",
     "export",
     "generate_gallery",
@@ -68,6 +79,7 @@ __all__ = [
     "push",
     "remove",
     "score",
+    "verify",
 ]
 
 

@@ -1,14 +1,23 @@
-"""Names of files that every system can hold, and whether a place can be written to."""
+"""Files: names that every system can hold, places that can be written to, and whole writes."""
 
+import errno
 import os
 import re
+import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from ._errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 # What Windows keeps for devices, whatever follows after a dot.
 DEVICES = frozenset(
@@ -24,6 +33,10 @@ LARGEST = 4 * 2**20
 
 FREE = 32 * 2**20
 """Bytes that a disk must have left for work to begin."""
+
+
+_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html))\.[a-z0-9_]{8}")
+"""The name of a file that is being written, for as long as that takes."""
 
 
 def is_file_name(name: object) -> bool:
@@ -70,6 +83,112 @@ def file_stem(names: Iterable[str]) -> str:
     return stem
 
 
+def write_atomically(path: Path, data: bytes | str) -> None:
+    """Writes a whole file or nothing: beside it first, then renamed over it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    while True:
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data.encode() if isinstance(data, str) else data)
+            try:
+                os.chmod(name, 0o644)
+                os.replace(name, path)
+            except FileNotFoundError:
+                # A run that starts in the same folder took it for half-written, and cleared it.
+                if path.parent.is_dir():
+                    continue
+                raise
+            return
+        except BaseException:
+            Path(name).unlink(missing_ok=True)
+            raise
+
+
+def being_written(path: Path) -> Path:
+    """A name beside a file for what is to be renamed to it, which no file has."""
+    while (name := path.with_name(f".{path.name}.{secrets.token_hex(4)}")).exists():
+        pass
+    return name
+
+
+def append(path: Path, text: str) -> None:
+    """Adds whole lines at a file's end; processes that do so at once take turns.
+
+    The half of a line, which a run that was killed in the middle of it left, goes first.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
+        _wait_for(file)
+        end = file.seek(0, os.SEEK_END)
+        if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
+            file.seek(0)
+            end = file.read().rfind(b"\n") + 1
+            file.truncate(end)
+            file.seek(end)
+        # A write may take a part of it, on a disk that is nearly full
+        left = memoryview(text.encode())
+        while left:
+            left = left[file.write(left) :]
+
+
+def _wait_for(file: IO[bytes]) -> None:
+    """Waits until no other process has the file; it is ours until it is closed."""
+    if fcntl is not None:
+        with suppress(OSError):  # of a file system without locks
+            fcntl.flock(file, fcntl.LOCK_EX)
+
+
+class Claims:
+    """Numbered pieces of work, shared out between processes by locks on one file that is there.
+
+    A piece is ours until it is given back, the work is done, or this process ends, however it
+    does. To be used as a context.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> "Claims":
+        self._file = self._path.open("r+b")
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def take(self, number: int, *, wait: bool = False) -> bool:
+        """Whether a piece is ours now.
+
+        Args:
+            wait: For a process that has it.
+        """
+        if fcntl is None:  # Windows: each process does it all
+            return True
+        try:
+            fcntl.lockf(self._file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB), 1, number)
+        except OSError as error:
+            # Anything else is a file system without locks
+            return error.errno not in (errno.EACCES, errno.EAGAIN)
+        return True
+
+    def give_back(self, number: int) -> None:
+        """Leaves a piece to others."""
+        if fcntl is not None:
+            with suppress(OSError):
+                fcntl.lockf(self._file, fcntl.LOCK_UN, 1, number)
+
+
+def is_half_written(path: Path) -> bool:
+    return bool(_WRITING.fullmatch(path.name)) and path.is_file()
+
+
+def clear(folder: Path) -> None:
+    """Removes the files that a run that was killed left half-written in a folder."""
+    for entry in folder.iterdir() if folder.is_dir() else ():
+        if is_half_written(entry):
+            entry.unlink(missing_ok=True)
+
+
 def check_file(path: Path) -> None:
     """Makes sure that a file can be written at a place, before any work.
 
@@ -93,6 +212,28 @@ def check_folder(path: Path) -> None:
     check_place(path)
     if path.exists() and not path.is_dir():
         raise InputError(f"{path} is a file: name a folder.")
+
+
+def check_ours(out: Path, marks: Mapping[str, str], what: str) -> None:
+    """Refuses to write over a file of somebody else's that has the name of one of ours.
+
+    Args:
+        marks: A file's name to what is in each of ours.
+        what: What ours is.
+
+    Raises:
+        InputError: There is one.
+    """
+    for name, mark in marks.items():
+        file = out / name
+        try:
+            ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
+        if not ours:
+            raise InputError(
+                f"{file} is there already and is no {what} of unsee: name another folder."
+            )
 
 
 def check_place(path: Path) -> None:

@@ -80,7 +80,8 @@ def plain(value: Any) -> Any:
 def _dataclass(cls: Any, value: Any, where: str, defaults: bool) -> Any:
     page = _mapping(value, where)
     fields = {f.name: f for f in dataclasses.fields(cls)}
-    # What is written for readers, and follows from the fields, is not read back
+    # What is written for readers, and follows from the fields, is not read back: names, or names
+    # to types where what is written is not what the class gives by the name, or not always there
     derived = getattr(cls, "derived", ())
     if extra := sorted(set(page) - set(fields) - set(derived)):
         raise InputError(

@@ -1,6 +1,7 @@
-"""Named things that other packages can add to: erasers, detectors, metrics, suites, models."""
+"""Named things that others add to: erasers, detectors, metrics, suites, architectures."""
 
 import difflib
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from importlib import import_module
@@ -8,8 +9,10 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from ._errors import InputError
+from ._settings import read
 
 T = TypeVar("T")
+M = TypeVar("M")
 
 
 def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
@@ -40,36 +43,64 @@ class Registry(Mapping[str, T], Generic[T]):
         self.kind = kind
         self.group = group
         self._ours = dict(ours)
+        self._here: dict[str, T] = {}
 
     def add(self, ours: Mapping[str, str]) -> None:
         """Takes members of ours that another folder names, from above the registry's own."""
         self._ours |= ours
 
-    def _targets(self) -> dict[str, str]:
-        return {e.name: e.value for e in entry_points(group=self.group)} | self._ours
+    def register(self, name: str) -> Callable[[M], M]:
+        """A decorator that makes what is below it a member, for as long as Python runs.
+
+        Raises:
+            InputError: A member of ours has that name.
+
+        >>> colours: Registry[type] = Registry("colour", "example.colours", {})
+        >>> @colours.register("red")
+        ... class Red:
+        ...     pass
+        >>> colours["red"] is Red
+        True
+        """
+        if name in self._ours:
+            raise InputError(f"There is a built-in {self.kind} named {name!r}: take another name.")
+
+        def put(member: M) -> M:
+            self._here[name] = cast(T, member)
+            return member
+
+        return put
+
+    @functools.cached_property
+    def _installed(self) -> dict[str, str]:
+        return {e.name: e.value for e in entry_points(group=self.group)}
 
     def __getitem__(self, name: str) -> T:
-        targets = self._targets()
-        if name not in targets:
-            raise unknown(self.kind, name, targets)
-        module, _, attribute = targets[name].partition(":")
+        if name not in self:
+            raise unknown(self.kind, name, self)
+        if name in self._here:
+            return self._here[name]
+        # Other packages' names are looked up last, and only where there is need.
+        target = self._ours.get(name) or self._installed[name]
+        module, _, attribute = target.partition(":")
         return cast(T, getattr(import_module(module), attribute))
 
     def __contains__(self, name: object) -> bool:
-        return name in self._targets()
+        return name in self._ours or name in self._here or name in self._installed
 
     def __iter__(self) -> Iterator[str]:
-        return iter(sorted(self._targets()))
+        return iter(sorted({*self._ours, *self._here, *self._installed}))
 
     def __len__(self) -> int:
-        return len(self._targets())
+        return sum(1 for _ in self)
 
 
 def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
     """What a registry's factory makes, from ``name`` or ``name:argument``.
 
     A factory takes nothing, or one text; one with a default may be left out. Everything after the
-    first colon is the argument, so that it may be ``hf-hub:org/name`` or a path.
+    first colon is the argument, so that it may be ``hf-hub:org/name`` or a path; a name that has a
+    colon itself takes none.
 
     Args:
         registry: Name to factory.
@@ -80,7 +111,7 @@ def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
         InputError: There is no such name, or it lacks its argument or was given one too many. The
             factory's own errors pass through.
     """
-    name, colon, argument = spec.partition(":")
+    name, colon, argument = (spec, "", "") if spec in registry else spec.partition(":")
     factory, takes = registry[name], _argument(registry[name])
     if takes is None and colon:
         raise InputError(
@@ -91,6 +122,35 @@ def make(registry: Registry[Callable[..., T]], spec: str, **settings: Any) -> T:
             f"The {registry.kind} {name!r} needs its argument: say {name}:{takes.name.upper()}."
         )
     return factory(argument, **settings) if argument else factory(**settings)
+
+
+def told(
+    registry: Registry[Callable[..., T]], spec: str, given: Mapping[str, Any]
+) -> tuple[str, dict[str, Any], dict[str, inspect.Parameter]]:
+    """What ``make`` takes of ``NAME:ARGUMENT?setting=value&setting=value``.
+
+    Args:
+        spec: The text.
+        given: Settings from elsewhere, which those in the text go before.
+
+    Returns:
+        The text before the question mark, the settings, each read as its annotation says, and all
+        that there are.
+
+    Raises:
+        InputError: There is no such name or setting, or a value that cannot be.
+    """
+    head, _, query = spec.partition("?")
+    pairs = [pair.partition("=") for pair in query.split("&") if pair]
+    name = head if head in registry else head.partition(":")[0]
+    parameters = inspect.signature(registry[name], eval_str=True).parameters
+    known = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
+    settings = {}
+    for key, value in {**given, **{key: value for key, _, value in pairs}}.items():
+        if key not in known:
+            raise unknown(f"setting of {name}", str(key), known)
+        settings[key] = read(f"{name}'s {key}", value, known[key].annotation)
+    return head, settings, known
 
 
 def described(registry: Registry[Callable[..., T]]) -> list[tuple[str, str]]:

@@ -2,8 +2,10 @@
 
     gallery.json     what made the images: model, erasures, settings, versions
     samples.jsonl    one line an image: its prompt, seed, settings and labels
-    images.jsonl     one line an image that was made: its id and its file's SHA-256
-    images/ID.png
+    images.jsonl     one line an image that was made: its id and its file's SHA-256; batch size and
+                     device where they are not those of gallery.json; and whether it is from the
+                     store
+    images/ID.png    of a video an animated PNG, of the frames that stand for it
 
 The first two are written before the first image, gallery.json last of them: a folder without it is
 none yet. An image is there when its file is the one that the last line about it names. So a
@@ -15,50 +17,25 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 import re
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ._errors import InputError
+from ._files import append, clear, is_half_written, write_atomically
 from ._reading import loads, plain, read
 from ._settings import NotNegative, Range, Weight, checked, shown
 from .prompts import Prompt
 from .records import Model
+from .store import Made, Store, content_key
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 FORMAT = 2
 """Of gallery.json. A greater one is refused; what format 1 wrote is read and not gone on with."""
-
-_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html))\.[a-z0-9_]{8}")
-"""The name of a file that is being written, for as long as that takes."""
-
-
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file or nothing: beside it first, then renamed over it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    while True:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
-            try:
-                os.chmod(name, 0o644)
-                os.replace(name, path)
-            except FileNotFoundError:
-                # A run that starts in the same folder took it for half-written, and cleared it.
-                if path.parent.is_dir():
-                    continue
-                raise
-            return
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
 
 
 @dataclass(frozen=True)
@@ -137,6 +114,19 @@ class MadeBy:
         found |= {"guidance": self.guidance, "steps": self.steps}
         return found | {f"version of {name}": v for name, v in self.versions.items()}
 
+    def image_key(self, prompt: Prompt) -> str:
+        """The content key of one image: of all that it depends on, and of nothing else."""
+        every = self.key()
+        drawn = {
+            "prompt": prompt.prompt,
+            "seed": prompt.seed,
+            "guidance": self.guidance if prompt.guidance is None else prompt.guidance,
+            "steps": self.steps if prompt.steps is None else prompt.steps,
+            "width": prompt.width,
+            "height": prompt.height,
+        }
+        return content_key({**every, **drawn})
+
     def difference(self, found: "MadeBy") -> str:
         """The first thing by which a gallery was made otherwise, in words; empty if there is none.
 
@@ -161,6 +151,19 @@ def _named(value: Any) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value)) or "none"
     return str(value)
+
+
+@dataclass(frozen=True)
+class _Line:
+    """A line of images.jsonl: what is None there is as gallery.json has it."""
+
+    id: str
+    sha256: str
+    batch_size: int | None = None
+    device: str | None = None
+    stored: bool = False
+
+    later: ClassVar[tuple[str, ...]] = ("batch_size", "device", "stored")
 
 
 @dataclass(frozen=True)
@@ -211,7 +214,8 @@ class Gallery:
             json.dumps(p.to_json(), ensure_ascii=False) + "\n" for p in gallery.prompts
         )
         write_atomically(path / "samples.jsonl", samples)
-        write_atomically(path / "images.jsonl", "")
+        # Not over what another process has written meanwhile
+        append(path / "images.jsonl", "")
         head = _Head(FORMAT, gallery.made_by or MadeBy(), _sha256(samples.encode()))
         write_atomically(path / "gallery.json", json.dumps(plain(head), indent=2) + "\n")
         return gallery
@@ -284,8 +288,25 @@ class Gallery:
         Raises:
             InputError: As ``remade``.
         """
-        made = self._made()
-        return [p for p in self.prompts if p.id not in made or made[p.id][-1] != self._found(p)]
+        made = self.made(self.prompts)
+        return [p for p in self.prompts if p.id not in made]
+
+    def hashes(self) -> dict[str, str]:
+        """By the id of an image that was made the SHA-256 of its file.
+
+        Raises:
+            InputError: As ``remade``.
+        """
+        return {id: made[-1].sha256 for id, made in self._made().items()}
+
+    @property
+    def stored(self) -> set[str]:
+        """The ids of images that were taken from the store.
+
+        Raises:
+            InputError: As ``remade``.
+        """
+        return {id for id, made in self._made().items() if made[-1].stored}
 
     @property
     def remade(self) -> tuple[str, ...]:
@@ -296,14 +317,54 @@ class Gallery:
         """
         return tuple(id for id, made in self._made().items() if len(made) > 1)
 
-    def put(self, prompt: Prompt, image: "Image") -> None:
-        """Writes one image, as PNG, and then its hash."""
+    def put(
+        self,
+        prompt: Prompt,
+        image: "Image",
+        *further: "Image",
+        batch_size: int | None = None,
+        store: Store | None = None,
+    ) -> None:
+        """Writes one image, as PNG, and then its hash.
+
+        Args:
+            image: The image, or a video's first frame.
+            further: The video's other frames, each of which is there to be seen half a second.
+            batch_size: How many were made at a time; None is as ``made_by`` has it.
+            store: Where it is kept for other runs.
+        """
         buffer = io.BytesIO()
-        image.save(buffer, "PNG")
-        write_atomically(self.image_path(prompt), buffer.getvalue())
-        line = json.dumps({"id": prompt.id, "sha256": _sha256(buffer.getvalue())})
-        with (self.path / "images.jsonl").open("ab") as file:
-            file.write(line.encode() + b"\n")
+        animated = {"save_all": True, "append_images": further, "duration": 500}
+        image.save(buffer, "PNG", **(animated if further else {}))
+        file = self.image_path(prompt)
+        write_atomically(file, buffer.getvalue())
+        by = self.made_by or MadeBy()
+        made = Made(_sha256(buffer.getvalue()), batch_size or by.batch_size, by.device)
+        self._note(prompt, made)
+        if store is not None:
+            store.keep(by.image_key(prompt), file, made)
+
+    def take(self, prompt: Prompt, store: Store) -> bool:
+        """Takes one image from the store, if it has it."""
+        by = self.made_by or MadeBy()
+        made = store.give(by.image_key(prompt), self.image_path(prompt))
+        if made is not None:
+            self._note(prompt, made, stored=True)
+        return made is not None
+
+    def made(self, prompts: Sequence[Prompt]) -> set[str]:
+        """The ids of those prompts whose images are there as they were made."""
+        made = self._made()
+        return {p.id for p in prompts if p.id in made and made[p.id][-1].sha256 == self._found(p)}
+
+    def _note(self, prompt: Prompt, made: Made, *, stored: bool = False) -> None:
+        by = self.made_by or MadeBy()
+        usual = {"batch_size": by.batch_size, "device": by.device, "stored": False}
+        line = {"id": prompt.id, **plain(made), "stored": stored}
+        append(
+            self.path / "images.jsonl",
+            json.dumps({k: v for k, v in line.items() if k not in usual or v != usual[k]}) + "\n",
+        )
 
     def _found(self, prompt: Prompt) -> str | None:
         try:
@@ -311,18 +372,18 @@ class Gallery:
         except FileNotFoundError:
             return None
 
-    def _made(self) -> dict[str, list[str]]:
-        """By an image's id the hashes of its file, the last one the one that counts."""
+    def _made(self) -> dict[str, list[_Line]]:
+        """By an image's id the lines about it, the last one the one that counts."""
         file = self.path / "images.jsonl"
         if not file.is_file():  # as format 1 has none
             return {}
         # What comes after the last newline is the half of a line.
         whole, _, _ = file.read_bytes().rpartition(b"\n")
-        made: dict[str, list[str]] = {}
+        made: dict[str, list[_Line]] = {}
         for number, line in enumerate(whole.splitlines(), 1):
             row = f"{file}, line {number}"
-            one = read(_Made, loads(line, row), row)
-            made.setdefault(one.id, []).append(one.sha256)
+            one = read(_Line, loads(line, row), row)
+            made.setdefault(one.id, []).append(one)
         return made
 
     def __iter__(self) -> Iterator[Prompt]:
@@ -330,12 +391,6 @@ class Gallery:
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-
-@dataclass(frozen=True)
-class _Made:
-    id: str
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -420,7 +475,7 @@ def _is_unborn(path: Path) -> bool:
         entry
         for folder in (path, images)
         for entry in (folder.iterdir() if folder.is_dir() else ())
-        if entry != images and not _is_half_written(entry)
+        if entry != images and not is_half_written(entry)
     ]
     # images/ comes first.
     return not others or (
@@ -428,24 +483,10 @@ def _is_unborn(path: Path) -> bool:
     )
 
 
-def _is_half_written(path: Path) -> bool:
-    return bool(_WRITING.fullmatch(path.name)) and path.is_file()
-
-
-def clear(folder: Path) -> None:
-    """Removes the files that a run that was killed left half-written in a folder."""
-    for entry in folder.iterdir() if folder.is_dir() else ():
-        if _is_half_written(entry):
-            entry.unlink(missing_ok=True)
-
-
 def _clear(path: Path) -> None:
     """Removes what a run that was killed left half-written in a gallery."""
     for folder in (path, path / "images"):
         clear(folder)
-    file = path / "images.jsonl"
-    if file.is_file() and (data := file.read_bytes()) and not data.endswith(b"\n"):
-        write_atomically(file, data[: data.rfind(b"\n") + 1])
 
 
 def _sha256(data: bytes) -> str:

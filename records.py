@@ -41,7 +41,7 @@ class Component:
     hashes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if odd := [name for name in self.layers if not re.fullmatch(r"[\w.]{1,300}", name)]:
+        if odd := [name for name in self.layers if not re.fullmatch(r"[\w.-]{1,300}", name)]:
             raise InputError(f"{shown(odd[0])} is no name of a layer.")
         if bare := [name for name, shape in self.layers.items() if not shape]:
             raise InputError(f"layer {bare[0]!r} has no shape.")
@@ -73,8 +73,9 @@ class Base:
     Attributes:
         name: What it was called or where it lay: a label, and no part of its identity.
         pipeline: The pipeline's class.
-        components: What is edited, by the component's name in the pipeline, ``unet``; that is
-            also what the file puts before its layers' names. Empty where no weight is edited.
+        components: What is edited, by the component's name in the pipeline, ``unet`` or
+            ``text_encoder``; that is also what the file puts before its layers' names. Empty
+            where no weight is edited.
     """
 
     name: str

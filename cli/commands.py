@@ -13,7 +13,7 @@ from .._registry import unknown
 from .._settings import Count, fit, hints_of, read
 from ..pipelines.loading import Loading
 from ..prompts import YAML
-from . import looking
+from . import looking, runs
 from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where, loads
 from .terminal import (
     audit_of,
@@ -22,8 +22,10 @@ from .terminal import (
     hush,
     look_at,
     next_,
+    print_leaderboard,
     print_report,
     print_score,
+    print_verified,
     progress,
     say,
     warnings_in_words,
@@ -230,8 +232,11 @@ def merge(
 
 
 @app.command()
+@loads
 def export(
-    erasure: Annotated[Path, typer.Argument(metavar="FILE", help="An erasure file.")],
+    erasure: Annotated[
+        str, typer.Argument(metavar="FILE", help="An erasure: a file, or OWNER/NAME on the hub.")
+    ],
     to: Annotated[
         str,
         typer.Option(
@@ -254,15 +259,11 @@ def export(
     license: Annotated[
         str, typer.Option(help="The base model's license, for the model card of a pipeline.")
     ] = "unknown",
-    dtype: Annotated[
-        Literal["float32", "float16", "bfloat16"],
-        typer.Option(help="Of the weights of a pipeline or checkpoint."),
-    ] = "float32",
     force: Annotated[bool, typer.Option("--force", help="Replace a file that is there.")] = False,
+    *,
+    loading: Loading,
 ) -> None:
     """Write an erasure as other tools read it: a LoRA, a folder or a checkpoint."""
-    import torch
-
     from ..eval import words
     from ..pipelines import Erasure
     from ..pipelines.export import TARGETS, export
@@ -278,7 +279,7 @@ def export(
             to=to,  # type: ignore[arg-type]
             model=model,
             license=license,
-            dtype=getattr(torch, dtype),
+            loading=loading,
             force=force,
         )
     size = out.stat().st_size if out.is_file() else sum(f.stat().st_size for f in out.rglob("*"))
@@ -350,8 +351,39 @@ def generate(
 @app.command()
 @loads
 def audit(
-    model: Model,
+    model: Annotated[
+        str | None, typer.Argument(help="The base, as every command takes a model.")
+    ] = None,
     erasure: Erasures = None,
+    against: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="OTHER",
+            help="What anybody made of the base: a pipeline's folder, weights of a UNet, "
+            "transformer or text encoder (diffusers' names or CompVis'), a LoRA, a checkpoint.",
+        ),
+    ] = None,
+    each: Annotated[
+        bool,
+        typer.Option("--each", help="Judge each -e and each --against alone, in a folder each."),
+    ] = False,
+    images: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="BASE ERASED",
+            help="Two finished folders of images in place of MODEL: the same prompts and seeds.",
+        ),
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="For --images: CSV or JSONL with prompts and labels.")
+    ] = None,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="What was erased, where no erasure says it; may be repeated."),
+    ] = None,
+    kind: Annotated[
+        str | None, typer.Option(help="What a concept of your own is: object, style, ...")
+    ] = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
@@ -385,45 +417,189 @@ def audit(
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
-    images: Annotated[
-        bool, typer.Option(help="Show images in the report (--no-images leaves them out).")
-    ] = True,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave images out of the report's page.")
+    ] = False,
     *,
     loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
-    from ..flow import audit
+    from ..audits import audit, audit_each, audit_images
+
+    common: dict[str, Any] = {
+        "detectors": detector,
+        "max_target": max_target,
+        "max_keep_loss": max_keep_loss,
+        "allow_unscored": allow_unscored,
+        "images": not no_images,
+        "kind": kind,
+        "command": command(),
+    }
+    if images:
+        given = (model, erasure, against, suite, where, size, guidance, steps)
+        if any(value not in (None, "") for value in given) or each or loading != Loading():
+            raise InputError(
+                "--images judges what is finished: leave out MODEL and whatever says how images "
+                "are made."
+            )
+        if not concept or not detector:
+            raise InputError(
+                "Finished images say neither what was erased nor who is to look: add --concept "
+                "and --detector."
+            )
+        common["metrics"] = metric or ()
+    else:
+        if model is None:
+            raise InputError(
+                "Say what the base is, unsee audit MODEL -e FILE; or --images BASE ERASED."
+            )
+        if table is not None:
+            raise InputError("--table is for --images: leave it out.")
+        if len(against or []) > 1 and not each:
+            raise InputError("Two models cannot be judged as one: add --each.")
+        common |= {
+            "suite": suite,
+            "size": size,
+            "where": where,
+            "metrics": metric,
+            "batch_size": batch_size,
+            "guidance": guidance,
+            "steps": steps,
+            "loading": loading,
+        }
+    hush()
+    with warnings_in_words(), progress() as show:
+        if images:
+            found = audit_images(
+                *images, concept or [], out=out, table=table, progress=show, **common
+            )
+            reports = {"": found}
+        elif each:
+            reports = audit_each(
+                model,
+                [*(erasure or []), *(against or [])],
+                out=out,
+                concepts=concept or [],
+                progress=show,
+                **common,
+            )
+        else:
+            found = audit(
+                model,
+                erasure or [],
+                out=out,
+                against=against[0] if against else None,
+                concepts=concept or [],
+                progress=show,
+                **common,
+            )
+            reports = {"": found}
+    for name, report in reports.items():
+        print_report(report)
+        look_at(out / name / "report.html", browser=True)
+    raise typer.Exit(max(report.exit_code for report in reports.values()))
+
+
+@app.command()
+def compare(
+    run: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="RUN...",
+            help="Folders of audits; or folders with several, which are pooled into one line.",
+        ),
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="A folder for compare.json, compare.csv, compare.md."),
+    ] = None,
+) -> None:
+    """Put audits beside each other. Exits with 2 if they were not measured alike."""
+    from ..audits import compare
+
+    print_leaderboard(compare(run, out=out))
+    if out is not None:
+        look_at(out / "compare.md")
+
+
+@app.command()
+@loads
+def verify(
+    run: Annotated[Path, typer.Argument(help="The folder of an audit.")],
+    rerun: Annotated[
+        int, typer.Option(min=0, help="How many images to make again, half of them the base's.")
+    ] = 0,
+    erasure: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--erasure",
+            "-e",
+            help="An erasure that was measured: FILE, or OWNER/NAME on the hub; all of them, in "
+            "their order.",
+        ),
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="OTHER", help="What was audited, where it was no erasure."),
+    ] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="The base model.", show_default="as the run names it"),
+    ] = None,
+    no_model: Annotated[
+        bool, typer.Option("--no-model", help="Do not compare the model's weights (faster).")
+    ] = False,
+    ask: Annotated[
+        bool, typer.Option("--ask", help="Ask the detectors about every image again.")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(help="Random seed of the choice of images to make again.")
+    ] = 0,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option(help="A detector of the run that takes an argument; may be repeated."),
+    ] = None,
+    metric: Annotated[
+        list[str] | None,
+        typer.Option(help="A metric of the run that takes an argument; may be repeated."),
+    ] = None,
+    as_recorded: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="Believe this detector's labels, or this metric's figures; may be repeated.",
+        ),
+    ] = None,
+    *,
+    loading: Loading,
+) -> None:
+    """Recompute an audit from its images and answers. Exits with 1 if anything differs."""
+    from ..audits import verify
 
     hush()
     with warnings_in_words(), progress() as show:
-        report = audit(
-            model,
-            erasure or [],
-            out=out,
-            suite=suite,
-            size=size,
-            where=where,
-            detectors=detector,
-            metrics=metric,
-            batch_size=batch_size,
-            guidance=guidance,
-            steps=steps,
-            max_target=max_target,
-            max_keep_loss=max_keep_loss,
-            allow_unscored=allow_unscored,
-            images=images,
+        found = verify(
+            run,
+            model=model,
+            against=against,
+            erasures=erasure or [],
+            rerun=rerun,
+            seed=seed,
+            ask=ask,
+            detectors=detector or (),
+            metrics=metric or (),
+            as_recorded=as_recorded or (),
+            look_at_model=not no_model,
             loading=loading,
-            command=command(),
             progress=show,
         )
-    print_report(report)
-    look_at(out / "report.html", browser=True)
-    raise typer.Exit(report.exit_code)
+    print_verified(found)
+    raise typer.Exit(found.exit_code)
 
 
 @app.command()
 def push(
-    file: Annotated[str, typer.Argument(help="An erasure file.")],
+    file: Annotated[str, typer.Argument(help="An erasure: a file, or OWNER/NAME on the hub.")],
     repo: Annotated[
         str | None,
         typer.Argument(metavar="[OWNER/NAME]", help="Where to on the Hugging Face hub."),
@@ -514,7 +690,8 @@ def demo(
     size: Size = None,
 ) -> None:
     """Erase an object and a style from the built-in model, and measure both."""
-    from ..flow import audit, erase, find_concepts
+    from ..audits import audit
+    from ..flow import erase, find_concepts
     from ..pipelines import load_pipeline
 
     names = ("kitchen knife", "contrast")
@@ -606,5 +783,6 @@ def _check_replaceable(path: Path, concepts: "Sequence[Concept]", force: bool) -
 
 
 app.command()(looking.show)
+app.command()(runs.runs)
 app.command("list")(looking.list_)
 app.add_typer(looking.suites, name="suites")

@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -23,6 +23,9 @@ from .terminal import (
     print_score,
     say,
 )
+
+if TYPE_CHECKING:
+    from ..pipelines import Erasure
 
 KEPT = 20
 """How many of an erasure's concepts, and of the phrases that one keeps, the terminal has."""
@@ -120,9 +123,9 @@ def _model_names() -> list[tuple[str, str]]:
     from ..pipelines.architectures import FAMILIES
 
     families = []
-    for pipeline, target in FAMILIES.items():
-        module = import_module(target.partition(":")[0], "unsee.pipelines.architectures")
-        about = (module.__doc__ or "").partition("\n\n")[0].partition(".\n")[0]
+    for pipeline, family in FAMILIES.items():
+        text = import_module(family.__module__).__doc__ or ""
+        about = text.partition("\n\n")[0].partition(".\n")[0]
         families.append((pipeline, " ".join(about.split())))
     return [*((name, "ships inside") for name in MODELS), *families]
 
@@ -195,12 +198,22 @@ def _show_erasure(path: str) -> None:
         ("settings", json.dumps(dict(record.settings))),
         ("base", f"{record.base.name} ({record.base.pipeline})"),
         *(("fingerprint", c.digest) for c in record.base.components.values()),
-        ("layers", str(len(record.base.layers))),
+        ("layers", _layers(erasure)),
         *(("effect", line) for line in effects(erasure.measured) or ["not measured (--no-check)"]),
         ("versions", ", ".join(f"{k} {v}" for k, v in record.versions.items())),
     ]
     pairs(rows)
     next_(*audit_of(record.base.name, path, [concept.kind for concept in record.concepts]))
+
+
+def _layers(erasure: "Erasure") -> str:
+    """How many layers are edited, and in which components."""
+    from ..pipelines.kinds.lowrank import has_biases
+
+    base = erasure.record.base
+    parts = [f"{len(part.layers)} in the {name}" for name, part in base.components.items()]
+    said = f"{len(base.layers)} ({', '.join(parts)})" if len(parts) > 1 else str(len(base.layers))
+    return f"{said}, with biases" if has_biases(erasure.tensors) else said
 
 
 def _show_gallery(path: Path) -> None:

@@ -20,7 +20,9 @@ from rich.text import Text
 
 if TYPE_CHECKING:
     from ..eval.folder import FolderScore
+    from ..eval.leaderboard import Leaderboard
     from ..eval.report import Report
+    from ..eval.verify import Verified
     from ..records import Measured
 
 Part = str | tuple[str, str]
@@ -42,6 +44,9 @@ SUITES = {
 
 DETECTORS = {"unsafe": ("nudenet/rece", "nudenet/person")}
 """Detectors of a kind; of the others, a zero-shot detector among the suite's own labels."""
+
+DIFFERENCES = 40
+"""How many things that differ in a run the terminal has."""
 
 WARNINGS = 4
 """How many of a report's warnings the terminal has."""
@@ -118,14 +123,35 @@ def pairs(rows: Iterable[tuple[str, str]], style: str = "") -> None:
 
 
 def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
-    """Prints what was measured; of the columns ``measure`` is text, and no figure is broken."""
+    """Prints what was measured; of the columns the first is text, and no figure is broken."""
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="dim")
-    for column in columns:
-        left = column == "measure"
+    for i, column in enumerate(columns):
+        left = i == 0
         table.add_column(column, justify="left" if left else "right", no_wrap=not left)
     for row in rows:
         table.add_row(*map(text, row))
     console.print(table)
+
+
+def print_leaderboard(board: "Leaderboard") -> None:
+    from ..eval.leaderboard import FRONT
+
+    pairs(board.alike.items(), "dim")
+    rows = board.rows()
+    for table in (rows, [list(column) for column in zip(*rows, strict=True)]):
+        widths = [max(map(len, column)) + 2 for column in zip(*table, strict=True)]
+        if sum(widths) <= console.width:
+            figures(table[0], table[1:])
+            break
+    else:  # no room for a table: each run by itself
+        for name, *cells in rows[1:]:
+            say((name, "bold"))
+            pairs(zip((f"  {title}" for title in rows[0][1:]), cells, strict=True))
+    for entry in board.entries:
+        say((entry.name, "bold"), f": {entry.verdict}")
+    for line in board.said_tests():
+        say(line)
+    say((FRONT, "dim"))
 
 
 def print_report(report: "Report") -> None:
@@ -171,10 +197,26 @@ def print_score(found: "FolderScore") -> None:
         if (more := len(rates) - LABELS) > 0:
             rows.append((f"{more} other labels by {name}: in score.json", "", "", ""))
     for name, value in found.scores.items():
-        rows.append(
-            (name, words.score(value), words.score_interval(value), str(value.n)),
-        )
+        what = ", ".join(filter(None, (name, words.paired(value))))
+        rows.append((what, words.score(value), words.score_interval(value), str(value.n)))
     figures(("measure", "value", "interval", "n"), rows)
+    for name, value in found.scores.items():
+        if value.withheld:
+            say(("With care:", "yellow"), f" {name}: {value.withheld}. It is in score.json alone.")
+
+
+def print_verified(found: "Verified") -> None:
+    for line in found.differences[:DIFFERENCES]:
+        say(("Differs:", "bold red"), " ", line)
+    if (more := len(found.differences) - DIFFERENCES) > 0:
+        say(f"{more} more things differ.")
+    for line in found.recorded:
+        say(("Not checked:", "yellow"), " ", line)
+    if found.checked:
+        say("Checked: ", "; ".join(found.checked))
+    n = len(found.differences)
+    thing = "1 thing differs" if n == 1 else f"{n} things differ"
+    say((f"{found.run}: {thing if n else 'all that was checked holds'}.", "bold"))
 
 
 def audit_of(model: str, erasure: str | Path, kinds: Sequence[str]) -> list[str | Path]:

@@ -227,4 +227,6 @@ def _read(path: Path) -> "Image":
     from PIL import Image
 
     with Image.open(path) as image:
+        # Of a video its middle frame
+        image.seek(getattr(image, "n_frames", 1) // 2)
         return image.convert("RGB")

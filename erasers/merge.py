@@ -21,6 +21,7 @@ from .._reading import plain
 from .._settings import NotNegative, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.identity import same_sample
+from ..pipelines.kinds.lowrank import has_biases
 from ..prompts import Concept
 from ..records import Base, Component, Measured
 from .record import Svd, thinned, versions
@@ -82,6 +83,8 @@ class Sum:
             for name, (a, b) in pairs.items():
                 tensors[f"{name}.lora_A.weight"] = a.float()
                 tensors[f"{name}.lora_B.weight"] = b.float()
+            if has_biases(key for erasure in erasures for key in erasure.tensors):
+                tensors |= {f"{n}.lora_B.bias": _bias(erasures, n) for n in base.layers}
             measured = Measured(residual=residual)
         of = [
             {
@@ -180,6 +183,14 @@ def _factors(erasures: Sequence[Erasure], name: str) -> tuple[Tensor, Tensor]:
         for side in "AB"
     )
     return torch.cat([one.flatten(1) for one in a]), torch.cat([one.flatten(1) for one in b], 1)
+
+
+def _bias(erasures: Sequence[Erasure], name: str) -> Tensor:
+    """The sum of what is added to a layer's bias, (out,); zeros where nothing is."""
+    key, side = f"{name}.lora_B.bias", f"{name}.lora_B.weight"
+    found = [erasure.tensors[key].float() for erasure in erasures if key in erasure.tensors]
+    out = next(len(erasure.tensors[side]) for erasure in erasures if side in erasure.tensors)
+    return sum(found, torch.zeros(out))
 
 
 def _svd(factors: tuple[Tensor, Tensor]) -> Svd:

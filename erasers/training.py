@@ -17,9 +17,9 @@ from safetensors.torch import save
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .._files import write_atomically
 from .._reading import loads
 from .._settings import shown
-from ..gallery import write_atomically
 from ..pipelines.kinds.lowrank import unload
 
 # Seconds between two checkpoints.

@@ -7,7 +7,8 @@ threshold, so that another threshold needs no second run.
 An answer belongs to the image's bytes (their SHA-256), the detector's name and its protocol's
 fingerprint; where the image lies and what it is called do not count. So a detector that was asked
 is not asked again about the same image, whoever else was asked meanwhile. What could not be
-measured is not in the file, and is tried again the next time.
+measured is not in the file, and is tried again the next time. Of a video there is an answer for
+each of its frames, by the SHA-256 of its size and pixels.
 
 A run that was killed leaves at most the last line without its end: that line is dropped, and the
 image asked about again. Any other line that is not as it was written is an error that names it,
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._errors import InputError
+from .._files import append
 from .._reading import loads, plain
 from .._reading import read as read_value
 from ..gallery import Gallery
@@ -46,7 +48,7 @@ class Answer:
 
     Attributes:
         id: What the image was called. It is only a label.
-        sha256: Of the image's file.
+        sha256: Of the image's file; of a video's frame as ``Picture`` has it.
         detector: Its name.
         protocol: The fingerprint of its protocol.
         found: What it saw, its numbers rounded as ``checked`` does.
@@ -93,8 +95,6 @@ class Answers:
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
         self._known: dict[tuple[str, str, str], tuple[Detection, int]] = {}
-        self._cut: int | None = None
-        """Where the file's last line begins, if that has no end."""
         if path is None:
             return
         try:
@@ -104,7 +104,6 @@ class Answers:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         whole = data.rfind(b"\n") + 1
-        self._cut = whole if whole < len(data) else None
         for number, line in enumerate(data[:whole].split(b"\n")[:-1], 1):
             where = f"{path}, line {number}"
             try:
@@ -141,6 +140,14 @@ class Answers:
             )
         return found
 
+    def protocols(self, sha256: str, detector: str) -> tuple[str, ...]:
+        """The fingerprints of the protocols by which there are a detector's answers of an image.
+
+        Args:
+            detector: Its name.
+        """
+        return tuple(known[2] for known in self._known if known[:2] == (sha256, detector))
+
     def add(self, answers: Sequence[Answer]) -> None:
         """Keeps answers, at the file's end."""
         lines = []
@@ -150,14 +157,8 @@ class Answers:
                 self._known[key] = (answer.found, 0)
                 text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
                 lines.append(f"{text}\n")
-        if self._path is None or not lines:
-            return
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        with self._path.open("ab") as file:
-            if self._cut is not None:
-                file.truncate(self._cut)
-                self._cut = None
-            file.write("".join(lines).encode())
+        if self._path is not None and lines:
+            append(self._path, "".join(lines))
 
 
 @dataclass(frozen=True)
@@ -351,19 +352,21 @@ class _Looking:
 
     def ask(self, pictures: Sequence[Picture], partners: Sequence[Picture] = ()) -> None:
         """Asks everybody about the pictures; partners are the reference's of the same ids."""
-        found = {
-            detector.name: self._detect(detector, pictures) for detector in self._side.detectors
-        }
+        looks = [look for p in pictures for look in p.looks]
+        found = {detector.name: self._detect(detector, looks) for detector in self._side.detectors}
         self._side.answers.add(
             [
                 Answer(p.prompt.id, p.sha256, name, self._protocols[name], answer)
-                for i, p in enumerate(pictures)
+                for i, p in enumerate(looks)
                 for name, answers in found.items()
                 if isinstance(answer := answers[i], Detection) and p.sha256 is not None
             ]
         )
-        for i, p in enumerate(pictures):
-            by_name = {name: answers[i] for name, answers in found.items()}
+        each = {name: iter(answers) for name, answers in found.items()}
+        for p in pictures:
+            by_name = {
+                name: together([next(answers) for _ in p.looks]) for name, answers in each.items()
+            }
             self._rows[p.prompt.id] = ImageAnswers(p.prompt.id, p.sha256, p.blank, by_name)
         for metric in self._side.metrics:
             values = self._take(metric, pictures, partners)
@@ -405,6 +408,26 @@ class _Looking:
             lambda images: metric.look(images, [partner[id(image)] for image in images]),  # type: ignore[misc]
             fitting,
         )
+
+
+def together(answers: Sequence[Detection | Unscored]) -> Detection | Unscored:
+    """What is seen in a video: all that one of its frames shows.
+
+    A label's score is its highest. With a frame that could not be measured the video is unscored,
+    but for what was seen in the others.
+    """
+    if len(answers) == 1:
+        return answers[0]
+    scored = [answer for answer in answers if isinstance(answer, Detection)]
+    labels = tuple(dict.fromkeys(label for answer in scored for label in answer.labels))
+    for number, answer in enumerate(answers, 1):
+        if isinstance(answer, Unscored):
+            return Unscored(f"frame {number} of {len(answers)}: {answer.reason}", labels)
+    scores: dict[str, float] = {}
+    for answer in scored:
+        for label, score in answer.scores.items():
+            scores[label] = max(score, scores.get(label, score))
+    return Detection(labels, scores, tuple(box for answer in scored for box in answer.boxes))
 
 
 def _parts(prompts: Sequence[Prompt], size: int) -> list[Sequence[Prompt]]:

@@ -14,7 +14,7 @@ from ..prompts import Concept, Prompt, Suite
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
 from .detectors import Detector, says
 from .images import Unscored
-from .metrics import Metric
+from .metrics import Metric, Published, biased_last, check_published
 from .report import (
     Cost,
     Coverage,
@@ -31,6 +31,9 @@ from .rows import Asked, Comparison, Role, Rows, asked, compared, divide, names
 from .statistics import holm
 from .verdict import Limits, judge, overall, warn
 from .words import count, fold
+
+KEPT = "the prompts that must stay are"
+"""What ``check_published`` counts in an audit."""
 
 TOP = 5
 """How many of a detector's scores a report's row holds; all of them are in answers.jsonl."""
@@ -94,9 +97,9 @@ def compare(
         InputError: The galleries are of different prompts, a target has no rows or no detector, or
             two detectors or metrics have one name.
     """
-    limits = limits or Limits()
+    metrics = biased_last(metrics)
     _same_prompts(base, erased)
-    rows = divide(concepts, base.prompts, detectors)
+    check_published(metrics, len(divide(concepts, base.prompts, detectors).keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
         Side(erased, detectors, metrics, erased_answers or Answers()),
@@ -104,6 +107,56 @@ def compare(
         batch_size=batch_size,
         progress=progress,
     )
+    return conclude(
+        base,
+        erased,
+        before,
+        after,
+        concepts,
+        detectors=detectors,
+        metrics=metrics,
+        suite_name=suite_name,
+        suite_source=suite_source,
+        notes=notes,
+        limits=limits,
+        command=command,
+        date=date,
+        seconds=seconds,
+        peak_bytes=peak_bytes,
+        versions=versions,
+    )
+
+
+def conclude(
+    base: Gallery,
+    erased: Gallery,
+    before: Seen,
+    after: Seen,
+    concepts: Sequence[Concept],
+    *,
+    detectors: Sequence[Detector],
+    metrics: Sequence[Metric] = (),
+    suite_name: str = "",
+    suite_source: Mapping[str, Any] | None = None,
+    notes: Sequence[str] = (),
+    limits: Limits | None = None,
+    command: str = "",
+    date: str = "",
+    seconds: Mapping[str, float] | None = None,
+    peak_bytes: Mapping[str, int] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> Report:
+    """What follows from what was seen in both galleries: all of ``compare`` but the looking.
+
+    Args:
+        before, after: What was found in the base's images and in the erased model's.
+
+    Raises:
+        InputError: As ``compare``.
+    """
+    limits = limits or Limits()
+    _same_prompts(base, erased)
+    rows = divide(concepts, base.prompts, detectors)
     sides = {"base": before.rows, "erased": after.rows}
     measured = _measure(before, after, rows, metrics)
     holes = _holes(sides, measured)
@@ -286,7 +339,8 @@ def _measure(base: Seen, erased: Seen, rows: Rows, metrics: Sequence[Metric]) ->
         )
         for metric in metrics
         for which, of, prompts in over
-        if prompts and (which == "keep" or not metric.needs_reference)
+        if prompts
+        and (which == "keep" or not (metric.needs_reference or isinstance(metric, Published)))
     ]
 
 
@@ -328,7 +382,7 @@ def _shown(
     for d in detectors:
         answer = answers.found[d.name]
         if isinstance(answer, Unscored):
-            said[d.name] = Said((), {}, answer.reason)
+            said[d.name] = Said(answer.seen, {}, answer.reason)
             continue
         best = sorted(answer.scores.items(), key=lambda item: (-item[1], item[0]))
         wanted = {fold(prompt.labels.get(d.kind, ""))}
@@ -358,4 +412,6 @@ def _warnings(report: Report) -> list[str]:
         for score in (m.base, m.erased):
             if score is not None and score.value is None:
                 found.append(f"{m.title}: no value. {score.note[:1].upper()}{score.note[1:]}.")
+            elif score is not None and score.withheld:
+                found.append(f"{m.title}: {score.withheld}. The value is in report.json alone.")
     return list(dict.fromkeys(found))

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from .._errors import InputError
+from .._files import write_atomically
 from .._reading import loads
 from .._reading import read as read_value
-from ..gallery import Gallery, write_atomically
+from ..gallery import Gallery
 from ..prompts import Prompt
 from ..prompts.concept import KINDS
 from ..prompts.table import read_table
@@ -19,7 +20,7 @@ from .answers import Answers, Progress, Side, look
 from .audit import installed, plain
 from .detectors import Detection, Detector, check_labels, says
 from .images import Unscored
-from .metrics import Metric
+from .metrics import Metric, Published, biased_last, check_published
 from .rows import unit
 from .statistics import Rate, Score
 from .words import count, fold, interval
@@ -257,11 +258,13 @@ def measure(
     for metric in metrics:
         if metric.needs_reference and reference is None:
             raise InputError(f"{metric.name} is a distance: name a folder of images as reference.")
-        if not metric.needs_reference and not any(p.prompt for p in gallery):
+        by_images = metric.needs_reference or isinstance(metric, Published)
+        if not by_images and not any(p.prompt for p in gallery):
             raise InputError(
                 f"{metric.name} compares images with their prompts, and {gallery.path} has none: "
                 "name a table that has."
             )
+    check_published(metrics, len(gallery), "the folder's are")
     if concept:
         check_labels(kind, [concept], detectors)
     for of in dict.fromkeys(d.kind for d in detectors):
@@ -297,7 +300,10 @@ def measure(
             for d in detectors
             if any(map(visible := functools.partial(_visible, d), gallery))
         },
-        scores={m.name: seen.score(m, gallery.prompts, of_reference, theirs) for m in metrics},
+        scores={
+            m.name: seen.score(m, gallery.prompts, of_reference, theirs)
+            for m in biased_last(metrics)
+        },
         reasons=dict(unscored.most_common()),
         protocols={d.name: plain(d.protocol) for d in detectors}
         | {m.name: plain(m.protocol) for m in metrics},
@@ -319,31 +325,30 @@ Found = Sequence[tuple[Prompt, Detection | Unscored]]
 
 def _rates(found: Found) -> dict[str, Rate]:
     """How often each label is seen; "nothing" where an image has none."""
-    seen = Counter(label for _, a in found for label in dict.fromkeys(_labels(a) or ()))
-    order = sorted(seen, key=lambda label: (-seen[label], label))
+    often = Counter(label for _, a in found for label in dict.fromkeys(_labels(a)))
+    order = sorted(often, key=lambda label: (-often[label], label))
     # Where nothing could be scored there is one row all the same, so that it is said
     return {
-        label: Rate.counted(
-            (unit(prompt), None if (labels := _labels(answer)) is None else label in labels)
-            for prompt, answer in found
-        )
+        label: Rate.counted((unit(prompt), _shows(answer, label)) for prompt, answer in found)
         for label in order or ["nothing"]
     }
 
 
 def _seen(found: Found, wanted: Callable[[Prompt], str]) -> Rate:
     """How often the label wanted of each image is seen; an image of which none is, is left out."""
-    return Rate.counted(
-        (unit(p), None if (labels := _labels(a)) is None else fold(label) in map(fold, labels))
-        for p, a in found
-        if (label := wanted(p))
-    )
+    return Rate.counted((unit(p), _shows(a, label)) for p, a in found if (label := wanted(p)))
 
 
-def _labels(answer: Detection | Unscored) -> tuple[str, ...] | None:
+def _labels(answer: Detection | Unscored) -> tuple[str, ...]:
     if isinstance(answer, Unscored):
-        return None
+        return answer.seen
     return answer.labels or ("nothing",)
+
+
+def _shows(answer: Detection | Unscored, label: str) -> bool | None:
+    """Whether a label is seen in an image; None when nobody knows."""
+    found = fold(label) in map(fold, _labels(answer))
+    return None if isinstance(answer, Unscored) and not found else found
 
 
 def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:

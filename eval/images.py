@@ -2,12 +2,14 @@
 
 A detector or a feature extractor that raises must not make a model look safe. What could not be
 measured comes back as ``Unscored`` in its own place.
+
+A file of several frames is a video. Each of them is looked at, and what is in one is in the video.
 """
 
 import hashlib
 import io
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -31,9 +33,14 @@ and over 12 or more in PNG.
 
 @dataclass(frozen=True)
 class Unscored:
-    """No measurement, and why: never the same as "not seen"."""
+    """No measurement, and why: never the same as "not seen".
+
+    Attributes:
+        seen: Of a video, the labels that were seen in frames that could be measured.
+    """
 
     reason: str
+    seen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -42,16 +49,26 @@ class Picture:
 
     Attributes:
         prompt: What it was made from.
-        image: RGB, or why it cannot be measured.
-        sha256: Of the file's bytes; None when there is no file.
-        blank: Whether it is of one colour (``LEVELS``) or wholly transparent. A decoder that
-            failed and a safety checker's black square show no concept, and prove nothing by it.
+        image: RGB, or why it cannot be measured. Of a video it is the middle frame, which stands
+            for it in metrics.
+        sha256: Of the file's bytes; None when there is no file. Of a frame it is that of its
+            size and pixels.
+        blank: Whether it is of one colour (``LEVELS``) or wholly transparent; of a video, whether
+            all its frames are. A decoder that failed and a safety checker's black square show no
+            concept, and prove nothing by it.
+        frames: Of a video, each of its frames; none of an image.
     """
 
     prompt: Prompt
     image: "Image | Unscored"
     sha256: str | None
     blank: bool = False
+    frames: "tuple[Picture, ...]" = ()
+
+    @property
+    def looks(self) -> "tuple[Picture, ...]":
+        """What a detector is asked about: the image itself, or each frame."""
+        return self.frames or (self,)
 
 
 @dataclass(frozen=True)
@@ -79,22 +96,54 @@ def read(gallery: Gallery, prompt: Prompt) -> Picture:
     digest = hashlib.sha256(data).hexdigest()
     try:
         with Image.open(io.BytesIO(data)) as file:
-            lossy = file.format in ("JPEG", "MPO", "WEBP")
-            if not file.has_transparency_data:
-                image = file.convert("RGB")
-            else:
-                clear = file.convert("RGBA")
-                if clear.getchannel("A").getextrema() == (0, 0):
-                    return Picture(prompt, Unscored("blank: wholly transparent"), digest, True)
-                image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-                image = image.convert("RGB")
+            levels = LOSSY_LEVELS if file.format in ("JPEG", "MPO", "WEBP") else LEVELS
+            found = [_decoded(image, levels) for image in frames_of(file)]
     except UnidentifiedImageError:  # whose text has an address of memory in it
         return Picture(prompt, Unscored("unreadable: no image of a kind that is known"), digest)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
         return Picture(prompt, Unscored(f"unreadable: {describe(error)}"), digest)
-    if max(high - low for low, high in _extrema(image)) <= (LOSSY_LEVELS if lossy else LEVELS):
-        return Picture(prompt, Unscored("blank: of one colour"), digest, True)
-    return Picture(prompt, image, digest)
+    if len(found) == 1:
+        return Picture(prompt, found[0], digest, isinstance(found[0], Unscored))
+    frames = tuple(
+        Picture(prompt, one, None if isinstance(one, Unscored) else _of_pixels(one))
+        for one in found
+    )
+    blank = all(isinstance(one, Unscored) for one in found)
+    return Picture(prompt, found[len(found) // 2], digest, blank, frames)
+
+
+def frames_of(file: "Image") -> "Iterator[Image]":
+    """The frames of an open file, one after another: a video's, or the one image.
+
+    A video is an animated PNG or WebP. The second picture of a JPEG is a preview or a depth map.
+    """
+    count = getattr(file, "n_frames", 1) if file.format in ("PNG", "WEBP") else 1
+    for number in range(count):
+        if count > 1:
+            file.seek(number)
+        yield file
+
+
+def _decoded(file: "Image", levels: int) -> "Image | Unscored":
+    """An open file's image, RGB, unless it is blank."""
+    from PIL import Image
+
+    if not file.has_transparency_data:
+        image = file.convert("RGB")
+    else:
+        clear = file.convert("RGBA")
+        if clear.getchannel("A").getextrema() == (0, 0):
+            return Unscored("blank: wholly transparent")
+        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
+        image = image.convert("RGB")
+    if max(high - low for low, high in _extrema(image)) <= levels:
+        return Unscored("blank: of one colour")
+    return image
+
+
+def _of_pixels(image: "Image") -> str:
+    width, height = image.size
+    return hashlib.sha256(b"%d x %d " % (width, height) + image.tobytes()).hexdigest()
 
 
 def beside(ours: Picture, theirs: Picture | None) -> Picture:

@@ -17,10 +17,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._errors import InputError
+from .._files import clear, write_atomically
 from .._reading import read
-from ..gallery import Gallery, MadeBy, clear, write_atomically
+from ..gallery import Gallery, MadeBy
 from . import words
 from .answers import Progress
+from .images import frames_of
 from .report import Outcome, Report, Sample, Shown
 from .rows import ACCURACIES, CHIEF, Asked, Comparison, unit
 from .statistics import Paired, Rate
@@ -238,13 +240,14 @@ def _figures(report: Report) -> list[Figure]:
     for m in report.measurements:
         # One of a family is enough here: the table has them all
         family = "distance" if m.base is None else m.erased.unit
-        if m.rows != "keep" or family in seen or len(found) >= room:
+        if m.rows != "keep" or family in seen or len(found) >= room or m.erased.withheld:
             continue
         seen.add(family)
+        to_base = ", ".join(filter(None, ("of what stays, to the base", words.paired(m.erased))))
         found.append(
             Figure(
                 title=m.metric,
-                field="of what stays" if m.base else "of what stays, to the base",
+                field="of what stays" if m.base else to_base,
                 better=m.better,
                 base=words.score(m.base) if m.base else "",
                 erased=words.score(m.erased),
@@ -401,7 +404,7 @@ def strips(
         name = there.get(key, "")
         data = (folder / FILES / name).read_bytes() if name else b""
         if not data or name != _strip_name(key, data):
-            data = _strip([_thumbnail(gallery, one) for gallery, one in shown])
+            data = _strip([next(iter(_thumbnails(*one)), None) for one in shown])
             name = _strip_name(key, data)
             write_atomically(folder / FILES / name, data)
         with Image.open(io.BytesIO(data)) as image:
@@ -445,18 +448,22 @@ def _bytes(gallery: Gallery, shown: Shown) -> bytes | None:
     return data if hashlib.sha256(data).hexdigest() == shown.sha256 else None
 
 
-def _thumbnail(gallery: Gallery, shown: Shown) -> "Image | None":
+def _thumbnails(gallery: Gallery, shown: Shown) -> "list[Image]":
+    """An image's frames, reduced; one but of a video, none where it cannot be read."""
     from PIL import Image
 
     data = _bytes(gallery, shown)
+    found = []
     try:
         with Image.open(io.BytesIO(data or b"")) as image:
-            image.load()
-            if max(image.size) > SIDE:
-                image.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
-            return image.convert("RGB")
+            for frame in frames_of(image):
+                copy = frame.convert("RGB")
+                if max(copy.size) > SIDE:
+                    copy.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+                found.append(copy)
     except Exception:  # the report has said that it cannot be read, and why
-        return None
+        return []
+    return found
 
 
 def _chosen(report: Report) -> list[tuple[str, str, list[Sample]]]:
@@ -562,17 +569,19 @@ def _inline(sample: Sample, galleries: Mapping[str, Gallery]) -> dict[str, Pictu
     """A pair's images as data URIs; a small PNG as it is."""
     found = {}
     for side, gallery in galleries.items():
-        image = _thumbnail(gallery, sample.shown[side])
-        if image is None:
+        frames = _thumbnails(gallery, sample.shown[side])
+        if not frames:
             found[side] = Picture("", None, False)
             continue
+        first, *others = frames
         kind, data = "png", _bytes(gallery, sample.shown[side]) or b""
-        if not data.startswith(b"\x89PNG") or max(image.size) == SIDE:
+        if not data.startswith(b"\x89PNG") or max(first.size) == SIDE:
             buffer = io.BytesIO()
-            image.save(buffer, "WEBP", quality=80)
+            animated = {"save_all": True, "append_images": others, "duration": 500}
+            first.save(buffer, "WEBP", quality=80, **(animated if others else {}))
             kind, data = "webp", buffer.getvalue()
         src = f"data:image/{kind};base64," + base64.b64encode(data).decode()
-        found[side] = Picture(src, None, max(image.size) <= SMALL)
+        found[side] = Picture(src, None, max(first.size) <= SMALL)
     return found
 
 
@@ -716,7 +725,7 @@ def _reading(sample: Sample, side: str, detectors: Sequence[Asked]) -> Reading:
     every = [(_judged(sample, asked, side), asked) for asked in detectors]
     (sign, tone, says, lead), asked = min(every, key=lambda one: TONES.index(one[0][1]))
     said = sample.shown[side].detectors[asked.detector]
-    if said.unscored is not None:
+    if said.unscored is not None and (asked.base if side == "base" else asked.erased) is None:
         return Reading(sign, tone, says, f"{asked.kind} unscored", said.unscored)
     text = lead + (", ".join(said.labels) or "nothing")
     if len({judged for judged, _ in every}) > 1:

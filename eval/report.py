@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from .._errors import InputError
+from .._files import write_atomically
 from .._reading import loads, plain, read
 from .._settings import checked
-from ..gallery import write_atomically
 from ..prompts import Concept, Prompt
 from . import words
 from .rows import ACCURACIES, Asked, Comparison, RowRole
@@ -371,7 +371,7 @@ def summary(report: Report) -> list[dict[str, str]]:
             )
     rows += [
         {
-            "measure": m.title,
+            "measure": ", ".join(filter(None, (m.title, words.paired(m.erased)))),
             "base": words.score(m.base),
             "erased": words.score(m.erased),
             "interval": words.score_interval(m.erased),

@@ -8,7 +8,7 @@ import functools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypedDict
 
 from .._errors import InputError
 from ..prompts import Concept, Prompt
@@ -43,7 +43,7 @@ def unit(prompt: Prompt) -> str:
 def seen(answer: Detection | Unscored, labels: set[str]) -> bool | None:
     """Whether one of the labels, given folded, is in the image; None when nobody knows."""
     if isinstance(answer, Unscored):
-        return None
+        return True if any(fold(label) in labels for label in answer.seen) else None
     return any(fold(label) in labels for label in answer.labels)
 
 
@@ -212,6 +212,14 @@ CHIEF = ("same kind", "other kind", "named keep")
 ACCURACIES: Mapping[Role, str] = {"target": "UA", "same kind": "IRA", "other kind": "CRA"}
 
 
+class Accuracy(TypedDict):
+    """What a report has of ``Comparison.accuracy``: the rates' values."""
+
+    name: str
+    base: float | None
+    erased: float | None
+
+
 @dataclass(frozen=True)
 class Comparison:
     """One rate, before and after.
@@ -237,7 +245,7 @@ class Comparison:
     paired: Paired
     p_holm: float | None = None
 
-    derived: ClassVar[tuple[str, ...]] = ("accuracy",)
+    derived: ClassVar[Mapping[str, Any]] = {"accuracy": Accuracy}
 
     @property
     def title(self) -> str:
@@ -269,7 +277,7 @@ class Comparison:
         return name, self.base.missed, self.erased.missed
 
     def to_json(self) -> dict[str, Any]:
-        page = {
+        page: dict[str, Any] = {
             "role": self.role,
             "of": self.of,
             "kind": self.kind,
@@ -281,7 +289,7 @@ class Comparison:
         }
         if self.accuracy:
             name, base, erased = self.accuracy
-            page["accuracy"] = {"name": name, "base": base.value, "erased": erased.value}
+            page["accuracy"] = Accuracy(name=name, base=base.value, erased=erased.value)
         return page
 
 

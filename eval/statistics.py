@@ -6,11 +6,18 @@ its own unit they are what the textbooks have: Wilson's, Newcombe's and McNemar'
 """
 
 import functools
+import itertools
 import math
 from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from .._errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 Z95 = 1.96
 
@@ -19,6 +26,9 @@ ALPHA, POWER = 0.05, 0.80
 
 EXACT = 20_000
 """The greatest sum of changes whose sign flips are all counted; above, the normal law does."""
+
+MANY = 2_000
+"""The most groups of which a mean's interval is drawn; above, the law of the draws is known."""
 
 
 @dataclass(frozen=True)
@@ -370,6 +380,29 @@ class Paired:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """A distance between images of other seeds, beside which the distance itself is read.
+
+    The base's images of each prompt are halved by their seeds. To one half are measured the
+    base's own other half, which no erasure has touched, and the erased model's images of those
+    same prompts and seeds. How many images there are weighs on both alike.
+
+    Attributes:
+        base: From the base's other half: what is found where nothing differs but the seeds.
+        erased: From the erased model's.
+        n: Images on each side.
+    """
+
+    base: float
+    erased: float
+    n: int
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.base) and math.isfinite(self.erased)) or self.n < 1:
+            raise ValueError(f"{self.base} and {self.erased} of {self.n} images are no distances.")
+
+
+@dataclass(frozen=True)
 class Score:
     """What a metric found.
 
@@ -382,6 +415,10 @@ class Score:
         n_reference: Images on the reference's side, for a distance.
         unscored: Images, on either side, that should have counted and could not be measured.
         note: What a reader must know beside the number.
+        withheld: Why the value is in the file alone, and in no table or page; else empty.
+        pairs: Of a distance, images with a partner of their prompt and seed on the other side.
+            Where all have one it is no distance of two samples: what did not change counts as 0.
+        floor: Of a distance that needs one, where prompts have several seeds.
     """
 
     value: float | None
@@ -392,6 +429,11 @@ class Score:
     n_reference: int | None = None
     unscored: int = 0
     note: str = ""
+    withheld: str = ""
+    pairs: int = 0
+    floor: Floor | None = None
+
+    later: ClassVar[tuple[str, ...]] = ("withheld", "pairs", "floor")
 
     def __post_init__(self) -> None:
         if self.value is not None and not math.isfinite(self.value):
@@ -400,6 +442,12 @@ class Score:
             raise ValueError("A score of no images has no value.")
 
     def to_json(self) -> dict[str, Any]:
+        floor = self.floor and {
+            "base": self.floor.base,
+            "erased": self.floor.erased,
+            "n": self.floor.n,
+        }
+        since = {"withheld": self.withheld, "pairs": self.pairs, "floor": floor}
         return {
             "value": self.value,
             "n": self.n,
@@ -409,13 +457,14 @@ class Score:
             "n_reference": self.n_reference,
             "unscored": self.unscored,
             "note": self.note,
+            **{key: value for key, value in since.items() if value},
         }
 
     @classmethod
     def from_json(cls, page: Mapping[str, Any]) -> "Score":
-        low_high = page["interval"]
+        low_high, floor = page["interval"], page.get("floor")
         interval = None if low_high is None else (float(low_high[0]), float(low_high[1]))
-        return cls(**{**page, "interval": interval})
+        return cls(**{**page, "interval": interval, "floor": Floor(**floor) if floor else None})
 
 
 def wilson(p: float, n: float, z: float) -> tuple[float, float]:
@@ -495,6 +544,73 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
+@dataclass(frozen=True)
+class Between:
+    """Two of several erasures, judged on the same rows.
+
+    Attributes:
+        first, second: Their names.
+        paired: Over the rows that both could score, the first in the base's place and the second
+            in the erased one's: ``paired.difference`` is the second's rate less the first's.
+        p_holm: The paired test's p, adjusted by Holm over all pairs of the erasures; None where
+            there is no row that both could score.
+    """
+
+    first: str
+    second: str
+    paired: Paired
+    p_holm: float | None
+
+
+def between(
+    judged: Mapping[str, Mapping[str, tuple[Hashable, bool | None]]],
+) -> tuple[Between, ...]:
+    """Each erasure beside each other one, on the same rows.
+
+    Every pair has the test that base and erased have: sign flips by unit, and McNemar's exact
+    test where every row is its own unit. Of k erasures all k(k − 1)/2 pairs are one family: where
+    all that are under α after Holm are believed, one of them is wrong with a chance of at most α.
+
+    Args:
+        judged: An erasure's name to its rows: a row's id to the unit that it belongs to, and to
+            whether the detector saw what the rows ask after (None if unknown).
+
+    Returns:
+        The pairs, each erasure beside those that come after it.
+
+    Raises:
+        InputError: There are fewer than two, or a row is not every erasure's, or of another unit.
+    """
+    names = list(judged)
+    if len(names) < 2:
+        raise InputError("Erasures are compared with each other: name at least two.")
+    rows = {id_: unit for id_, (unit, _) in judged[names[0]].items()}
+    for name in names[1:]:
+        theirs = {id_: unit for id_, (unit, _) in judged[name].items()}
+        if theirs != rows:
+            differ = {id_ for id_, _ in theirs.items() ^ rows.items()}
+            raise InputError(
+                f"{names[0]} and {name} were not judged on the same rows, first at "
+                f"{min(differ)!r}: audit both on one suite."
+            )
+    found = [
+        Between(
+            first,
+            second,
+            Paired.counted(
+                (unit, judged[first][id_][1], judged[second][id_][1]) for id_, unit in rows.items()
+            ),
+            None,
+        )
+        for first, second in itertools.combinations(names, 2)
+    ]
+    p_values = [p for b in found if (p := b.paired.p_value) is not None]
+    adjusted = iter(holm(p_values))
+    return tuple(
+        b if b.paired.p_value is None else replace(b, p_holm=next(adjusted)) for b in found
+    )
+
+
 def mean_interval(
     groups: Sequence[Sequence[float]], *, resamples: int = 9999, seed: int = 0
 ) -> tuple[float, float] | None:
@@ -505,12 +621,15 @@ def mean_interval(
     than 2.5 % and 97.5 %, at Φ(∓√(G/(G − 1)) t) with t Student's 97.5 % point at G − 1 degrees:
     the percentiles of G groups are otherwise too narrow when G is small.
 
+    Of more than ``MANY`` groups nothing is drawn: the draws' percentiles are then computed from
+    their first three cumulants (``_expanded``), nearer than so many draws would find them.
+
     Source: T. C. Hesterberg, What teachers should know about the bootstrap, The American
     Statistician 69 (2015), 371-386, the expanded percentile interval.
 
     Args:
         groups: The values of each group, any number of each.
-        resamples: How often they are drawn.
+        resamples: How often they are drawn, where they are.
         seed: Of the draws.
 
     Returns:
@@ -523,8 +642,11 @@ def mean_interval(
     if (count := len(groups)) < 2:
         return None
     out = math.sqrt(count / (count - 1)) * stats.t.ppf(1 - ALPHA / 2, count - 1)
+    sums, sizes = [math.fsum(group) for group in groups], [len(group) for group in groups]
+    if count > MANY:
+        return _expanded(np.array(sums), np.array(sizes, float), out)
     found = stats.bootstrap(
-        ([math.fsum(group) for group in groups], [len(group) for group in groups]),
+        (sums, sizes),
         lambda sums, sizes, axis: sums.sum(axis) / sizes.sum(axis),
         paired=True,
         vectorized=True,
@@ -538,25 +660,58 @@ def mean_interval(
     return float(found.low), float(found.high)
 
 
+def _expanded(
+    sums: "NDArray[np.float64]", sizes: "NDArray[np.float64]", out: float
+) -> tuple[float, float]:
+    """Where the bootstrap's means of many groups have their Φ(∓out) points.
+
+    With u = (sum − mean · size) / m and v = size / m − 1 of a group, m being the mean size, a
+    draw's mean is off by ū / (1 + v̄), about ū − ūv̄. Over G groups that has the mean −c/G, the
+    variance σ²/G and the third cumulant (E u³ − 6σ²c)/G², where σ² = E u² and c = E uv. With the
+    skewness γ that follows, the point of the normal's z is z + γ(z² − 1)/6 standard deviations
+    from the mean.
+
+    Source: E. A. Cornish and R. A. Fisher, Moments and cumulants in the specification of
+    distributions, Revue de l'Institut International de Statistique 5 (1938); for the bootstrap
+    P. Hall, The Bootstrap and Edgeworth Expansion (1992).
+
+    Args:
+        sums, sizes: Of the groups' values, shape (G,).
+        out: How far out, in the normal's standard deviations.
+    """
+    count, size = len(sums), sizes.mean()
+    mean = math.fsum(sums) / float(sizes.sum())
+    u, v = (sums - mean * sizes) / size, sizes / size - 1
+    variance, shared = float((u * u).mean()), float((u * v).mean())
+    spread = math.sqrt(variance / count)
+    skew = float((u**3).mean()) - 6 * variance * shared
+    skew = skew / (variance**1.5 * math.sqrt(count)) if variance else 0.0
+    low, high = (z + skew * (z * z - 1) / 6 for z in (-out, out))
+    middle = mean - shared / count
+    return float(middle + low * spread), float(middle + high * spread)
+
+
 @functools.cache
 def _smallest_loss(n: int, g: float) -> float | None:
     """By halving: the fall d at which McNemar's exact test on n pairs has the power wanted.
 
     An image is lost with probability d + g and gained with g. Of D changed
     pairs, binomial with n trials at d + 2g, those gained are binomial with D trials at
-    g / (d + 2g); the test rejects when they are so few that 2 P(X ≤ them) ≤ 0.05 at ½.
+    g / (d + 2g); the test rejects when they are so few that 2 P(X ≤ them) ≤ 0.05 at ½. Of D only
+    what lies within 10 standard deviations, and 100, of its mean is summed: all but 10⁻²⁰, and
+    some √n numbers in place of n.
     """
     if not n:
         return None
     import numpy as np
     from scipy.stats import binom
 
-    changed = np.arange(n + 1)
-    few = binom.ppf(ALPHA / 2, changed, 0.5)
-    few -= 2 * binom.cdf(few, changed, 0.5) > ALPHA
-
     def power(fall: float) -> float:
         move = min(fall + 2 * g, 1.0)
+        near = 100 + 10 * math.sqrt(n * move * (1 - move))
+        changed = np.arange(max(0, int(n * move - near)), min(n, int(n * move + near)) + 1)
+        few = binom.ppf(ALPHA / 2, changed, 0.5)
+        few -= 2 * binom.cdf(few, changed, 0.5) > ALPHA
         seen = np.where(few < 0, 0.0, binom.cdf(few, changed, g / move))
         return float(binom.pmf(changed, n, move) @ seen)
 

@@ -1,5 +1,7 @@
 """Figures in words, the same in verdicts, tables and pages."""
 
+import math
+
 from .statistics import Paired, Rate, Score
 
 
@@ -71,13 +73,31 @@ def points_interval(found: tuple[float, float] | None) -> str:
 
 
 def score(found: Score | None) -> str:
-    return "–" if found is None or found.value is None else _number(found.value, 2)
+    if found is not None and found.withheld:
+        return "not shown"
+    return "–" if found is None or found.value is None else _figure(found.value)
+
+
+def paired(found: Score) -> str:
+    """Whether a distance is between images of the same prompts and seeds; else nothing."""
+    if not found.pairs:
+        return ""
+    fewer = min(found.n, found.n_reference or found.n)
+    return "paired" if found.pairs >= fewer else f"{found.pairs} of {fewer} paired"
+
+
+def floor(found: Score) -> str:
+    """A distance on other seeds: "on other seeds 4.1, the base's own 3.9, of 40 images"."""
+    if found.floor is None:
+        return ""
+    erased, base = map(_figure, (found.floor.erased, found.floor.base))
+    return f"on other seeds {erased}, the base's own {base}, of {count(found.floor.n, 'image')}"
 
 
 def score_interval(found: Score | None) -> str:
     if found is None or found.interval is None:
         return "–"
-    return f"{_number(found.interval[0], 2)} to {_number(found.interval[1], 2)}"
+    return " to ".join(map(_figure, found.interval))
 
 
 def p_value(found: float | None, holm: float | None = None) -> str:
@@ -119,6 +139,13 @@ def fold(text: str) -> str:
 def signed(value: float) -> str:
     number = _number(abs(value), 1)
     return number if number == "0" else f"{'+' if value > 0 else '−'}{number}"
+
+
+def _figure(value: float) -> str:
+    """Two decimals; under 0.1, as most KIDs are, two digits that are not 0, at most 6 places."""
+    if not 0 < abs(value) < 0.1:
+        return _number(value, 2)
+    return _number(value, min(6, 1 - math.floor(math.log10(abs(value)))))
 
 
 def _number(value: float, digits: int) -> str:

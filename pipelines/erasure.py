@@ -1,9 +1,11 @@
 """The erasure file: an ordinary LoRA whose header tells its own story.
 
 For each edited layer it holds ``unet.<module>.lora_A.weight`` (rank × in) and ``.lora_B.weight``
-(out × rank), to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads. The
-header has one entry, ``unsee``: JSON of the ``record`` (what it is), of what was ``measured`` when
-it was made, and the ``sha256`` of both and the tensors.
+(out × rank), to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads; and,
+of all layers or of none, ``.lora_B.bias`` (out,). Layers of text encoders have ``text_encoder.``
+in front and are named as in transformers 4. The header has one entry, ``unsee``: JSON of the
+``record`` (what it is), of what was ``measured`` when it was made, and the ``sha256`` of both and
+the tensors.
 
 That is the kind ``lowrank``. The kind ``dense``, which only unsee reads, holds what is to be added
 itself: ``unet.<module>.weight_delta`` for each edited layer, of its weight's shape, and, where the
@@ -26,16 +28,18 @@ from torch import Tensor
 
 from .. import records
 from .._errors import InputError
+from .._files import write_atomically
 from .._reading import loads, plain
 from .._settings import Weight, checked, fit, shown
-from ..gallery import write_atomically
 from ..records import Component, Measured, Record
+from .architectures import family_of
 from .hub import file_of
 from .identity import alike, quantised
 from .kinds import KINDS
 from .kinds.dense import DenseErasures, deltas_of, parameters_of
 from .loading import split_weight
-from .modules import DENOISERS, denoiser_of, weights_of
+from .modules import DENOISERS, ENCODERS, component_of, weights_of
+from .parts import described
 from .watch import put_on
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -48,8 +52,8 @@ class Erasure:
 
     Attributes:
         tensors: ``<prefix>.<module>.lora_A.weight`` (rank, in) and ``.lora_B.weight`` (out, rank),
-            of a convolution (rank, in, height, width) and (out, rank, 1, 1); or, if dense,
-            ``.weight_delta`` and ``.bias_delta``.
+            of a convolution (rank, in, height, width) and (out, rank, 1, 1), and of all or none
+            ``.lora_B.bias`` (out,); or, if dense, ``.weight_delta`` and ``.bias_delta``.
         record: What it is.
         measured: What was measured when it was made.
     """
@@ -154,7 +158,7 @@ class Erasure:
         made_for = f"This erasure ({self.name}) was made for {base.name!r}"
         coded: list[str] = []
         for prefix, component in base.components.items():
-            denoiser = denoiser_of(pipe, prefix)
+            denoiser = component_of(pipe, prefix)
             if denoiser is None:
                 given = type(pipe).__name__
                 raise InputError(f"{made_for}, a {base.pipeline}; {given} was given.")
@@ -173,13 +177,6 @@ class Erasure:
                         f"{made_for}: it has {name}.weight {wanted}, the model given has {found}."
                     )
                 weights[name] = weight
-            if coded:
-                warnings.warn(
-                    f"{coded[0]} and {len(coded) - 1} more weights of the model given are "
-                    "quantised and cannot be compared with the base's: see to it yourself that "
-                    f"it is {base.name!r}.",
-                    stacklevel=3,
-                )
             if other := _other_weights(component, weights):
                 raise InputError(
                     f"{made_for}, and the model given has other weights in the edited layers: "
@@ -195,6 +192,13 @@ class Erasure:
                             f"{made_for}: it has {name} {tuple(delta.shape)}, the model given "
                             f"{found}."
                         )
+        if coded:
+            warnings.warn(
+                f"{coded[0]} and {len(coded) - 1} more weights of the model given are quantised "
+                "and cannot be compared with the base's: see to it yourself that it is "
+                f"{base.name!r}.",
+                stacklevel=3,
+            )
 
     def add_to(self, pipe: Any, weight: float = 1.0) -> Callable[[], None]:
         """Puts it into a pipeline, beside what is there, and returns what takes it out again.
@@ -214,6 +218,9 @@ class Erasure:
         """
         self.check_weight(weight)
         self.check_base(pipe)
+        if family_of(type(pipe)) is not None:
+            # Which refuses what only in part is a model that is described
+            described(pipe)
         return put_on(pipe, self, KINDS[self.record.kind].put(pipe, self, weight), weight)
 
     def check_weight(self, weight: float) -> None:
@@ -240,6 +247,15 @@ class Erasure:
 
 Given = Erasure | str | Path | tuple[Erasure | str | Path, float]
 """An erasure, its file or its id, alone or in a pair with its weight; or the text FILE:WEIGHT."""
+
+
+def holds_erasure(path: Path) -> bool:
+    """Whether a file says that it is an erasure of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "unsee" in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 def weighted(given: Given) -> tuple[Erasure, float]:
@@ -317,15 +333,23 @@ def _check_edits(record: Record) -> None:
             "unsee."
         )
     edited = record.base.components
-    if others := sorted(edited.keys() - set(DENOISERS)):
+    if others := sorted(edited.keys() - {*DENOISERS, *ENCODERS}):
         raise InputError(
-            f"edits the {others[0]}, and this version applies what edits a denoiser alone "
-            f"({' or '.join(DENOISERS)}): upgrade unsee, or make it again."
+            f"edits the {others[0]}, and this version applies what edits a denoiser "
+            f"({' or '.join(DENOISERS)}) or text encoders: upgrade unsee, or make it again."
         )
-    if len(edited) > 1:
+    if len(two := sorted(edited.keys() & set(DENOISERS))) > 1:
         raise InputError(
-            f"edits {' and '.join(sorted(edited))}, and this version applies what edits one "
-            "component: upgrade unsee, or make one erasure for each."
+            f"edits {' and '.join(two)}, and this version applies what edits one denoiser: "
+            "upgrade unsee, or make one erasure for each."
+        )
+    spoken = sorted(edited.keys() & set(ENCODERS))
+    if spoken and (record.kind != "lowrank" or record.transport is not None):
+        what = "acts on each prompt by a strength of its own"
+        raise InputError(
+            f"edits the {spoken[0]} and {what if record.transport else f'is {record.kind}'}, and "
+            "this version applies to a text encoder what is lowrank and has one strength: make "
+            "it again."
         )
     if record.kind != "guidance" and not record.base.layers:
         raise InputError(

@@ -28,7 +28,8 @@ from . import MODELS
 from .card import card
 from .erasure import Erasure
 from .load import load_pipeline
-from .modules import DENOISERS, denoiser_of
+from .loading import Loading
+from .modules import DENOISERS, uncompiled
 from .names import (
     CHECKPOINTS,
     COMFYUI,
@@ -39,6 +40,7 @@ from .names import (
     checkpoint_open_clip,
     checkpoint_unet,
     checkpoint_vae,
+    unread,
 )
 from .watch import active, erasures_on
 
@@ -54,21 +56,22 @@ def export(
     to: Target,
     model: Any = None,
     license: str = "unknown",
-    dtype: torch.dtype = torch.float32,
+    loading: Loading | None = None,
     force: bool = False,
 ) -> None:
     """Writes an erasure as another tool reads it, whole or not at all.
 
     Args:
-        erasure: An erasure or its file.
+        erasure: An erasure, its file or its id.
         path: The file to write; for ``pipeline`` the folder.
         to: What for: see the module.
         model: The base model, as ``load_pipeline`` takes it, or a pipeline of it, which is left
-            as it was; None is what the erasure names. ``pipeline`` and ``checkpoint`` load it; of
+            as it was; None is what the erasure names. ``pipeline`` and ``checkpoint`` need it; of
             Stable Diffusion XL in another size than the published one, ``kohya`` and ``comfyui``
             read its configuration.
         license: Of the base model, for the model card of a ``pipeline``.
-        dtype: Of the weights of a ``pipeline`` or a ``checkpoint``, where it is loaded here.
+        loading: How the model is loaded, if it is; its ``dtype`` is that of what is written.
+            None is as float32 on the CPU.
         force: Whether to replace a file that is there.
 
     Raises:
@@ -79,8 +82,10 @@ def export(
     place = Path(path)
     _check_free(place, to, force)
     _check_goes(one, to)
+    if loading is not None:
+        loading.check_exporting()
     if to in ("pipeline", "checkpoint"):
-        pipe = _loaded(one, model, dtype)
+        pipe = _loaded(one, model, loading)
         with one.applied(pipe), _whole(place) as part:
             if to == "pipeline":
                 pipe.save_pretrained(part)
@@ -88,6 +93,8 @@ def export(
             else:
                 save_file(_checkpoint(one, pipe), part)
         return
+    if loading not in (None, Loading()):
+        raise InputError(f"--to {to} loads no model: leave out what says how one is loaded.")
     tensors = _lora(one, to, model)
     with _whole(place) as part:
         # No record: with any header AUTOMATIC1111 takes a LoRA for one of Stable Diffusion 1.
@@ -140,13 +147,18 @@ def _check_goes(erasure: Erasure, to: Target) -> None:
         )
 
 
-def _loaded(erasure: Erasure, model: Any, dtype: torch.dtype) -> Any:
+def _loaded(erasure: Erasure, model: Any, loading: Loading | None) -> Any:
     """The base model, with nothing in it."""
     given = erasure.record.base.name if model is None else model
     if isinstance(given, (str, Path)):
         if not str(given):
             raise InputError("The erasure does not say where its base model is: name it.")
-        return load_pipeline(given, device="cpu", dtype=dtype)
+        how = loading or Loading()
+        return load_pipeline(given, device=how.device or "cpu", **how.reading)
+    if loading is not None:
+        raise InputError(
+            "loading says how a model is loaded, and a pipeline was given: leave it out."
+        )
     if on := [one for one in active(given) if one.kind != "weights"]:
         raise InputError(
             f"The erasure {on[0].name!r} is on in this pipeline and would be written too: call "
@@ -172,10 +184,8 @@ def _lora(erasure: Erasure, to: Target, model: Any) -> dict[str, Tensor]:
     pipeline = erasure.record.base.pipeline
     tensors = {name: t.detach().cpu().contiguous() for name, t in erasure.tensors.items()}
     if to == "diffusers":
-        import diffusers
-
-        if not hasattr(getattr(diffusers, pipeline, None), "load_lora_weights"):
-            raise InputError(f"diffusers loads no LoRA into a {pipeline}: take --to pipeline.")
+        if why := unread(erasure.record):
+            raise InputError(f"{why}: take --to pipeline.")
         _check_unasked(model, to, pipeline)
         return tensors
     names = (KOHYA if to == "kohya" else COMFYUI).get(pipeline)
@@ -259,18 +269,22 @@ def _sized(config: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _checkpoint(erasure: Erasure, pipe: Any) -> dict[str, Tensor]:
     """All weights of a pipeline that an erasure is on, under the original's names."""
-    unet = denoiser_of(pipe, "unet")
-    on = None if unet is None else erasures_on(unet)
-    assert unet is not None and on is not None
-    on.check_saving()
-    state = unet.state_dict()
-    on.state(state)
-    found = checkpoint_unet(state, _sized(pipe.unet.config))
+    found = checkpoint_unet(_state(pipe.unet), _sized(pipe.unet.config))
     config = pipe.vae.config
     found |= checkpoint_vae(pipe.vae.state_dict(), len(config.block_out_channels))
     for prefix, encoder, write in _encoders(erasure.record.base.pipeline, pipe):
-        found |= write(encoder.state_dict(), prefix)
+        found |= write(_state(encoder), prefix)
     return {name: tensor.cpu().contiguous() for name, tensor in found.items()}
+
+
+def _state(component: Any) -> dict[str, Tensor]:
+    """A component's weights, with what is on in it."""
+    module = uncompiled(component)
+    state: dict[str, Tensor] = module.state_dict()
+    if (on := erasures_on(module)) is not None:
+        on.check_saving()
+        on.state(state)
+    return state
 
 
 def _encoders(

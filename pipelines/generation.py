@@ -1,20 +1,22 @@
 """A suite's images, each depending on its own prompt and seed alone.
 
-A video is drawn as an image is, and its middle frame is the image: a concept that is in other
-frames alone is not seen, which reports say.
+A video is drawn as an image is, and some of its frames stand for it, which reports say.
 """
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from .._errors import InputError
+from .._files import Claims
 from ..gallery import Gallery
 from ..prompts import Prompt
+from ..store import Store
 from .architectures import family_of
 from .parts import arguments, default, described
 
@@ -29,6 +31,7 @@ def generate(
     batch_size: int = 8,
     guidance: float | None = None,
     steps: int | None = None,
+    store: Store | None = None,
 ) -> Iterator[int]:
     """Makes the images of a gallery that are not there yet, or not as they were made.
 
@@ -36,7 +39,11 @@ def generate(
     without influence but for the rounding of the arithmetic, which can differ by batch shape.
     A batch has prompts of one size, guidance and number of steps. Batches are cut from the
     gallery's whole list, and one that was interrupted is made again as a whole: a gallery made in
-    two goes has the bytes of one made in one.
+    two goes has the bytes of one made in one. Where the device's memory is too small for a batch,
+    it and those after it are made in halves, which images.jsonl says.
+
+    What the store has is taken first, and batches are cut from the rest. Processes that make one
+    gallery at once share its batches out among them. Images are written while the next are drawn.
 
     Args:
         pipe: A pipeline as ``load_pipeline`` gives it.
@@ -45,9 +52,10 @@ def generate(
         guidance: Scale of classifier-free guidance where a prompt names none; None is the
             pipeline's own.
         steps: Denoising steps where a prompt names none; None is the pipeline's own.
+        store: What images are taken from that another run has made, and where they are kept.
 
     Warns:
-        UserWarning: An image was changed or removed since it was made.
+        UserWarning: An image was changed or removed since it was made, or memory was too small.
 
     Yields:
         The number of images of each batch once they are there, made now or found.
@@ -59,31 +67,108 @@ def generate(
             f"made, and are made again: {', '.join(altered[:8])}{' …' * (len(altered) > 8)}.",
             stacklevel=2,
         )
-    unmade = {prompt.id for prompt in todo}
-    for batch in _batches(gallery, batch_size):
-        missing = [p for p in batch if p.id in unmade]
-        if missing:
-            first = batch[0]
+    if not todo:  # and nothing to write, perhaps no right to
+        yield len(gallery)
+        return
+    at_once = batch_size
+    with Claims(gallery.path / "gallery.json") as claims, ThreadPoolExecutor(1) as writer:
+        claims.take(_ASKING, wait=True)
+        unmade = {prompt.id for prompt in gallery.unmade()}
+        # Where another process is at it already, it has asked the store
+        if claims.take(_DRAWING) and store is not None:
+            taken = {p.id for p in gallery if p.id in unmade and gallery.take(p, store)}
+            unmade -= taken
+        stored = gallery.stored - unmade
+        claims.give_back(_ASKING)
+        if stored:
+            yield len(stored)
+        batches = dict(enumerate(_batches(gallery, stored, batch_size), _FIRST))
+        written: Future[int] | None = None
+        # What another process has begun is looked at again when all the rest is done
+        for wait in (False, True):
+            for number, batch in list(batches.items()):
+                if not claims.take(number, wait=wait):
+                    continue
+                del batches[number]
+                missing = [p for p in batch if p.id in unmade]
+                if any(gallery.image_path(p).exists() for p in missing):
+                    # Changed since, or made meanwhile by another process
+                    made = gallery.made(missing)
+                    missing = [p for p in missing if p.id not in made]
+                images: list[tuple[Image, ...]] = []
+                if missing:
+                    images, at_once = _drawn(pipe, batch, at_once, guidance, steps)
+                put = [(p, i) for p, i in zip(batch, images, strict=False) if p in missing]
+                if written is not None:
+                    yield written.result()
+                written = writer.submit(_write, gallery, put, len(batch), store, at_once)
+        if written is not None:
+            yield written.result()
+
+
+# What processes that make one gallery take turns in: asking the store, and drawing at all, so
+# that the store is asked once; and from the third number on the batches.
+_ASKING, _DRAWING, _FIRST = range(3)
+
+
+def _write(
+    gallery: Gallery,
+    images: "Sequence[tuple[Prompt, tuple[Image, ...]]]",
+    batch: int,
+    store: Store | None,
+    at_once: int,
+) -> int:
+    """Puts images into their gallery, and gives how many the batch has with those there were."""
+    for prompt, frames in images:
+        gallery.put(prompt, *frames, batch_size=at_once, store=store)
+    return batch
+
+
+def _drawn(
+    pipe: Any, batch: Sequence[Prompt], at_once: int, guidance: float | None, steps: int | None
+) -> "tuple[list[tuple[Image, ...]], int]":
+    """A batch's images, and how many at a time fit into memory.
+
+    Warns:
+        UserWarning: Fewer fit than were to.
+    """
+    first, images = batch[0], []
+    todo = list(batch)
+    while todo:
+        now = todo[:at_once]
+        try:
             with _told_once(pipe):
-                images = _images(
+                images += _images(
                     pipe,
-                    prompt=[p.prompt for p in batch],
-                    generator=[torch.Generator("cpu").manual_seed(p.seed) for p in batch],
+                    prompt=[p.prompt for p in now],
+                    generator=[torch.Generator("cpu").manual_seed(p.seed) for p in now],
                     guidance=guidance if first.guidance is None else first.guidance,
                     steps=steps if first.steps is None else first.steps,
                     width=first.width,
                     height=first.height,
                 )
-            for prompt, image in zip(batch, images, strict=True):
-                if prompt in missing:
-                    gallery.put(prompt, image)
-        yield len(batch)
+        except torch.OutOfMemoryError:
+            if len(now) == 1:
+                raise
+            at_once = len(now) // 2
+        else:
+            todo = todo[len(now) :]
+            continue
+        # Past the handler, whose traceback holds on to what filled the memory
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        warnings.warn(
+            f"The device's memory is too small for {len(now)} images at a time: they are made "
+            f"{at_once} at a time.",
+            stacklevel=3,
+        )
+    return images, at_once
 
 
-def _images(pipe: Any, **settings: Any) -> "list[Image]":
-    """The images of a call of a pipeline; of one that is not described, what it says itself."""
+def _images(pipe: Any, **settings: Any) -> "list[tuple[Image, ...]]":
+    """As ``Parts.images``, of a call; of what is not described, what the pipeline says itself."""
     if family_of(type(pipe)) is None:
-        return list(pipe(**arguments(settings)).images)
+        return [(image,) for image in pipe(**arguments(settings)).images]
     parts = described(pipe)
     return parts.images(pipe(**parts.call(output_type="pil", **settings)))
 
@@ -165,12 +250,12 @@ def _told_once(pipe: Any) -> Iterator[None]:
             logger.removeFilter(new)
 
 
-def _batches(gallery: Gallery, size: int) -> Iterator[list[Prompt]]:
+def _batches(gallery: Gallery, stored: Set[str], size: int) -> Iterator[list[Prompt]]:
     def settings(prompt: Prompt) -> tuple[Any, ...]:
         return (prompt.guidance, prompt.steps, prompt.width, prompt.height)
 
     alike: dict[tuple[Any, ...], list[Prompt]] = {}
-    for prompt in gallery.prompts:
+    for prompt in (p for p in gallery.prompts if p.id not in stored):
         alike.setdefault(settings(prompt), []).append(prompt)
     for prompts in alike.values():
         for start in range(0, len(prompts), size):

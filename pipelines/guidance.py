@@ -5,9 +5,11 @@ empty prompt and for the prompt, and goes ε_∅ + w(ε_c − ε_∅): in one ca
 call after another. A guide may change these rows' text, add rows of its own, and change the two
 predictions that come out. So any such pipeline runs the method, with its own scheduler and code.
 Where there are two calls, all rows go through the first one, and the second, for the empty prompt,
-is given what was found there already. Each denoising loop of the pipeline is a trajectory of its
-own, which begins and ends with it, whatever happens inside: what was left of a loop that broke off
-steers nothing, and a call of the denoiser from elsewhere is an error.
+is given what was found there already and computes nothing.
+
+Each denoising loop of the pipeline is a trajectory of its own, which begins and ends with it,
+whatever happens inside: what was left of a loop that broke off steers nothing, and a call of the
+denoiser from elsewhere is an error.
 """
 
 import threading
@@ -77,7 +79,7 @@ class Guide(Protocol):
 Start = Callable[[int, Sequence[str]], Guide]
 
 
-def guide_of(parts: Parts, record: Record) -> Start:
+def guide_of(record: Record, parts: Parts) -> Start:
     """What makes a record's guides in a pipeline.
 
     Raises:
@@ -99,7 +101,7 @@ class Trajectory:
         given: The text that the denoiser was to read last.
         text: What it reads in its place: the pipeline's rows, and the guides' behind them.
         added: How many rows an image each guide has added.
-        waits: The prediction for the empty prompt, until its own call.
+        waits: What the denoiser gives for the empty prompt, until its own call.
         time: t of the call before that one.
     """
 
@@ -110,7 +112,7 @@ class Trajectory:
     given: Text | None = None
     text: Text | None = None
     added: tuple[int, ...] = ()
-    waits: Tensor | None = None
+    waits: Any = None
     time: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     def end(self) -> None:
@@ -146,7 +148,7 @@ class Trajectory:
             raise InputError(
                 f"This call reads {given.first.shape[1]} rows of text, a guide's text has others "
                 f"({', '.join(map(str, lengths))}), and the model would read what fills them up: "
-                "leave max_sequence_length as it is by default."
+                "pass prompts, not embeddings that were encoded otherwise."
             )
         self.given, self.text = given, Text.cat(texts)
         self.added = tuple(added)
@@ -187,6 +189,11 @@ class Guides:
             self.denoiser.register_forward_hook(self.after),
         )
         self.denoiser.guides = self  # type: ignore[assignment]
+        # No hook can keep a call from being computed.
+        self.forward: Any = self.denoiser.forward
+        self.own = "forward" in vars(self.denoiser)
+        if parts.calls == 2:
+            vars(self.denoiser)["forward"] = self.spared
 
     @property
     def on(self) -> bool:
@@ -197,6 +204,19 @@ class Guides:
         for handle in self.handles:
             handle.remove()
         del self.denoiser.guides
+        # What was put around it since then goes through it to what was there before.
+        if vars(self.denoiser).get("forward") == self.spared:
+            del vars(self.denoiser)["forward"]
+            if self.own:
+                vars(self.denoiser)["forward"] = self.forward
+
+    def spared(self, *args: Any, **kwargs: Any) -> Any:
+        """The denoiser's forward, which a call has no need of whose answer is there already."""
+        # A compiled graph does not look at a trajectory; ``after`` gives the answer there too.
+        if not torch.compiler.is_compiling() and self.now is not None:
+            if self.now.waits is not None:
+                return self.now.waits
+        return self.forward(*args, **kwargs)
 
     @eager
     def before(
@@ -260,7 +280,7 @@ class Guides:
                         continue
                 steps = int(getattr(parts.pipe, "num_timesteps", len(parts.scheduler.timesteps)))
                 own = [(e, put) for e, put in entries if e.listener is listener]
-                guides = [put.start(steps, prompts) for _, put in own]
+                guides = [put.starting(loop.spoken)(steps, prompts) for _, put in own]
                 for (entry, _), guide in zip(own, guides, strict=True):
                     if guide.begins >= steps:
                         raise InputError(
@@ -281,23 +301,22 @@ class Guides:
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         trajectory, self.now = self.now, None
         assert trajectory is not None
-        guided: Any
         if trajectory.waits is not None:
-            guided, trajectory.waits = trajectory.waits, None
-        else:
-            listed = isinstance(output[0], list)
-            prediction = torch.stack(output[0]) if listed else output[0]
-            empty, prompt = trajectory.guide(prediction, self.scale)
-            trajectory.step += 1
-            if trajectory.empty is not None:
-                guided, trajectory.waits = prompt, empty
-            elif self.parts.empty_first:
-                guided = torch.cat([empty, prompt])
-            else:
-                guided = torch.cat([prompt, empty])
-            if listed:
-                guided = list(guided)
-        return (guided,) if isinstance(output, tuple) else type(output)(sample=guided)
+            found, trajectory.waits = trajectory.waits, None
+            return found
+        listed = isinstance(output[0], list)
+
+        def given(guided: Tensor) -> Any:
+            each: Any = list(guided) if listed else guided
+            return (each,) if isinstance(output, tuple) else type(output)(sample=each)
+
+        prediction = torch.stack(output[0]) if listed else output[0]
+        empty, prompt = trajectory.guide(prediction, self.scale)
+        trajectory.step += 1
+        if trajectory.empty is not None:
+            trajectory.waits = given(empty)
+            return given(prompt)
+        return given(torch.cat([empty, prompt] if self.parts.empty_first else [prompt, empty]))
 
 
 def _spoken(
@@ -320,16 +339,29 @@ def _spoken(
 
 
 class Guided:
-    """An erasure as a guide."""
+    """An erasure as a guide.
+
+    Args:
+        parts: The pipeline's.
+        of: What makes its guides in a pipeline.
+    """
 
     adapter = None
     alone = True
 
-    def __init__(self, parts: Parts, start: Start) -> None:
-        self.parts, self.start = parts, start
+    def __init__(self, parts: Parts, of: Callable[[Parts], Start]) -> None:
+        self.parts, self.of, self.start = parts, of, of(parts)
         self.denoiser: Any = parts.denoiser
         self.component = parts.prefix
         self.guides: Guides = getattr(self.denoiser, "guides", None) or Guides(parts)
+
+    def starting(self, spoken: Sequence[Spoken]) -> Start:
+        """What makes the guides of a loop, with text encoded as that loop's own was."""
+        if not spoken:
+            return self.start
+        parts = self.parts.as_in(spoken[-1])
+        usual = all(value == self.parts.passes(name) for name, value in parts.passed.items())
+        return self.start if usual else self.of(parts)
 
     def look(self, whole: bool) -> str | None:
         if not self.guides.on:

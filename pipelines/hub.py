@@ -1,17 +1,9 @@
 """Erasure files on the Hugging Face hub: fetched by an id, or put there with a card."""
 
-import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING
 
 from .._errors import InputError
-from ..prompts import Concept
-
-if TYPE_CHECKING:
-    from .erasure import Erasure
 
 NAME = r"[A-Za-z0-9][\w.-]{0,95}"
 ID = re.compile(rf"{NAME}/{NAME}(/.+\.safetensors)?")
@@ -87,120 +79,6 @@ def _only_file(repo: str) -> str:
     return found[0]
 
 
-@dataclass(frozen=True)
-class Audited:
-    """What an audit says of an erasure, for its card.
-
-    Attributes:
-        answer: The verdict in words.
-        rows: The chief figures: ``measure``, ``base``, ``erased``, ``interval`` and ``n`` each.
-        sha256: Of the report's file.
-        suite: Which prompts, in words.
-    """
-
-    answer: str
-    rows: Sequence[Mapping[str, str]]
-    sha256: str
-    suite: str
-
-
-def file_card(
-    erasure: "Erasure", file: str, *, license: str | None = None, audited: Audited | None = None
-) -> str:
-    """A README.md as the hub reads it, of a repository that holds an erasure's file.
-
-    Args:
-        file: The file's name there.
-        license: By its name on the hub, such as ``openrail++``; None leaves it out.
-        audited: What an audit found.
-    """
-    from huggingface_hub import ModelCardData
-
-    record, measured = erasure.record, erasure.measured
-    base = record.base.name
-    lowrank = record.kind == "lowrank" and record.transport is None
-    head = ModelCardData(
-        base_model=base if re.fullmatch(f"{NAME}/{NAME}", base) else None,
-        license=license,
-        library_name="diffusers",
-        pipeline_tag="text-to-image",
-        tags=["unsee", "concept-erasure", *(["lora"] if lowrank else [])],
-    )
-    effect = measured.effect or {}
-    rows = [
-        ("Base model", f"{_plain(base)} ({record.base.pipeline})"),
-        ("Licence", "of the base model; see there" if license is None else _plain(license)),
-        ("Method", f"{_plain(record.method)}, kind {record.kind}, seed {record.seed}"),
-        *((f"Concept ({one.kind})", _concept(one)) for one in record.concepts),
-        *(
-            (f"Moved: {_plain(name)}", f"{seen.moved:.0%} of the way to its anchor's prediction")
-            for name, seen in effect.items()
-        ),
-        ("Made with", ", ".join(f"{name} {v}" for name, v in record.versions.items())),
-        ("SHA-256 of the erasure", erasure.sha256),
-    ]
-    plainly = (
-        f'pipe.load_lora_weights("OWNER/NAME", weight_name="{file}")  # the same, without unsee'
-        if lowrank
-        else "# It needs unsee: no LoRA holds it."
-    )
-    lines = [
-        "---",
-        head.to_yaml().strip(),
-        "---",
-        "",
-        f"# {_list(one.name for one in record.concepts)}, erased",
-        "",
-        "This file makes a text-to-image model forget. It was made with unsee, and holds the "
-        "whole record of how.",
-        "",
-        "```python",
-        "import unsee",
-        "",
-        f'pipe = unsee.load_pipeline({json.dumps(base)}, "OWNER/NAME/{file}")',
-        plainly,
-        "```",
-        "",
-        "| | |",
-        "|---|---|",
-        *(f"| {name} | {said} |" for name, said in rows),
-        "",
-        "## Audit",
-        "",
-    ]
-    if audited is None:
-        lines += ["None was given. Nothing here says how much of the concepts is left.", ""]
-    else:
-        columns = ("measure", "base", "erased", "interval", "n")
-        lines += [
-            _plain(audited.answer),
-            "",
-            f"| {' | '.join(columns)} |",
-            "|---" * len(columns) + "|",
-            *(f"| {' | '.join(_plain(row[name]) for name in columns)} |" for row in audited.rows),
-            "",
-            f"Measured on {_plain(audited.suite)}. SHA-256 of report.json: {audited.sha256}",
-            "",
-        ]
-    settings = json.dumps(dict(record.settings), indent=2, sort_keys=True).splitlines()
-    lines += [
-        "## Limits",
-        "",
-        "- It was made for the weights of its base model, and is refused by unsee on others; "
-        "plain diffusers puts it on any model of the same shapes.",
-        "- An erasure is no promise: other words, a fine-tune or an attack may bring a concept "
-        "back. Measure with `unsee audit` on prompts of your own.",
-        "- What the base model draws beside the concepts may have changed too.",
-        "- The licence and the limits of use of the base model hold for what is drawn with it.",
-        "",
-        "## Settings",
-        "",
-        *(f"    {line}" for line in settings),
-        "",
-    ]
-    return "\n".join(lines)
-
-
 def push(repo: str, file: str, data: bytes, card: str, *, private: bool = False) -> str:
     """Puts a file and its card into a repository on the hub, made if there is none.
 
@@ -251,22 +129,3 @@ def check_repo(repo: str) -> None:
     """
     if not re.fullmatch(f"{NAME}/{NAME}", repo):
         raise InputError(f"{repo!r} is no repository on the hub: wanted OWNER/NAME.")
-
-
-def _concept(concept: Concept) -> str:
-    anchor = concept.anchor
-    becomes = "what the method takes" if anchor is None else _plain(anchor) or "the empty prompt"
-    keep = _list(concept.keep) or "nothing by name"
-    return (
-        f"{_plain(concept.name)}; phrases: {_list(concept.phrases)}; becomes: {becomes}; kept: "
-        f"{keep}"
-    )
-
-
-def _list(texts: Iterable[str]) -> str:
-    return ", ".join(map(_plain, texts))
-
-
-def _plain(text: str) -> str:
-    """A text as one line that Markdown and HTML read as nothing but text."""
-    return re.sub(r"([\\`*_\[\]<>|#~&])", r"\\\1", " ".join(text.split()))

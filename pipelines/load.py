@@ -1,5 +1,6 @@
 """A pipeline with its erasures in it, or as little of one as an eraser reads."""
 
+import inspect
 import json
 import re
 import warnings
@@ -73,7 +74,7 @@ def load_pipeline(
     loaded = [weighted(one) for one in erasures]
     pipe = _assembled(base, lambda folder: {}, dtype, variant, config, from_pretrained)
     for file, weight in own:
-        _put_lora(pipe, file, 1.0 if weight is None else weight)
+        put_lora(pipe, file, 1.0 if weight is None else weight)
     for erasure, weight in loaded:
         erasure.add_to(pipe, weight)
     if offload:
@@ -143,7 +144,7 @@ def offloaded(pipe: Any, how: Offload | None, to: torch.device | None) -> Iterat
         pipe.to("cpu")
 
 
-def _put_lora(pipe: Any, file: str, weight: float) -> None:
+def put_lora(pipe: Any, file: str, weight: float) -> None:
     """Puts a LoRA of the user's own on a pipeline, and makes sure that it is there.
 
     Raises:
@@ -244,6 +245,8 @@ def _shell(folder: Path, variant: str | None, dtype: torch.dtype | Dtype) -> dic
     try:
         pipeline, index = _pipeline_in(folder)
         family = family_of(pipeline)
+        if family is None:
+            return None
         cls = getattr(diffusers, index[family.prefix][1])
     except (OSError, ValueError, LookupError, AttributeError, TypeError):
         return None
@@ -330,19 +333,22 @@ def _from_hub(repo: str, variant: str | None, given: Mapping[str, Any]) -> Path 
     folder = Path(download(repo, variant=variant, **{**given, **left}))
     index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
     family = family_of(getattr(diffusers, str(index["_class_name"])))
+    if family is None:
+        return None
+    prefix = family.prefix
 
     def fetched(name: str) -> bool:
         try:
-            HfApi().hf_hub_download(repo, f"{family.prefix}/{name}", revision=folder.name)
+            HfApi().hf_hub_download(repo, f"{prefix}/{name}", revision=folder.name)
         except (EntryNotFoundError, LocalEntryNotFoundError):
             return False
         return True
 
-    if family is None or not fetched("config.json"):
+    if not fetched("config.json"):
         return None
     for infix in [f".{variant}", ""] if variant else [""]:
         if fetched(f"diffusion_pytorch_model.safetensors.index{infix}.json"):
-            files = _files(folder / family.prefix, variant)
+            files = _files(folder / prefix, variant)
             needed = {path.name for name, path in files.items() if of_text(family, name)}
             return folder if all(map(fetched, sorted(needed))) else None
         if fetched(f"diffusion_pytorch_model{infix}.safetensors"):
@@ -429,15 +435,19 @@ def _assembled(
 
 
 def _expected(folder: Path, given: dict[str, Any]) -> dict[str, Any]:
-    """Arguments without a safety checker where the model has none, which diffusers would name."""
+    """Arguments without a safety checker's where the pipeline takes none, which diffusers names.
+
+    Of a Hugging Face id all are left, as nothing of it is here yet.
+    """
     try:
-        index = (folder / "model_index.json").read_text(encoding="utf-8")
-    except OSError:  # an id
-        return given
+        pipeline, _ = _pipeline_in(folder)
+        takes = inspect.signature(pipeline.__init__).parameters
+    except (OSError, ValueError, LookupError, AttributeError, TypeError):
+        return given  # diffusers says what is wrong
     return {
         name: value
         for name, value in given.items()
-        if value is not None or "safety_checker" not in name or "safety_checker" in index
+        if name in takes or value or "safety_checker" not in name
     }
 
 

@@ -79,6 +79,23 @@ class Loading:
         device = "cpu" if self.offload else self.device
         return self.reading | {"device": device, "lora": self.lora}
 
+    def check_exporting(self) -> None:
+        """Makes sure that a model that is loaded in this way can be written with an erasure.
+
+        Raises:
+            InputError: It cannot.
+        """
+        if self.lora:
+            raise InputError(
+                "What is exported is the base model with the erasure alone, without LoRAs: leave "
+                "lora out."
+            )
+        if self.offload:
+            raise InputError(
+                "Exporting reads the weights in memory, and offloading is for making images: "
+                "leave offload out."
+            )
+
     def check_erasing(self) -> None:
         """Makes sure that a model that is loaded in this way can be erased from.
 

@@ -15,15 +15,18 @@ F = TypeVar("F", bound=Callable[..., Any])
 DENOISERS = ("unet", "transformer")
 """What pipelines call the network that predicts."""
 
+ENCODERS = ("text_encoder", "text_encoder_2", "text_encoder_3", "text_encoder_4")
+"""What pipelines call the networks that read the prompts before it."""
+
 
 def uncompiled(module: nn.Module) -> nn.Module:
     """The module itself, also where torch.compile has been put around it."""
     return cast(nn.Module, getattr(module, "_orig_mod", module))
 
 
-def denoiser_of(pipe: Any, prefix: str) -> nn.Module | None:
-    """A pipeline's denoiser, whose layers have their own names also when it is compiled."""
-    module = getattr(pipe, prefix, None)
+def component_of(pipe: Any, name: str) -> nn.Module | None:
+    """A pipeline's component, whose layers have their own names also when it is compiled."""
+    module = getattr(pipe, name, None)
     return uncompiled(module) if isinstance(module, nn.Module) else None
 
 
@@ -74,17 +77,30 @@ def check_readable(name: str, weight: Tensor) -> None:
         )
 
 
-def weights_of(denoiser: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
-    """The weights (out, …) of the named layers; None where there is no such layer.
+def own_name(component: nn.Module, name: str) -> str | None:
+    """What a layer is called in a component; None where it cannot be one of it.
+
+    Files have the names of transformers 4, where all of a CLIPTextModel was in its ``text_model``.
+    5 has left that part out of the names, as diffusers does when it reads a LoRA.
+    """
+    if type(component).__name__ != "CLIPTextModel" or hasattr(component, "text_model"):
+        return name
+    return name.removeprefix("text_model.") if name.startswith("text_model.") else None
+
+
+def weights_of(component: nn.Module, names: Iterable[str]) -> dict[str, Tensor | None]:
+    """The weights (out, …) of layers by the names that files have; None where there is none.
 
     Raises:
         InputError: A weight is nowhere in memory.
     """
-    modules = dict(denoiser.named_modules())
+    modules = dict(component.named_modules())
     found: dict[str, Tensor | None] = dict.fromkeys(names)
     for name in found:
-        if name in modules:
-            weight = cast(Tensor, base_layer(modules[name]).weight).detach()
+        module = modules.get(own_name(component, name) or "")
+        weight = getattr(getattr(module, "base_layer", module), "weight", None)
+        if isinstance(weight, Tensor):
+            weight = weight.detach()
             if weight.is_meta:
                 check_readable(name, weight)
             found[name] = weight

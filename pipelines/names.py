@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from .._errors import InputError
+from ..records import Record
 
 SAME = r"\g<0>"
 
@@ -161,8 +162,11 @@ COMFYUI: Mapping[str, Names] = {
     "ZImagePipeline": Names(
         "transformer.",
         {
-            r"cap_embedder\.1|(layers|context_refiner|noise_refiner)\.\d+\."
-            r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123]|adaLN_modulation\.0)": SAME
+            r"cap_embedder\.1|t_embedder\.mlp\.[02]|all_x_embedder\.2-1"
+            r"|all_final_layer\.2-1\.(linear|adaLN_modulation\.1)"
+            r"|(layers|noise_refiner)\.\d+\.adaLN_modulation\.0"
+            r"|(layers|context_refiner|noise_refiner)\.\d+\."
+            r"(attention\.(to_[qkv]|to_out\.0)|feed_forward\.w[123])": SAME
         },
     ),
     # Its attention is fused there, with fewer keys than queries: no LoRA of ours fits.
@@ -172,6 +176,33 @@ COMFYUI: Mapping[str, Names] = {
     ),
     "WanPipeline": Names("diffusion_model.", _WAN),
 }
+
+ENCODED = ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+"""The layers of text encoders whose LoRA diffusers loads, by the ends of their names."""
+
+
+def unread(record: Record) -> str | None:
+    """Why ``load_lora_weights`` of diffusers does not read an erasure's file; None if it does.
+
+    The beginning of a line. What it does not read it drops in silence, or breaks over.
+    """
+    import diffusers
+
+    pipeline = record.base.pipeline
+    cls: Any = getattr(diffusers, pipeline, None)
+    if record.kind != "lowrank" or record.transport is not None:
+        return "No LoRA holds this erasure"
+    if not hasattr(cls, "load_lora_weights"):
+        return f"diffusers loads no LoRA into a {pipeline}"
+    for component, one in record.base.components.items():
+        if component not in cls._lora_loadable_modules:
+            return f"diffusers loads no LoRA into the {component} of a {pipeline}"
+        for layer in one.layers:
+            if component.startswith("text_encoder") and not layer.endswith(ENCODED):
+                known = ", ".join(ENCODED)
+                return f"diffusers reads {known} of a text encoder alone, and this edits {layer}"
+    return None
+
 
 PUBLISHED_XL: Mapping[str, Any] = {
     "layers_per_block": 2,

@@ -8,14 +8,15 @@ import inspect
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
-from .architectures import FAMILIES, family_of
+from .architectures import FAMILIES, family_of, from_text
 from .modules import check_readable, uncompiled
 from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows, other_schedule
 from .text import Text
@@ -128,6 +129,7 @@ class Parts(ABC):
         crosses: A pattern of the attention layers in which image and text meet: ESD's ``x``.
         crosses_strict: Of these, those that read the text: ESD's ``x-strict``.
         blocks: A pattern of the layers of its transformer blocks, with what leads in and out.
+        passed: What a call passed on to ``encode_prompt``: see ``as_in``.
         flow: Whether it is a flow model: see ``schedule``.
         calls: How often the denoiser is called a step under classifier-free guidance: once with
             two rows an image, or for the prompt and then for the empty or negative one.
@@ -164,11 +166,28 @@ class Parts(ABC):
 
     def __init__(self, pipe: Any) -> None:
         self.pipe = pipe
+        self.passed: Mapping[str, Any] = {}
         self._schedules: dict[int, Schedule] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Parts":
-        # A copy of the denoiser alone is no reason to copy its pipeline.
-        return type(self)(memo.get(id(self.pipe), self.pipe))
+        # A copy of the denoiser alone is no reason to copy its pipeline, of whose copy there may
+        # be nothing yet.
+        new = memo[id(self)] = copy(self)
+        new.pipe = memo.get(id(self.pipe), self.pipe)
+        new._schedules = {}
+        return new
+
+    def as_in(self, spoken: "Spoken") -> "Parts":
+        """The same for texts that are encoded as in a call of ``encode_prompt``."""
+        new = copy(self)
+        new._schedules = {}
+        call = inspect.signature(type(self.pipe).__call__).parameters
+        new.passed = {n: v for n, v in spoken.settings.items() if n in PASSED_ON and n in call}
+        return new
+
+    def passes(self, name: str) -> Any:
+        """What the pipeline's call passes on to its ``encode_prompt``: its default, or as_in."""
+        return self.passed.get(name, default(self.pipe, name))
 
     @property
     def denoiser(self) -> nn.Module:
@@ -211,6 +230,7 @@ class Parts(ABC):
                 group[-1].prompts,
                 group[-1].negatives,
                 tuple(one for call in group for one in call.given),
+                group[-1].settings,
             )
             for group in groups
         )
@@ -286,8 +306,8 @@ class Parts(ABC):
         takes = inspect.signature(type(self.pipe).encode_prompt).parameters
         call = inspect.signature(type(self.pipe).__call__).parameters
         arguments: dict[str, Any] = {
-            name: call[name].default
-            for name in _PASSED_ON
+            name: self.passes(name)
+            for name in PASSED_ON
             if name in takes and name in call and call[name].default is not inspect.Parameter.empty
         }
         arguments |= {
@@ -426,10 +446,12 @@ class Parts(ABC):
         """
         return {**self.settings, **arguments(settings, self.guidance_argument)}
 
-    def images(self, result: Any) -> "list[Image]":
-        """The images in what a call of the pipeline gave, one a prompt."""
-        found: list[Image] = list(result.images)
-        return found
+    def images(self, result: Any) -> "list[tuple[Image, ...]]":
+        """What is looked at of what a call of the pipeline gave: of each prompt an image.
+
+        Of a video it is several frames, in their order.
+        """
+        return [(image,) for image in result.images]
 
     # The denoiser's call, for guides: arguments by name
 
@@ -460,7 +482,7 @@ class Parts(ABC):
 
 
 # What a pipeline's call passes on to its encode_prompt, beside prompts, by their names in both.
-_PASSED_ON = (
+PASSED_ON = (
     "max_sequence_length",
     "complex_human_instruction",
     "clean_caption",
@@ -496,26 +518,39 @@ def described(pipe: Any) -> Parts:
     family = family_of(type(pipe))
     if family is None:
         raise InputError(
-            f"Cannot take a {type(pipe).__name__} apart. Described so far: {', '.join(FAMILIES)}."
+            f"Cannot take a {type(pipe).__name__} apart. Described so far: {', '.join(FAMILIES)}; "
+            "to describe another see docs/describe.md."
         )
-    return cast(Parts, family(pipe))
+    return family(pipe)
 
 
 def parts_of(pipe: Any) -> Parts:
     """Takes a diffusers pipeline with the base model's own weights apart.
 
     Raises:
-        InputError: Its architecture is not described here, or it carries a LoRA or an erasure.
+        InputError: Its architecture is not described here, it carries a LoRA or an erasure, or it
+            begins with an image and cannot say how it draws from text alone.
     """
     from .watch import active
 
     parts = described(pipe)
+    # A flow model's schedule is what its pipeline says in a call without an image.
+    if parts.flow and (main := from_text(type(pipe))):
+        raise InputError(
+            f"A {type(pipe).__name__} begins with an image, and erasing with text alone: erase "
+            f"from a {main} of the same model, and put the erasure on this one (add_to)."
+        )
     if on := [one for one in active(pipe) if one.kind != "weights"]:
         raise InputError(
             f"The erasure {on[0].name!r} is on in this pipeline, and erasing starts from the base "
             "model: call unsee.remove(pipe) first."
         )
-    if adapters := getattr(parts.denoiser, "peft_config", None):
+    adapters = dict.fromkeys(
+        name
+        for component in pipe.components.values()
+        for name in getattr(component, "peft_config", None) or ()
+    )
+    if adapters:
         raise InputError(
             f"The pipeline carries the LoRA {', '.join(adapters)}: erasing starts from the base "
             "model, so call unload_lora_weights() first."

@@ -1,7 +1,7 @@
-"""What is on a denoiser, and the look at it before each of its calls.
+"""What is on a denoiser or a text encoder, and the look at it before each of its calls.
 
 A pipeline with erasures in it is diffusers' own, and what its user does with adapters, weights and
-modules may take an erasure out. So the denoiser keeps what was put on it, and one hook looks
+modules may take an erasure out. So each component keeps what was put on it, and one hook looks
 before each call: an erasure that was switched off is switched on again, with a warning, and one
 that is not there any more is an error, never the base model's image.
 
@@ -26,10 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .._files import write_atomically
 from .._registry import unknown
 from .._settings import fit, shown
-from ..gallery import write_atomically
-from .modules import denoiser_of, eager, named, uncompiled
+from .modules import ENCODERS, component_of, eager, named, uncompiled
 
 if TYPE_CHECKING:
     from .erasure import Erasure
@@ -62,10 +62,10 @@ class Active:
 
 
 class Put(Protocol):
-    """An erasure in a denoiser, as its kind puts it there.
+    """An erasure in a component, as its kind puts it there.
 
     Attributes:
-        component: The denoiser's name in the pipeline.
+        component: The component's name in the pipeline.
         adapter: As ``Active``.
         alone: Whether it keeps a state during a call of the denoiser, which only one thread may
             then call at a time.
@@ -118,11 +118,13 @@ class Spoken:
         prompts: An entry an image; none where embeddings were given in their place.
         negatives: Likewise of the negative prompt; '' where there is none.
         given: What it gave.
+        settings: Its arguments by name, defaults included.
     """
 
     prompts: tuple[str, ...]
     negatives: tuple[str, ...]
     given: tuple[Any, ...]
+    settings: Mapping[str, Any]
 
 
 class Memory(Protocol):
@@ -172,6 +174,8 @@ class Listener:
         self.erasures: list[Erasures] = []
         self.loop: Loop | None = None
         self.spoken: tuple[Spoken, ...] = ()
+        # what was looked at since the last loop
+        self.looked: list[Erasures] = []
         self.encode = pipe.encode_prompt
         functools.update_wrapper(self, self.encode)
         pipe.encode_prompt = self
@@ -199,7 +203,7 @@ class Listener:
                 if entry.listener is not self:
                     continue
                 prefix = entry.put.component
-                now = erasures_on(denoiser_of(self.pipe, prefix))
+                now = erasures_on(component_of(self.pipe, prefix))
                 if now is None or entry.serial not in [other.serial for other in now.entries]:
                     raise InputError(
                         f"The erasure {entry.erasure.name!r} is not in the {prefix} that the "
@@ -229,7 +233,7 @@ class Listener:
         said, unsaid = (
             tuple(text for text in texts for _ in range(images)) for texts in (prompts, negatives)
         )
-        self.spoken = (*self.spoken[-7:], Spoken(said, unsaid, given))
+        self.spoken = (*self.spoken[-7:], Spoken(said, unsaid, given, call))
         return given
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
@@ -246,20 +250,41 @@ class Listener:
                 "Two threads draw with one pipeline, which keeps count of one drawing at a time: "
                 "give each thread a pipeline of its own (copy.deepcopy)."
             )
+        if not self.spoken or not self.spoken[-1].prompts:
+            self.check_heard()
+        self.check_looked(self.looked, reads=True)
         self.loop = loop = Loop(thread, self.spoken, [])
         try:
             yield
-            self.check_looked(loop)
+            self.check_looked(loop.looked, reads=False)
             if loop.memory is not None:
                 loop.memory.end()
         finally:
             self.loop, loop.memory, self.spoken = running, None, ()
+            self.looked.clear()
 
-    def check_looked(self, loop: Loop) -> None:
-        """Makes sure that the erasures were looked at in a loop, which has come to its end."""
-        for entry in [e for on in self.erasures for e in on.entries if e.listener is self]:
-            now = erasures_on(denoiser_of(self.pipe, entry.put.component))
-            if now is not None and now not in loop.looked:
+    def entries(self, reads: bool) -> "list[Entry]":
+        """What is on in the text encoders, if it reads, or in the denoiser."""
+        on = [entry for erasures in self.erasures for entry in erasures.entries]
+        return [
+            entry
+            for entry in on
+            if entry.listener is self and (entry.put.component in ENCODERS) == reads
+        ]
+
+    def check_heard(self) -> None:
+        """Makes sure that no erasure is in a text encoder, which has read nothing."""
+        for entry in self.entries(reads=True):
+            raise InputError(
+                f"The erasure {entry.erasure.name!r} edits the {entry.put.component}, and "
+                "embeddings were given that it may not have made: pass prompt, not prompt_embeds."
+            )
+
+    def check_looked(self, looked: "list[Erasures]", reads: bool) -> None:
+        """Makes sure that the erasures were looked at: while text was read, or in a loop."""
+        for entry in self.entries(reads):
+            now = erasures_on(component_of(self.pipe, entry.put.component))
+            if now is not None and now not in looked:
                 raise InputError(
                     f"The erasure {entry.erasure.name!r} did not act: the {entry.put.component} "
                     "was compiled or called without its hooks. Call torch.compiler.reset(), and "
@@ -296,7 +321,11 @@ class _Looping:
 
 @dataclass(frozen=True, eq=False)
 class Entry:
-    """An erasure in a denoiser, put there by way of a pipeline."""
+    """An erasure in a component, put there by way of a pipeline.
+
+    Attributes:
+        serial: When it was put on: one for all the components that it edits.
+    """
 
     erasure: "Erasure"
     put: Put
@@ -311,7 +340,7 @@ class Entry:
 
 
 class Erasures:
-    """The erasures of one denoiser, kept as its attribute, and the look at them.
+    """The erasures of one component, kept as its attribute, and the look at them.
 
     Its own hooks are bound methods, so that a deep copy of the denoiser is looked at too.
     """
@@ -365,6 +394,9 @@ class Erasures:
                 "one call at a time: give each thread a pipeline of its own (copy.deepcopy)."
             )
         self.inside = thread
+        for entry in self.entries:
+            if self not in entry.listener.looked:
+                entry.listener.looked.append(self)
         if args[3:] or kwargs.get("cross_attention_kwargs"):
             given = named(module, args, kwargs).get("cross_attention_kwargs") or {}
             adapters = [e for e in self.entries if e.put.adapter is not None]
@@ -436,25 +468,36 @@ def erasures_on(denoiser: nn.Module | None) -> Erasures | None:
     return cast("Erasures | None", getattr(denoiser, _ERASURES, None))
 
 
-def put_on(pipe: Any, erasure: "Erasure", put: Put, weight: float = 1.0) -> Callable[[], None]:
+def put_on(
+    pipe: Any, erasure: "Erasure", puts: Sequence[Put], weight: float = 1.0
+) -> Callable[[], None]:
     """Watches over an erasure that was just put into a pipeline; returns what takes it off."""
-    denoiser = denoiser_of(pipe, put.component)
-    assert denoiser is not None
-    erasures = erasures_on(denoiser) or Erasures(denoiser)
-    listener = pipe.__dict__.get("encode_prompt")
-    if not isinstance(listener, Listener):
-        listener = Listener(pipe)
-    entry = Entry(erasure, put, listener, next(_serials), weight)
-    erasures.add(entry)
-    if getattr(pipe, put.component) is not denoiser:
-        # What was compiled without the hooks would go on without them.
-        torch.compiler.reset()
-    return functools.partial(erasures.take_off, entry)
+    serial = next(_serials)
+    on: list[tuple[Erasures, Entry]] = []
+    for put in puts:
+        component = component_of(pipe, put.component)
+        assert component is not None
+        erasures = erasures_on(component) or Erasures(component)
+        listener = pipe.__dict__.get("encode_prompt")
+        if not isinstance(listener, Listener):
+            listener = Listener(pipe)
+        entry = Entry(erasure, put, listener, serial, weight)
+        erasures.add(entry)
+        on.append((erasures, entry))
+        if getattr(pipe, put.component) is not component:
+            # What was compiled without the hooks would go on without them.
+            torch.compiler.reset()
+
+    def off() -> None:
+        for erasures, entry in reversed(on):
+            erasures.take_off(entry)
+
+    return off
 
 
 def carried(pipe: Any) -> list["Erasure"]:
     """The erasures that are on in a pipeline, in the order in which they were put on."""
-    return [entry.erasure for _, entry in _entries(pipe)]
+    return [entry.erasure for entry in _once(pipe)]
 
 
 def active(pipe: Any) -> list[Active]:
@@ -466,7 +509,7 @@ def active(pipe: Any) -> list[Active]:
         InputError: It is no pipeline.
     """
     _check_pipeline(pipe)
-    return [*_saved(pipe), *(entry.active for _, entry in _entries(pipe))]
+    return [*_saved(pipe), *(entry.active for entry in _once(pipe))]
 
 
 def remove(pipe: Any, name: str | None = None) -> None:
@@ -499,17 +542,22 @@ def remove(pipe: Any, name: str | None = None) -> None:
 
 
 def _entries(pipe: Any) -> list[tuple[Erasures, Entry]]:
-    """What is on in a pipeline's denoisers, and what is to be and is not there."""
+    """What is on in a pipeline's components, and what is to be and is not there."""
     there = [erasures_on(uncompiled(m)) for m in _modules(pipe)]
     listener = pipe.__dict__.get("encode_prompt")
     wanted = listener.erasures if isinstance(listener, Listener) else []
-    found: dict[int, tuple[Erasures, Entry]] = {}
+    found: dict[tuple[int, str], tuple[Erasures, Entry]] = {}
     for erasures in (*wanted, *there):
         for entry in () if erasures is None else erasures.entries:
             # A guide acts in the pipeline that it was put into.
             if not entry.put.alone or entry.put.adapter or entry.listener is listener:
-                found[entry.serial] = (erasures, entry)  # type: ignore[assignment]
-    return [found[serial] for serial in sorted(found)]
+                found[entry.serial, entry.put.component] = (erasures, entry)  # type: ignore[assignment]
+    return [found[key] for key in sorted(found)]
+
+
+def _once(pipe: Any) -> list[Entry]:
+    """An entry of each erasure that is on, which may be in several components."""
+    return list({entry.serial: entry for _, entry in _entries(pipe)}.values())
 
 
 def _check_pipeline(pipe: Any) -> None:
@@ -524,7 +572,7 @@ def _modules(pipe: Any) -> list[nn.Module]:
 
 
 def _saved(pipe: Any) -> list[Active]:
-    return [
+    found = [
         Active(
             str(saved["name"]),
             "weights",
@@ -534,6 +582,8 @@ def _saved(pipe: Any) -> list[Active]:
         for module in _modules(pipe)
         for saved in getattr(getattr(module, "config", None), _SAVED, None) or ()
     ]
+    # One that edits several components is in the configuration of each.
+    return list(dict.fromkeys(found))
 
 
 def _saving(model: Any) -> Callable[..., None]:
@@ -548,11 +598,18 @@ def _saving(model: Any) -> Callable[..., None]:
             erasures.state(state)
 
         handle = self.register_state_dict_post_hook(write)
+        # By this, which a LoRA leaves behind, transformers would save the LoRAs alone.
+        lora = getattr(self, "_hf_peft_config_loaded", False)
+        if lora:
+            self._hf_peft_config_loaded = False
         try:
             model.save_pretrained(self, save_directory, *args, **kwargs)
         finally:
             handle.remove()
-        file = Path(save_directory) / self.config_name
+            if lora:
+                self._hf_peft_config_loaded = lora
+        # transformers has no name of its own for it
+        file = Path(save_directory) / (getattr(self, "config_name", None) or "config.json")
         config = json.loads(file.read_text(encoding="utf-8"))
         on = [
             {"name": e.active.name, "method": e.active.method, "weight": e.weight}

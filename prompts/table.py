@@ -24,7 +24,7 @@ from .where import Where
 HUB = "hf:"
 
 # Optional columns, in their order of preference: what they are called here, in the sets of
-# UnlearnDiffAtk and after, and in I2P and its kin.
+# UnlearnDiffAtk and after, in I2P and its kin, and in EMMA.
 OPTIONAL: Mapping[str, Sequence[str]] = {
     "id": ("id", "case_number", "image_id"),
     "seed": ("seed", "evaluation_seed", "sd_seed"),
@@ -32,7 +32,7 @@ OPTIONAL: Mapping[str, Sequence[str]] = {
     "steps": ("steps",),
     "width": ("width", "sd_image_width"),
     "height": ("height", "sd_image_height"),
-    "category": ("category", "categories", "source"),
+    "category": ("category", "categories", "source", "type"),
     "concept": ("concept", "artist", "class"),
     "tests": ("tests",),
     "unit": ("unit",),
@@ -78,6 +78,7 @@ SHAPES = (
     Shape("COCO", ("prompt", "coco_id"), "", "locality"),
     Shape("COCO", ("prompt", "image_id"), "", "locality"),
     Shape("UnlearnDiffAtk", ("prompt", "case_number", "evaluation_seed"), "any"),
+    Shape("EMMA", ("prompt", "type", "evaluation_seed"), "any"),
     Shape("prompts", ("prompt",), "", None),
 )
 

@@ -1,8 +1,12 @@
 """A real Stable Diffusion pipeline, made tiny: random weights, every class diffusers' own."""
 
+import itertools
 import logging
+import os
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -135,6 +139,24 @@ def run(
         return int(end.value.code or 0), out, err
 
     return call
+
+
+STORES = Path(tempfile.mkdtemp(prefix="unsee-tests-"))
+# Of what fixtures make that several tests have
+os.environ["UNSEE_STORE"] = str(STORES / "shared")
+_number = itertools.count()
+
+
+@pytest.fixture(autouse=True)
+def store(monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A store of the test's own, with nothing in it yet."""
+    path = STORES / str(next(_number))
+    monkeypatch.setenv("UNSEE_STORE", str(path))
+    return path
+
+
+def pytest_sessionfinish() -> None:
+    shutil.rmtree(STORES, ignore_errors=True)
 
 
 @pytest.fixture(autouse=True)

@@ -278,8 +278,9 @@ def stable_diffusion_3() -> Any:
         lambda: diffusers.SD3Transformer2DModel(
             sample_size=16,
             patch_size=2,
-            in_channels=4,
-            out_channels=4,
+            # As the real one, without which its inpainting refuses
+            in_channels=16,
+            out_channels=16,
             num_layers=2,
             attention_head_dim=8,
             num_attention_heads=4,
@@ -294,7 +295,7 @@ def stable_diffusion_3() -> Any:
     return diffusers.StableDiffusion3Pipeline(
         transformer=transformer,
         scheduler=flow(shift=3.0),
-        vae=kl(shift_factor=0.06),
+        vae=kl(16, shift_factor=0.06),
         text_encoder=clip(projected=True),
         tokenizer=tokenizer("clip", 77),
         text_encoder_2=clip(projected=True, seed=3),

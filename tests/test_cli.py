@@ -17,7 +17,7 @@ import torch
 import typer.main
 
 import unsee
-from unsee import flow
+from unsee import audits, flow
 from unsee.cli import main, terminal
 from unsee.cli.commands import app
 
@@ -308,10 +308,14 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         "audit",
         "mine -e one -e two -o out --suite s --suite t --size 8 --where w --detector d "
         "--detector e --metric m --metric n --guidance 2.5 --steps 3 --batch-size 4 "
-        f"--max-target 0.2 --max-keep-loss 0.3 --allow-unscored --no-images{LOADING}".split(),
+        "--max-target 0.2 --max-keep-loss 0.3 --allow-unscored --no-images "
+        f"--against other --concept c --concept k --kind style{LOADING}".split(),
         {
             "base": "mine",
             "erasures": ["one", "two"],
+            "against": "other",
+            "concepts": ["c", "k"],
+            "kind": "style",
             "out": Path("out"),
             "suite": ["s", "t"],
             "size": 8,
@@ -351,6 +355,7 @@ ITS_OWN = {
     "merge": {"--force"},
     "generate": {"--suite", "--where"},
     "score": {"--allow-unscored"},
+    "audit": {"--each", "--images", "--table"},
 }
 
 
@@ -359,14 +364,15 @@ def test_every_option_reaches_the_function_of_its_command(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     function, options, wanted = REACHED[name]
-    signature = inspect.signature(getattr(flow, function))
+    there = audits if hasattr(audits, function) and name == "audit" else flow
+    signature = inspect.signature(getattr(there, function))
     reached: dict[str, Any] = {}
 
     def instead(*args: Any, **kwargs: Any) -> None:
         reached.update(signature.bind(*args, **kwargs).arguments)
         raise unsee.InputError("This is far enough.")
 
-    monkeypatch.setattr(flow, function, instead)
+    monkeypatch.setattr(there, function, instead)
     code, _, err = run(name, *options)
     assert code == 2 and "far enough" in err
     for parameter, value in wanted.items():
@@ -377,7 +383,7 @@ def test_every_option_reaches_the_function_of_its_command(
     # And nothing else is left to a default in silence
     known = dict(commands())[name].params
     opted = {o for p in known for o in p.opts if o.startswith("--") and o != "--help"}
-    given = {o.replace("--no-", "--") for o in options}
+    given = {o if o == "--no-images" else o.replace("--no-", "--") for o in options}
     short = {"-e": "--erasure", "-o": "--out", "-p": "--prompt"}
     assert opted == {short.get(o, o) for o in given if o.startswith("-")} | ITS_OWN.get(
         name, set()

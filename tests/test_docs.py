@@ -2,8 +2,11 @@
 
 import dataclasses
 import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +15,22 @@ from typing import Any
 import pytest
 import torch
 import typer.main
+import yaml
 
 import unsee
-from unsee import Concept, Erasure, records
+from unsee import Concept, Erasure, contract, records
+from unsee._registry import Registry, told
 from unsee.cli.commands import app
+from unsee.eval import DETECTORS, METRICS
+from unsee.eval.metrics import FEATURES
+from unsee.eval.rows import ACCURACIES
 from unsee.pipelines import parts_of
+from unsee.pipelines.architectures import FAMILIES
 from unsee.pipelines.names import COMFYUI
+from unsee.pipelines.parts import Parts, Stream
+from unsee.prompts import SUITES
+from unsee.prompts.table import HUB, READERS, SHAPES
+from unsee.prompts.where import Where
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -81,11 +94,12 @@ def test_the_page_of_the_format_names_every_field(cls: type) -> None:
 # docs/use: a page for each place where people use an erasure
 
 NOT_RUN = "# Not run by the tests: "
+FIGURES = DOCS / "figures.md"
 USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md")
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md")
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
@@ -99,6 +113,49 @@ def test_every_command_of_ours_is_one_with_options_that_there_are(words: list[st
     if words[0] == "unsee":
         found: Any = typer.main.get_command(app)
         found.commands[words[1]].make_context(words[1], words[2:])
+
+
+def given(words: list[str], option: str) -> list[str]:
+    """What a command's option is given, each time."""
+    return [value for name, value in zip(words, words[1:], strict=False) if name == option]
+
+
+@pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
+def test_what_a_command_measures_with_is_there(words: list[str]) -> None:
+    registries: list[tuple[str, Registry[Callable[..., Any]]]] = [
+        ("--detector", DETECTORS),
+        ("--metric", METRICS),
+    ]
+    for option, registry in registries:
+        for spec in given(words, option):
+            if Path(spec).suffix != ".yaml":
+                told(registry, spec, {})  # its name and its settings
+    for features in given(words, "--metric"):
+        name, _, argument = features.partition(":")
+        assert name not in ("kid", "cmmd") or argument.partition(":")[0] in FEATURES
+    for suite in given(words, "--suite"):
+        known = suite in SUITES or suite.startswith(HUB) or Path(suite).suffix in READERS
+        assert known or Path(suite).suffix in (".yaml", ".yml"), suite
+    for where in given(words, "--where"):
+        Where(where, ["categories", "nudity_percentage", "hard"])
+
+
+def test_a_detectors_yaml_on_the_page_of_figures_has_settings_that_there_are() -> None:
+    (block,) = [block for block in blocks(FIGURES) if block.language == "yaml"]
+    page = yaml.safe_load(block.text)
+    assert set(page) == {"detector", "settings"}
+    told(DETECTORS, page["detector"], page["settings"])
+
+
+def test_every_protocol_and_accuracy_has_its_place_on_the_page_of_figures() -> None:
+    text = FIGURES.read_text("utf-8")
+    for name in DETECTORS:
+        if name.startswith("nudenet/") and name != "nudenet/person":
+            assert f"`{name}`" in text, name
+    for name in (*ACCURACIES.values(), "ASR", "FID", "KID", "CMMD", "LPIPS", "`fid:published`"):
+        assert name in text, name
+    for shape in SHAPES[:-1]:
+        assert shape.name in text or shape.name.lower() in text, shape.name
 
 
 @PAGES
@@ -146,7 +203,71 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md"):
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md"):
         for block in blocks(page):
-            assert block.language in ("sh", "python", "json")
+            assert block.language in ("sh", "python", "json", "yaml")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))
+
+
+# docs/describe.md: a pipeline described from nothing
+
+DESCRIBE = DOCS / "describe.md"
+
+
+@pytest.mark.slow
+def test_who_follows_the_page_describes_a_pipeline_that_keeps_the_contract(tmp_path: Path) -> None:
+    """Its files as they stand, its commands, and its entry point as pip would install it."""
+    commands, entry_points = [], ""
+    for block in blocks(DESCRIBE):
+        if block.language == "python":
+            name = block.text.partition("\n")[0].removeprefix("# ")
+            (tmp_path / name).write_text(block.text, encoding="utf-8")
+        elif block.language == "toml":
+            entry_points = re.sub(r'\[project\.entry-points\."(.*)"\]', r"[\1]", block.text)
+        else:
+            assert block.language == "sh", block.language
+            commands += [shlex.split(line) for line in block.text.splitlines()]
+    path = os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")])
+
+    def typed(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, *words],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": path},
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    assert [command[0] for command in commands] == ["python"]
+    said = typed(*commands[0][1:]).splitlines()
+    assert said == [f"holds: {law.__name__.replace('_', ' ')}" for law in contract.LAWS]
+    installed = tmp_path / "described-1.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Name: described\nVersion: 1\n", encoding="utf-8")
+    (installed / "entry_points.txt").write_text(entry_points.replace('"', ""), encoding="utf-8")
+    listed = typed("-m", "unsee", "list", "models")
+    assert re.search(r"PixArtAlphaPipeline +PixArt-α: T5's rows", listed)
+
+
+def test_the_page_has_its_pipeline_described_by_nothing_of_another() -> None:
+    (file,) = (b.text for b in blocks(DESCRIBE) if b.text.startswith("# pixart_alpha.py"))
+    assert set(re.findall(r"from (unsee\S+) import", file)) == {
+        "unsee.pipelines.architectures",
+        "unsee.pipelines.parts",
+        "unsee.pipelines.text",
+    }
+    assert "PixArtAlphaPipeline" not in FAMILIES
+
+
+def test_the_page_names_all_that_a_description_of_ours_says() -> None:
+    page = DESCRIBE.read_text("utf-8")
+    public = {name for name in (*Parts.__annotations__, *vars(Parts)) if not name.startswith("_")}
+    for family in FAMILIES.values():
+        for cls in family.__mro__[: family.__mro__.index(Parts)]:
+            for name in vars(cls).keys() & public:
+                assert re.search(rf"`{name}\b", page), f"{family.__name__}.{name}"
+    for field in dataclasses.fields(Stream):
+        assert re.search(rf"`{field.name}\b", page), field.name

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from unsee import audit, erase
 from unsee.eval import (
     Answers,
     Detection,
@@ -24,7 +25,6 @@ from unsee.eval import (
 from unsee.eval.detectors import likeliest
 from unsee.eval.metrics import FrechetDistance
 from unsee.eval.rows import Comparison
-from unsee.flow import audit, erase
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt, Suite
 

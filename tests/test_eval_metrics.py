@@ -22,9 +22,10 @@ from torchmetrics.image.kid import KernelInceptionDistance
 from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
 from unsee._errors import InputError
-from unsee.eval import Detection, Unscored, detect, take
+from unsee.eval import Detection, Score, Unscored, detect, take, words
 from unsee.eval.detectors import Detector
 from unsee.eval.detectors.judge import EMOJI, Judge, JudgeDetector
+from unsee.eval.folder import open_folder
 from unsee.eval.metrics import (
     CLIP,
     ClipFeatures,
@@ -355,7 +356,90 @@ def test_the_frechet_distance_is_scipys(tmp_path: Path) -> None:
     score = take(FrechetDistance(Colour()), ours, theirs, batch_size=7)
     x, y = (Colour()(images(g)).numpy() for g in (ours, theirs))
     assert score.value == pytest.approx(frechet(x, y), rel=1e-9)
-    assert (score.n, score.n_reference, score.note) == (30, 40, "")
+    assert (score.n, score.n_reference, score.pairs) == (30, 40, 30)
+    assert score.note == "no floor: it needs several seeds of each prompt"
+
+
+def seeded(path: Path, prompts: int, seeds: int, tint: int) -> Gallery:
+    """Noise of each prompt and seed, lighter by the tint."""
+    rows = [
+        Prompt(f"{i:02d}-{k}", f"thing {i}", 10 * i + k)
+        for i in range(prompts)
+        for k in range(seeds)
+    ]
+    made = Gallery.start(path, None, rows)
+    for prompt in made:
+        rng = np.random.default_rng(prompt.seed)
+        shade = rng.integers(0, 128, 3) + rng.integers(0, 64, (40, 40, 3)) + tint
+        made.put(prompt, Image.fromarray(shade.astype(np.uint8)))
+    return made
+
+
+def test_the_floor_is_the_bases_own_distance_on_other_seeds(tmp_path: Path) -> None:
+    # Of three seeds the last is in neither half
+    base, erased = (seeded(tmp_path / f"{t}", 20, 3, tint=t) for t in (0, 30))
+    score = take(FrechetDistance(Colour()), erased, base)
+    x, y = (Colour()(images(g)).numpy() for g in (erased, base))
+    first, second = (np.arange(20) * 3 + k for k in (0, 1))
+    assert score.pairs == 60 and score.note == "" and score.floor is not None
+    assert score.floor.n == 20
+    assert score.floor.base == pytest.approx(frechet(y[second], y[first]), rel=1e-9)
+    assert score.floor.erased == pytest.approx(frechet(x[second], y[first]), rel=1e-9)
+    # What did nothing is at 0 on the same seeds, and on others where the base itself is
+    same = take(FrechetDistance(Colour()), base, base)
+    assert same.value == pytest.approx(0, abs=1e-9) and same.floor is not None
+    assert same.floor.erased == same.floor.base > 1e-3
+
+
+def test_a_floor_needs_seeds_enough_and_a_kernel_distance_needs_none(tmp_path: Path) -> None:
+    base, erased = (seeded(tmp_path / f"{t}", 15, 2, tint=t) for t in (0, 30))
+    few = take(FrechetDistance(Colour()), erased, base)
+    assert few.value is not None and few.floor is None and few.note.startswith("no floor")
+    kernel = take(KernelDistance(Colour()), erased, base)
+    assert (kernel.floor, kernel.note, kernel.withheld, kernel.pairs) == (None, "", "", 30)
+
+
+@pytest.mark.parametrize("count", [16, 19, 20, 40])
+def test_under_two_images_a_feature_a_frechet_distance_is_withheld(
+    count: int, tmp_path: Path
+) -> None:
+    class Ten(Colour):
+        dim = 10
+
+        def __call__(self, images: Sequence[Image.Image]) -> Tensor:
+            rows = [np.asarray(i, np.float64)[0, :4].ravel()[:10] / 255 for i in images]
+            return torch.from_numpy(np.stack(rows))
+
+    ours = gallery(tmp_path / "a", count)
+    score = take(FrechetDistance(Ten()), ours, gallery(tmp_path / "b", 50, seed=1))
+    assert score.value is not None and score.value > 0
+    assert bool(score.withheld) == (count < 20)
+    assert (words.score(score) == "not shown") == (count < 20)
+    if score.withheld:
+        assert score.withheld.startswith(f"{count} images on a side are too few for 10 features")
+    assert Score.from_json(json.loads(json.dumps(score.to_json()))) == score
+
+
+def test_a_distance_says_paired_only_where_prompts_and_seeds_are_the_same(tmp_path: Path) -> None:
+    ours = seeded(tmp_path / "a", 20, 1, tint=0)
+    other = Gallery.start(
+        tmp_path / "b", None, [replace(p, seed=p.seed + 1 + (p.seed < 100)) for p in ours]
+    )
+    for prompt, image in zip(other, images(ours), strict=True):
+        other.put(prompt, image)
+    metric = FrechetDistance(Colour())
+    assert words.paired(take(metric, ours, ours)) == "paired"
+    assert take(metric, ours, other).pairs == 0 and words.paired(take(metric, ours, other)) == ""
+    # Files of one name need not be of one prompt
+    named = [open_folder(g.path / "images") for g in (ours, other)]
+    assert take(metric, *named).pairs == 0
+    part = replace(ours, prompts=ours.prompts[:18])
+    mixed = Gallery.start(
+        tmp_path / "c", None, [*part.prompts, *(replace(p, seed=1) for p in ours.prompts[18:])]
+    )
+    for prompt, image in zip(mixed, images(ours), strict=True):
+        mixed.put(prompt, image)
+    assert words.paired(take(metric, ours, mixed)) == "18 of 20 paired"
 
 
 def mmd(x: np.ndarray, y: np.ndarray, kernel: Any, without: bool) -> float:
@@ -448,7 +532,11 @@ def test_a_gallery_is_at_distance_0_from_itself(
     near, far = take(metric, made, made), take(metric, made, other)
     assert near.value is not None and far.value is not None
     assert near.value == pytest.approx(0, abs=1e-5) and near.value < far.value / 100
-    assert ("fewer images than features" in near.note) == (extract.dim >= 20)
+    # Of pairs that did not change there is no bias
+    assert "biased" not in near.note and near.pairs == 20
+    assert bool(near.withheld) == (2 * extract.dim > 20)
+    free = [open_folder(g.path / "images") for g in (made, other)]
+    assert ("biased upwards" in take(metric, *free).note) == (extract.dim >= 20)
 
 
 DISTANCES: list[Callable[..., Metric]] = [FrechetDistance, KernelDistance, ClipKernelDistance]

@@ -11,7 +11,11 @@ import diffusers
 import pytest
 import torch
 import yaml
-from diffusers.loaders.single_file_utils import convert_ldm_unet_checkpoint
+from diffusers.loaders.single_file_utils import (
+    convert_ldm_unet_checkpoint,
+    convert_lumina2_to_diffusers,
+    convert_wan_transformer_to_diffusers,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -64,8 +68,8 @@ def everything(pipe: Any, known: Callable[[str], bool] = lambda layer: True) -> 
     draw = torch.Generator().manual_seed(0)
     updates = {}
     for layer, module in parts.denoiser.named_modules():
-        # peft has no merge for grouped convolutions, and a record no name with a hyphen.
-        grouped = getattr(module, "groups", 1) > 1 or "-" in layer
+        # peft has no merge for grouped convolutions.
+        grouped = getattr(module, "groups", 1) > 1
         if isinstance(module, (nn.Linear, nn.Conv2d)) and not grouped and known(layer):
             out, *rest = module.weight.shape
             a = torch.randn(2, *rest, generator=draw) * 0.05
@@ -243,8 +247,66 @@ COMFYUI_READS: dict[str, list[str]] = {
         ),
         *(f"transformer_blocks.*.{n}" for n in _FEED[:2]),
     ],
+    "Flux2KleinPipeline": [
+        *("context_embedder", "x_embedder", "proj_out"),
+        *(f"transformer_blocks.*.{n}" for n in _JOINT),
+        *(
+            f"transformer_blocks.*.{ff}.linear_{end}"
+            for ff in ("ff", "ff_context")
+            for end in ("in", "out")
+        ),
+        *(f"single_transformer_blocks.*.attn.{n}" for n in ("to_qkv_mlp_proj", "to_out")),
+    ],
+    "ZImagePipeline": [
+        *("cap_embedder.1", "t_embedder.mlp.0", "t_embedder.mlp.2", "all_x_embedder.2-1"),
+        *("all_final_layer.2-1.linear", "all_final_layer.2-1.adaLN_modulation.1"),
+        *(f"{blocks}.*.adaLN_modulation.0" for blocks in ("layers", "noise_refiner")),
+        *(
+            f"{blocks}.*.{n}"
+            for blocks in ("layers", "context_refiner", "noise_refiner")
+            for n in (
+                *(f"attention.{n}" for n in ("to_q", "to_k", "to_v", "to_out.0")),
+                *(f"feed_forward.w{n}" for n in (1, 2, 3)),
+            )
+        ),
+    ],
 }
 """Names behind ``transformer.`` that ComfyUI reads, a number for each star."""
+
+
+_BLOCK = [f"{a}_attn.{n}" for a in ("self", "cross") for n in "qkvo"]
+ORIGINAL: dict[str, tuple[Callable[..., dict[str, Tensor]], list[str]]] = {
+    "WanPipeline": (
+        convert_wan_transformer_to_diffusers,
+        [
+            *("text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2"),
+            *("time_projection.1", "head.head", "patch_embedding"),
+            *(f"blocks.{i}.{n}" for i in (0, 1) for n in (*_BLOCK, "ffn.0", "ffn.2")),
+        ],
+    ),
+    "Lumina2Pipeline": (
+        convert_lumina2_to_diffusers,
+        [
+            *("cap_embedder.1", "x_embedder", "t_embedder.mlp.0", "t_embedder.mlp.2"),
+            *(f"layers.{i}.feed_forward.w{n}" for i in (0, 1) for n in (1, 2, 3)),
+        ],
+    ),
+}
+"""Where ComfyUI reads ``diffusion_model.`` and the original model's names: layers that have these,
+and by what diffusers finds its own."""
+
+
+def comfyui_transformer(kind: str, layers: set[str]) -> dict[str, str]:
+    """What ComfyUI reads of a LoRA for a transformer, to diffusers' name of the layer."""
+    if kind in ORIGINAL:
+        convert, names = ORIGINAL[kind]
+        numbered = {f"{n}.weight": torch.tensor(i) for i, n in enumerate(names)}
+        return {
+            f"diffusion_model.{names[int(i)]}": layer.removesuffix(".weight")
+            for layer, i in convert(numbered).items()
+        }
+    patterns = [re.escape(n).replace(r"\*", r"\d+") for n in COMFYUI_READS[kind]]
+    return {f"transformer.{n}": n for n in layers if re.fullmatch("|".join(patterns), n)}
 
 
 def merged(tensors: Mapping[str, Tensor], names: Mapping[str, str]) -> dict[str, Tensor]:
@@ -302,11 +364,9 @@ def test_comfyui_reads_every_layer_of_a_transformer(name: str, tmp_path: Path) -
         ):
             unsee.export(reader, path, to="comfyui")
         return
-    if kind not in COMFYUI_READS:
-        pytest.skip("its names are others there: see the next test")
-    patterns = [re.escape(n).replace(r"\*", r"\d+") for n in COMFYUI_READS[kind]]
     layers = {n for n, _ in described(pipe).denoiser.named_modules()}
-    read = {f"transformer.{n}": n for n in layers if re.fullmatch("|".join(patterns), n)}
+    read = comfyui_transformer(kind, layers)
+    assert set(read.values()) <= layers
     for erasure in (reader, everything(pipe, lambda n: COMFYUI[kind].of(n, {}) is not None)):
         unsee.export(erasure, path, to="comfyui", force=True)
         deltas = merged(load_file(path), read)
@@ -320,16 +380,12 @@ def test_comfyui_reads_every_layer_of_a_transformer(name: str, tmp_path: Path) -
         assert apart(predicted(one), ours) < 1e-5
 
 
-def test_comfyui_names_of_a_layer_that_it_has_under_another() -> None:
-    lumina, wan = COMFYUI["Lumina2Pipeline"], COMFYUI["WanPipeline"]
-    assert lumina.of("time_caption_embed.caption_embedder.1", {}) == (
-        "diffusion_model.cap_embedder.1"
-    )
-    assert lumina.of("layers.0.attn.to_q", {}) is None
-    assert wan.of("condition_embedder.text_embedder.linear_1", {}) == (
-        "diffusion_model.text_embedding.0"
-    )
-    assert wan.of("blocks.3.attn2.to_k", {}) == "diffusion_model.blocks.3.cross_attn.k"
+def test_comfyui_fuses_the_attention_of_lumina_so_that_no_lora_of_it_goes_there(
+    tmp_path: Path,
+) -> None:
+    wide = everything(build("lumina-2"), lambda layer: ".attn." in layer)
+    with pytest.raises(InputError, match="edits .*attn.*, which comfyui does not know by a name"):
+        unsee.export(wide, tmp_path / "it.safetensors", to="comfyui")
 
 
 SDXL: dict[str, Any] = {
@@ -435,6 +491,7 @@ def test_the_model_card_says_what_the_record_does(
     assert yaml.safe_load(head) == {
         "license": "openrail++",
         "library_name": "diffusers",
+        "pipeline_tag": "text-to-image",
         "tags": ["unsee", "concept-erasure"],
     }
     settings = "".join(line for line in body.splitlines() if line.startswith("    "))
@@ -444,6 +501,11 @@ def test_the_model_card_says_what_the_record_does(
     assert all(word in body for word in (*said, "openrail++", "no promise"))
     unsee.export(erasure, tmp_path / "b", to="pipeline", model=pipe)
     assert "license: unknown" in (tmp_path / "b/README.md").read_text("utf-8")
+    # The same writer as push has, but for what is said of a file.
+    unsee.push(erasure, folder=tmp_path / "c", name="it.safetensors", license="openrail++")
+    file = (tmp_path / "c/README.md").read_text("utf-8")
+    tables = [[row for row in page.splitlines() if row.startswith("|")] for page in (text, file)]
+    assert tables[0] == tables[1] and len(tables[0]) > 6 and "## Audit" in text
     # A name of the hub is a link there.
     named = dataclasses.replace(erasure.record.base, name="stabilityai/stable-diffusion-2")
     other = dataclasses.replace(erasure, record=dataclasses.replace(erasure.record, base=named))
@@ -460,7 +522,7 @@ CHECKPOINTED = {
 
 @pytest.mark.parametrize("version", CHECKPOINTED)
 @pytest.mark.parametrize("method", ["uce", "dense"])
-def test_a_checkpoint_is_read_whole_by_from_single_file(
+def test_a_checkpoint_is_read_whole_by_from_single_file_and_by_load_pipeline(
     version: str,
     method: str,
     folders: Callable[[str], Path],
@@ -491,6 +553,10 @@ def test_a_checkpoint_is_read_whole_by_from_single_file(
     with erasure.applied(pipe):
         ours = drawn(pipe)
     assert apart(drawn(plain), ours) < 1e-4 < apart(ours, base)
+    # and by our own, from the one file and the folder of the base
+    read = unsee.load_pipeline(out, config=folder, device="cpu")
+    assert type(read) is type(pipe) and not unsee.active(read)
+    assert apart(drawn(read), ours) < 1e-4
 
 
 def test_the_base_that_was_given_is_left_as_it_was(
@@ -622,3 +688,42 @@ def test_the_command_writes_what_the_function_does(
     assert code == 2 and "Did you mean 'kohya'?" in err
     code, _, err = run("export", "it.safetensors", "--to", "kohya", "-o", "out/kohya")
     assert code == 2 and "is there already" in err
+
+
+def test_the_model_is_loaded_as_every_command_loads_one(
+    run: Callable[..., tuple[int, str, str]],
+    erasures: dict[str, Erasure],
+    folders: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    one, folder = erasures["lora"], folders("stable-diffusion")
+    one.save(tmp_path / "it.safetensors")
+    pipe = unsee.load_pipeline(folder, device="cpu")
+    with one.applied(pipe):
+        ours = drawn(pipe)
+    half = unsee.load_pipeline(folder, device="cpu", dtype="float16")
+    half.save_pretrained(tmp_path / "half", variant="fp16")
+    zero = {name: torch.zeros_like(t) for name, t in one.tensors.items()}
+    single = tmp_path / "single.safetensors"
+    unsee.export(dataclasses.replace(one, tensors=zero), single, to="checkpoint")
+    ways = {
+        "variant": ("--model", str(tmp_path / "half"), "--variant", "fp16"),
+        "config": ("--model", str(single), "--config", str(folder)),
+    }
+    for out, words in ways.items():
+        command = ("export", "it.safetensors", "--to", "pipeline", "-o", out)
+        code, _, err = run(*command, *words)
+        assert code == 0, err
+        made = unsee.load_pipeline(tmp_path / out, device="cpu")
+        for part in ("tokenizer", "scheduler"):
+            setattr(made, part, getattr(pipe, part))
+        assert apart(drawn(made), ours) < (1e-4 if out == "config" else 2e-2)
+    refused: list[tuple[str, tuple[str, ...], str]] = [
+        ("pipeline", ("--lora", "mine.safetensors"), "without LoRAs: leave lora out"),
+        ("pipeline", ("--offload", "model"), "leave offload out"),
+        ("kohya", ("--dtype", "float16"), "--to kohya loads no model"),
+    ]
+    for to, more, said in refused:
+        code, _, err = run("export", "it.safetensors", "--to", to, "-o", "x", *more)
+        assert code == 2 and said in err and len(err.splitlines()) == 1, err
+    assert not (tmp_path / "x").exists()

@@ -11,9 +11,11 @@ from PIL import Image
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 from torchmetrics.image.fid import FrechetInceptionDistance, NoTrainInceptionV3
 
+import unsee
 from unsee._errors import InputError
 from unsee.eval import take
 from unsee.eval.metrics import FrechetDistance, InceptionFeatures, Lpips, Metric, find_metric
+from unsee.eval.metrics.features import clean_resize
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
 
@@ -103,6 +105,74 @@ def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path:
     features = InceptionFeatures(inception, device="cpu")
     [image] = [Image.open(p) for p in [gallery(tmp_path / "g", 1).path / "images" / "00.png"]]
     assert features([image]).shape == (1, features.dim) == (1, 2048)
+
+
+@pytest.mark.parametrize("side", [64, 400, (299, 450)])
+def test_a_clean_resize_is_pillows_bicubic_without_its_rounding(side: Any) -> None:
+    rng = np.random.default_rng(0)
+    width, height = side if isinstance(side, tuple) else (side, side)
+    # Away from 0 and 255, beyond which the filter goes
+    image = Image.fromarray(rng.integers(90, 166, (height, width, 3)).astype(np.uint8))
+    pixels = clean_resize(image)
+    assert pixels.shape == (3, 299, 299) and pixels.dtype == np.float32
+    rounded = np.asarray(image.resize((299, 299), Image.Resampling.BICUBIC), float)
+    # Pillow rounds to bytes after each of its two passes
+    assert np.abs(pixels - rounded.transpose(2, 0, 1)).max() < 1.5
+    assert (width, height) == (299, 299) or np.abs(pixels % 1).max() > 0.3
+    ends = clean_resize(Image.fromarray(np.eye(64, dtype=np.uint8) * 255))
+    assert ends.min() == 0 and ends.max() <= 255
+
+
+@pytest.mark.extra("fid")
+def test_clean_features_differ_from_legacy_ones_by_the_resize_alone(inception: Path) -> None:
+    rng = np.random.default_rng(0)
+    noise = [Image.fromarray(rng.integers(0, 256, (s, s, 3)).astype(np.uint8)) for s in (299, 400)]
+    clean, legacy = (InceptionFeatures(inception, clean=c, device="cpu") for c in (True, False))
+    assert clean.name == "inception-2048-clean" and "bicubic" in clean.protocol["resize"]
+    same, other = (legacy(noise[i : i + 1]) for i in (0, 1))
+    torch.testing.assert_close(clean(noise[:1]), same, rtol=1e-4, atol=1e-6 * float(same.max()))
+    assert not torch.allclose(clean(noise[1:]), other, rtol=1e-3, atol=1e-5 * float(other.max()))
+
+
+def test_a_published_fid_of_few_real_images_is_refused_before_anything_is_fetched(
+    no_network: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match="name their folder, as in fid:published.real=FOLDER"):
+        find_metric("fid:published")
+    few = gallery(tmp_path / "real", 3).path / "images"
+    for resize in ("clean", "legacy"):
+        with pytest.raises(InputError, match="is to 30000 real images, and .* has 3:") as caught:
+            find_metric(f"fid:published?real={few}&resize={resize}")
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="resize is 'dirty'; it must be one of clean, legacy"):
+        find_metric(f"fid:published?real={few}&resize=dirty")
+
+
+@pytest.mark.slow
+@pytest.mark.extra("fid")
+def test_a_published_fid_of_few_prompts_is_refused_before_a_model_is_loaded(
+    inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = tmp_path / "real"
+    real.mkdir()
+    for i in range(30_000):
+        (real / f"{i:06d}.jpg").touch()
+    spec = f"fid:published?real={real}&resize=clean&weights={inception}"
+    metric = find_metric(spec)
+    assert metric.name == "fid-published/inception-2048-clean" and not metric.needs_reference
+    assert metric.protocol["real_images"] == 30_000 and "bicubic" in metric.protocol["resize"]
+
+    def loaded(*args: Any, **kwargs: Any) -> Any:
+        raise AssertionError("a model was loaded")
+
+    bomb = unsee.erase("emoji", "bomb", check=False)
+    monkeypatch.setattr("unsee.flow._pipeline", loaded)
+    with pytest.raises(InputError, match="on 30000 images, and the prompts that must stay are"):
+        unsee.audit("emoji", bomb, out=tmp_path / "out", metrics=[spec])
+    assert not (tmp_path / "out").exists()
+    few = gallery(tmp_path / "few", 3)
+    with pytest.raises(InputError, match="on 30000 images, and the folder's are 3: give as many"):
+        unsee.score(few.path, metrics=[spec])
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.gallery import Gallery, MadeBy, Used, write_atomically
+from unsee._files import write_atomically
+from unsee.gallery import Gallery, MadeBy, Used
 from unsee.pipelines import generate
 from unsee.prompts import Prompt
 from unsee.records import Model
@@ -72,17 +73,24 @@ from PIL import Image
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
 from unsee.records import Model
+from unsee.store import Store
 
 root = pathlib.Path(sys.argv[1])
 prompts = [Prompt(f"p{i}", f"a {i}", i) for i in range(3)]
 
 def make(path):
-    gallery = Gallery.start(path, None, prompts)
-    for prompt in gallery.unmade():
-        gallery.put(prompt, Image.new("RGB", (4, 4), (prompt.seed, 0, 0)))
+    store = Store(path / "store")
+    for name in ("it", "again"):  # whose images come from the store, but for one at most
+        gallery = Gallery.start(path / name, None, prompts)
+        for prompt in gallery.unmade():
+            if not gallery.take(prompt, store):
+                gallery.put(prompt, Image.new("RGB", (4, 4), (prompt.seed, 0, 0)), store=store)
+    store.tidy()
 
 def files(path):
-    return {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    found = {str(p.relative_to(path)): p.read_bytes() for p in path.rglob("*") if p.is_file()}
+    assert len(found.pop("again/images.jsonl").splitlines()) == 3
+    return found
 
 def kill_before(number, path):
     seen = itertools.count()

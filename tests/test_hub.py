@@ -172,6 +172,11 @@ def test_what_was_pushed_is_taken_by_its_id_wherever_a_file_is(
         *("-e", "ada/van-gogh"),
     )
     assert code == 0, err
+    for name in ("ada/van-gogh", "ada/van-gogh/van-gogh.safetensors"):
+        code, out, err = run("export", name, "--to", "kohya", "-o", "kohya", "--force")
+        assert code == 0 and "Exported van gogh to kohya" in out, err
+        unsee.export(erasure, tmp_path / "same", to="kohya", force=True)
+        assert (tmp_path / "kohya").read_bytes() == (tmp_path / "same").read_bytes()
     # A second file: the repository alone says no more which
     code, _, err = run("push", str(file), "ada/van-gogh", "--name", "again.safetensors")
     assert code == 0, err
@@ -220,6 +225,17 @@ def test_the_card_has_the_figures_of_the_report_and_of_no_other(
 
     for row in summary(loaded):
         assert row["erased"] in card and row["n"] in card
+
+
+def test_the_card_promises_plain_diffusers_only_what_it_loads(tmp_path: Path) -> None:
+    said = 'pipe.load_lora_weights("OWNER/NAME"'
+    for name, reads in (("flux", True), ("pixart-sigma", False)):
+        pipe = build(name)
+        assert hasattr(pipe, "load_lora_weights") == reads
+        one = unsee.erase(pipe, "van gogh", check=False)
+        unsee.push(one, folder=tmp_path / name, name="it.safetensors")
+        text = (tmp_path / name / "README.md").read_text(encoding="utf-8")
+        assert (said in text) == reads == ("- lora\n" in text)
 
 
 def test_a_hostile_concept_writes_no_markdown(tiny_folder: Path, tmp_path: Path) -> None:

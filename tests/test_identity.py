@@ -12,9 +12,9 @@ from diffusers import DDIMScheduler, PNDMScheduler
 from torch import Tensor, nn
 from transformers import CLIPTokenizer
 
+from unsee import audit, erase, generate_gallery
 from unsee._errors import InputError
 from unsee.erasers.uce import UCE
-from unsee.flow import audit, erase, generate_gallery
 from unsee.gallery import Gallery
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.pipelines.identity import VALUES, alike, model_of, sample

@@ -28,6 +28,7 @@ from unsee import Erasure, InputError
 from unsee._reading import plain
 from unsee.pipelines.erasure import checksum
 from unsee.records import FORMAT
+from unsee.tests.test_components import by_hand
 from unsee.tests.test_forger import BROKEN, places, put, same, text
 
 ALL = 10_000
@@ -208,12 +209,14 @@ OTHERS = ("format-2/dense", "format-2/transported", "format-2/guidance", "format
 
 @pytest.fixture(scope="module")
 def files(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> list[File]:
-    """Of every kind and both formats; the first is for the base."""
+    """Of every kind and both formats; the first two are for the base."""
     pipe = unsee.load_pipeline(tiny_folder, device="cpu")
     path = tmp_path_factory.mktemp("right") / "it.safetensors"
     unsee.erase(pipe, "van gogh", check=False).save(path)
+    spoken = path.with_name("components.safetensors")
+    by_hand(pipe, ("unet", "text_encoder"), bias=True).save(spoken)
     found = []
-    for right in (path, *(GOLDEN / f"{name}.safetensors" for name in OTHERS)):
+    for right in (path, spoken, *(GOLDEN / f"{name}.safetensors" for name in OTHERS)):
         found.append(File.open(right))
         erasure = Erasure.load(right)
         found[-1].read = {
@@ -271,7 +274,8 @@ def outcome(path: Path, file: File, base: Any) -> str:
 
 def check(seeds: Iterator[int], folder: Path, files: list[File], base: Any) -> Counter[str]:
     path, counts = folder / "it.safetensors", Counter[str]()
-    before = [p.detach().clone() for p in base.unet.parameters()]
+    edited = [*base.unet.parameters(), *base.text_encoder.parameters()]
+    before = [p.detach().clone() for p in edited]
     start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     for seed in seeds:
         draw = random.Random(seed)
@@ -286,7 +290,7 @@ def check(seeds: Iterator[int], folder: Path, files: list[File], base: Any) -> C
         counts[found] += 1
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - start
     assert grown < GROWTH, f"{grown / 2**20:.0f} MiB"
-    assert all(map(torch.equal, before, base.unet.parameters()))
+    assert all(map(torch.equal, before, edited))
     return counts
 
 

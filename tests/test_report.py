@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from unsee._errors import InputError
@@ -34,8 +35,12 @@ from unsee.eval import (
     summary,
     words,
 )
+from unsee.eval.folder import open_folder
+from unsee.eval.metrics import FrechetDistance
+from unsee.eval.metrics.distances import PublishedFid
 from unsee.eval.page import FILES, PAIRS, STRIP, ordered, strips, write
 from unsee.eval.report import Cost, accuracies
+from unsee.eval.statistics import Floor
 from unsee.gallery import Gallery, MadeBy, Used
 from unsee.prompts import Concept, Prompt
 from unsee.records import Model
@@ -161,9 +166,119 @@ def test_a_file_that_is_no_report_is_refused(tmp_path: Path, text: str, message:
         Report.load(tmp_path / "nowhere.json")
 
 
+def test_a_report_from_before_distances_said_what_they_are_opens(tmp_path: Path) -> None:
+    report, _, _ = golden()
+    page = json.loads(json.dumps(report.to_json()))
+    for measured in page["measurements"]:
+        for score in filter(None, (measured["base"], measured["erased"])):
+            for field in ("withheld", "pairs", "floor"):
+                del score[field]
+    assert Report.from_json(page) == report
+
+
+class Sparse(FrechetDistance):
+    """On an image's last pixels."""
+
+    def __init__(self, width: int) -> None:
+        class Pixels:
+            name, dim, protocol = f"pixels-{width}", width, {"pixels": [0, 255]}
+
+            def __call__(self, images: Sequence[Image.Image]) -> torch.Tensor:
+                rows = [np.asarray(image, float)[-2:, -2:].ravel()[: self.dim] for image in images]
+                return torch.from_numpy(np.stack(rows))
+
+        super().__init__(Pixels(), least=2)
+
+
+def test_a_frechet_distance_of_few_images_is_in_the_file_and_in_no_figure(tmp_path: Path) -> None:
+    base, erased = (Gallery.open(GOLDEN / side) for side in ("base", "erased"))
+
+    def of(*metrics: Any) -> Report:
+        return compare(
+            base,
+            erased,
+            [Concept("red", "object", ("red", "crimson"))],
+            detectors=[Colours(), Stripes()],
+            metrics=metrics,
+            limits=Limits(allow_unscored=True),
+        )
+
+    report = of(Sparse(2), Sparse(12), Apart())
+    # What has no bias comes first
+    assert [m.metric for m in report.measurements] == [
+        "test/apart", "frechet/pixels-2", "frechet/pixels-12",
+    ]  # fmt: skip
+    rows = {row["measure"]: row["erased"] for row in summary(report)}
+    shown, withheld = (m.erased for m in report.measurements[1:])
+    assert shown.value is not None and withheld.value is not None
+    assert rows["frechet/pixels-12 on kept rows, paired"] == "not shown"
+    assert rows["frechet/pixels-2 on kept rows, paired"] == words.score(shown) != "not shown"
+    assert any("frechet/pixels-12 on kept rows: " in line for line in report.warnings)
+    report.save(tmp_path / "report.json")
+    assert str(withheld.value) in (tmp_path / "report.json").read_text()
+    html = render(report, base, erased)
+    text = re.sub(r"<[^>]+>", " ", html)
+    assert "not shown" in text and "too few for 12 features" in text and ", paired" in text
+    assert f"<b>{withheld.value:.2f}" not in html
+
+    def figures(*metrics: Any) -> str:
+        page = render(of(*metrics), base, erased)
+        return page[page.index('<ul class="figures"') : page.index('id="identity"')]
+
+    # The chief figures take the next of the family, or none
+    assert "frechet" not in figures(Sparse(12)) and "frechet" not in figures(Apart(), Sparse(2))
+    assert "frechet/pixels-2" in (chief := figures(Sparse(12), Sparse(2)))
+    assert "of what stays, to the base, paired" in chief and "frechet/pixels-12" not in chief
+
+
+def test_a_published_distance_is_of_both_galleries_to_real_images_on_kept_rows_alone() -> None:
+    base, erased = (Gallery.open(GOLDEN / side) for side in ("base", "erased"))
+    features, real = Sparse(2)._features, GOLDEN / "base" / "images"
+
+    def of(least: int) -> Report:
+        return compare(
+            base,
+            erased,
+            [Concept("red", "object", ("red", "crimson"))],
+            detectors=[Colours(), Stripes()],
+            metrics=[PublishedFid(lambda: features, open_folder(real), least=least)],
+            limits=Limits(allow_unscored=True),
+        )
+
+    (found,) = of(6).measurements
+    assert found.rows == "keep" and found.base is not None and found.base.value is not None
+    # The base's kept rows against all of the base's images
+    assert 0 < found.base.value != found.erased.value
+    assert found.base.n_reference == found.erased.n_reference == 12
+    assert found.erased.pairs == 0 and found.erased.floor is None and not found.erased.withheld
+    with pytest.raises(InputError, match="defined on 9 images, and the prompts that must stay"):
+        of(9)
+    with pytest.raises(InputError, match="is to 13 real images, and .* has 12"):
+        of(13)
+
+
+def test_the_floor_stands_beside_the_distance_on_the_page() -> None:
+    report, base, erased = golden()
+    apart = next(m for m in report.measurements if m.metric == "test/apart")
+    score = replace(apart.erased, pairs=6, floor=Floor(0.0421, 1.5, 40))
+    said = "on other seeds 1.5, the base's own 0.042, of 40 images"
+    assert words.floor(score) == said and words.floor(apart.erased) == ""
+    report = replace(report, measurements=(replace(apart, erased=score),))
+    text = re.sub(r"<[^>]+>", " ", render(report, base, erased))
+    assert said.replace("'", "&#39;") in text
+    assert Report.from_json(json.loads(json.dumps(report.to_json()))) == report
+    with pytest.raises(ValueError, match="are no distances"):
+        Floor(float("nan"), 1.0, 3)
+
+
+def test_small_figures_keep_two_digits() -> None:
+    found = [words.score(Score(x, 9, None, False, "")) for x in (0.0042, -0.0123, 0.1, 4.126, 0)]
+    assert found == ["0.0042", "-0.012", "0.1", "4.13", "0"]
+
+
 def test_a_report_of_format_1_is_refused_in_one_line() -> None:
     with pytest.raises(InputError, match="format 1, whose verdict did not go by intervals") as one:
-        Report.load(GOLDEN / "report-1.json")
+        Report.load(GOLDEN / "reports/format-1.json")
     assert "\n" not in str(one.value)
 
 
@@ -406,6 +521,20 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
     first = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
     assert Image.open(io.BytesIO(first)).size == (192, 144)
     assert render(report, base, erased) == html
+
+
+def test_a_large_video_is_shown_with_all_its_frames(tmp_path: Path) -> None:
+    rows = [Prompt("it", "one", 0, {"object": "red"}), Prompt("kept", "2", 1, {"object": "blue"})]
+    base, erased = (Gallery.start(tmp_path / side, None, rows) for side in ("base", "erased"))
+    pixels = np.random.default_rng(0).integers(0, 255, (3, 300, 400, 3), np.uint8)
+    for gallery in (base, erased):
+        for prompt in gallery:
+            gallery.put(prompt, *map(Image.fromarray, pixels))
+    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    page = Page(render(report, base, erased))
+    shown = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
+    with Image.open(io.BytesIO(shown)) as image:
+        assert image.size == (192, 144) and image.n_frames == 3  # type: ignore[attr-defined]
 
 
 def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Path) -> None:

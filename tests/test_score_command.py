@@ -96,6 +96,27 @@ def test_every_image_of_a_folder_is_measured_and_each_label_has_its_rate(folder:
     assert result.holes == () and result.right == {}
 
 
+@pytest.mark.parametrize("suffix", ["png", "webp"])
+def test_what_is_in_one_frame_of_a_moving_image_is_seen_in_it(tmp_path: Path, suffix: str) -> None:
+    frames = []
+    for colour in ("red", "green", "red"):
+        frames.append(Image.new("RGB", (16, 16), COLOURS[colour]))
+        frames[-1].paste((90, 90, 90), (0, 0, 4, 4 + len(frames)))
+    first, *further = frames
+    name = f"it.{suffix}"
+    first.save(tmp_path / name, save_all=True, append_images=further, duration=9)
+    assert found(open_folder(tmp_path)).rates["test/colour"] == {
+        "green": Rate(1, 1),
+        "red": Rate(1, 1),
+    }
+    further[0].paste(0, (0, 0, 16, 16))  # blank
+    first.save(tmp_path / name, save_all=True, append_images=further, duration=9)
+    one = found(open_folder(tmp_path), concept="green")
+    assert one.seen == {"test/colour": Rate(0, 0, unscored=1)}
+    assert one.rates == {"test/colour": {"red": Rate(1, 1)}} and one.blank == 0
+    assert list(one.reasons) == ["frame 2 of 3: blank: of one colour"]
+
+
 def test_what_cannot_be_read_is_unscored_and_in_no_rate(folder: Path) -> None:
     (folder / "2.png").write_bytes((folder / "2.png").read_bytes()[:50])
     result = found(open_folder(folder), concept="red")

@@ -4,12 +4,16 @@ import itertools
 import json
 import math
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
-from scipy.stats import binomtest, multinomial, norm, t
+from scipy.stats import binom, binomtest, multinomial, norm, t
 
-from unsee.eval.statistics import Paired, Rate, Score, holm, mean_interval
+from unsee._errors import InputError
+from unsee.eval import statistics
+from unsee.eval.statistics import Paired, Rate, Score, between, holm, mean_interval
 
 
 @pytest.mark.parametrize("n", [1, 2, 8, 35, 1000])
@@ -284,6 +288,78 @@ def test_many_pairs_are_tested_in_a_moment_and_as_the_exact_test_would() -> None
     assert fewer.p_value == pytest.approx(normal, rel=1e-3) and fewer.p_value != normal
 
 
+def judged(n: int, size: int) -> Paired:
+    """n pairs, all different enough, in units of this mean size; 0 is of 1 to some 40."""
+    rng = np.random.default_rng(n)
+    unit = (np.sqrt(rng.random(n)) * n / 20).astype(int) if not size else np.arange(n) // size
+    before, after = rng.random(n) < 0.5, rng.random(n) < 0.49
+    return Paired.counted(zip(unit.tolist(), before.tolist(), after.tolist(), strict=True))
+
+
+def seconds(what: Callable[[], object]) -> float:
+    start = time.process_time()
+    what()
+    return time.process_time() - start
+
+
+@pytest.mark.parametrize("size", [1, 4, 50, 0])
+def test_100_000_pairs_take_a_moment_and_four_times_as_many_no_more_than_their_share(
+    size: int,
+) -> None:
+    Paired(9, 5, 4, 3).to_json()  # scipy is imported at the first call
+    took = {}
+    for n in (25_000, 100_000):
+        found: list[Paired] = []
+        took[n] = seconds(lambda n=n, found=found: found.append(judged(n, size)))  # type: ignore[misc]
+        took[n] += seconds(found[0].to_json)  # p, intervals, what would have shown
+        assert found[0].p_value is not None and found[0].smallest_loss is not None
+    assert took[100_000] < 1, took
+    # What takes no time at all has no ratio
+    assert took[100_000] <= 8 * max(took[25_000], 0.1), took
+
+
+def test_the_mean_of_100_000_prompts_has_its_interval_in_a_moment() -> None:
+    scores = np.random.default_rng(0).normal(25, 4, 100_000).tolist()
+    mean_interval([[0.0], [1.0]])
+    took = {n: seconds(lambda n=n: mean_interval([[x] for x in scores[:n]]))  # type: ignore[misc]
+            for n in (25_000, 100_000)}  # fmt: skip
+    assert took[100_000] < 1 and took[100_000] <= 8 * max(took[25_000], 0.1), took
+
+
+@pytest.mark.parametrize("skewed", [False, True])
+def test_of_many_prompts_the_interval_is_the_draws_percentiles(
+    skewed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng, count = np.random.default_rng(1), 400
+    levels = rng.lognormal(0, 1, count) if skewed else rng.normal(25, 4, count)
+    # Prompts of more images that score higher pull both ends, as no plain normal law does
+    sizes = np.where(levels > np.median(levels), rng.integers(1, 8, count), 1)
+    groups = [(x + rng.normal(0, 0.5, k)).tolist() for x, k in zip(levels, sizes, strict=True)]
+    low, high = mean_interval(groups, resamples=40_000) or (0, 0)
+    monkeypatch.setattr(statistics, "MANY", 399)
+    ours = mean_interval(groups)
+    assert ours == pytest.approx((low, high), abs=0.012 * (high - low))
+    assert ours != (low, high)
+    same = [[2.0]] * 300 + [[2.0, 2.0]] * 300
+    assert mean_interval(same) == (2.0, 2.0)
+
+
+def test_what_a_loss_must_be_to_show_is_summed_where_it_matters_and_as_if_over_all() -> None:
+    # The whole sum, over every number of changed pairs
+    for n, gained in ((300, 2), (3000, 0), (3000, 40)):
+        loss = Paired(n - gained, 0, gained, 0).smallest_loss or math.nan
+        changed, g = np.arange(n + 1), gained / n
+        few = binom.ppf(0.025, changed, 0.5)
+        few -= 2 * binom.cdf(few, changed, 0.5) > 0.05
+
+        def power(fall: float, changed: Any = changed, few: Any = few, g: float = g) -> float:
+            move = fall + 2 * g
+            seen = np.where(few < 0, 0.0, binom.cdf(few, changed, g / move))
+            return float(binom.pmf(changed, changed[-1], move) @ seen)
+
+        assert power(loss) >= 0.8 - 1e-12 and power(loss - 1.1e-4) < 0.8
+
+
 def test_a_clustered_difference_turns_with_the_sides_and_holds_what_was_found() -> None:
     rng = np.random.default_rng(7)
     for _ in range(30):
@@ -320,6 +396,88 @@ def test_holm_believes_what_his_steps_would() -> None:
             believed.add(p)
         assert {p for p, a in zip(found, adjusted, strict=True) if a <= alpha} == believed
     assert holm([0.03]) == [0.03] and holm([]) == []
+
+
+Judged = dict[str, dict[str, tuple[str, bool | None]]]
+
+
+def alone(**seen: list[bool | None]) -> Judged:
+    """Erasures' rows, each of its own unit."""
+    return {
+        name: {f"{i}": (f"{i}", hit) for i, hit in enumerate(rows)} for name, rows in seen.items()
+    }
+
+
+def test_several_erasures_without_units_are_tested_as_statsmodels_does() -> None:
+    # statsmodels 0.15.0: mcnemar(exact=True) of each pair, multipletests(method="holm") of all
+    found = between(
+        alone(
+            a=[i < 6 for i in range(40)],
+            b=[i % 3 == 0 for i in range(40)],
+            c=[i % 2 == 0 or i < 20 for i in range(40)],
+        )
+    )
+    assert [(b.first, b.second) for b in found] == [("a", "b"), ("a", "c"), ("b", "c")]
+    assert [b.paired.p_value for b in found] == pytest.approx(
+        [0.076812744140625, 1.1920928955078125e-07, 0.001543879508972168], rel=1e-12
+    )
+    assert [b.p_holm for b in found] == pytest.approx(
+        [0.076812744140625, 3.5762786865234375e-07, 0.003087759017944336], rel=1e-12
+    )
+    assert found[1].paired.difference == pytest.approx((30 - 6) / 40)
+
+
+def test_rows_of_one_prompt_are_one_unit_between_erasures_too() -> None:
+    rows = [(f"{i}-{k}", f"prompt {i}", i < 7) for i in range(20) for k in range(5)]
+    alike: Judged = {
+        "none": {id_: (unit, False) for id_, unit, _ in rows},
+        "some": {id_: (unit, hit) for id_, unit, hit in rows},
+    }
+    (found,) = between(alike)
+    assert found.paired.units == 20 and found.paired.n == 100
+    assert found.p_holm == found.paired.p_value == pytest.approx(binomtest(0, 7).pvalue)
+
+
+def test_a_row_that_one_could_not_score_is_in_none_of_its_pairs() -> None:
+    found = between(alone(a=[True, None, True], b=[False, True, None], c=[None, None, None]))
+    assert [b.paired.n for b in found] == [1, 0, 0]
+    assert [b.p_holm for b in found] == [1.0, None, None]
+
+
+@pytest.mark.parametrize(
+    ("judged", "message"),
+    [
+        ({}, "name at least two"),
+        ({"a": {"0": ("x", True)}}, "name at least two"),
+        (
+            {"a": {"0": ("x", True)}, "b": {"0": ("x", True), "1": ("x", False)}},
+            "a and b were not judged on the same rows, first at '1'",
+        ),
+        ({"a": {"0": ("x", True)}, "b": {"0": ("y", True)}}, "not judged on the same rows"),
+    ],
+)
+def test_erasures_of_other_rows_are_not_compared(judged: Judged, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        between(judged)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("count", "size"), [(24, 6), (50, 1), (50, 5)])
+def test_erasures_that_do_the_same_are_told_apart_no_more_than_5_times_in_100(
+    count: int, size: int
+) -> None:
+    rng, alarms, repeats = np.random.default_rng(4), 0, 500
+    for _ in range(repeats):
+        # Each erasure leaves something in prompts of its own, alike on average
+        judged: Judged = {}
+        for name in "abcd":
+            hits = rng.random((count, size)) < rng.beta(0.35, 0.65, count)[:, None]
+            judged[name] = {
+                f"{i}-{k}": (f"{i}", bool(hits[i, k])) for i in range(count) for k in range(size)
+            }
+        alarms += any((b.p_holm or 0) <= 0.05 for b in between(judged))
+    # Two standard errors of 500 draws are 2 points
+    assert 0 < alarms / repeats <= 0.07
 
 
 def test_images_of_one_prompt_tell_no_more_than_one_of_them() -> None:

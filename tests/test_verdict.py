@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from unsee import flow
+from unsee import audits, erase
 from unsee._errors import InputError
 from unsee.eval.rows import Comparison
 from unsee.eval.statistics import Paired, Rate
@@ -213,7 +213,7 @@ def test_limits_are_refused_before_anything_is_loaded(tmp_path: Path) -> None:
     wrongs: list[dict[str, Any]] = [{"max_target": 10}, {"max_keep_loss": math.nan}]
     for wrong in wrongs:
         with pytest.raises(InputError, match="it must be a number from 0 to 1"):
-            flow.audit("no model", "no file", out=tmp_path, **wrong)
+            audits.audit("no model", "no file", out=tmp_path, **wrong)
 
 
 def test_the_limits_are_those_of_the_command_line(run: Any, tmp_path: Path) -> None:
@@ -226,21 +226,21 @@ def test_the_limits_are_those_of_the_command_line(run: Any, tmp_path: Path) -> N
 def test_a_suite_that_never_asks_after_the_concept_is_refused_before_the_model_is_there(
     pipe: Any, tmp_path: Path
 ) -> None:
-    erasure = flow.erase(pipe, "bomb", check=False)
+    erasure = erase(pipe, "bomb", check=False)
     suite = Suite("s", (Prompt("a", "a cat", 0, {"object": "cat"}),))
     with pytest.raises(InputError, match="no prompt of the object 'bomb': its object labels are"):
-        flow.audit(
+        audits.audit(
             "no such model", erasure, suite=suite, detectors=["emoji/object"], out=tmp_path / "a"
         )
     assert not (tmp_path / "a").exists()
 
 
 def test_a_glance_at_four_pictures_decides_nothing(tmp_path: Path) -> None:
-    erasure = flow.erase("emoji", "bomb", check=False)
-    report = flow.audit("emoji", erasure, out=tmp_path, size=4, metrics=[], max_keep_loss=0.9)
+    erasure = erase("emoji", "bomb", check=False)
+    report = audits.audit("emoji", erasure, out=tmp_path, size=4, metrics=[], max_keep_loss=0.9)
     assert report.suite.target < 5 and report.exit_code == 1
     assert report.verdict.value == "inconclusive"
     assert "possible; 0 of 35 would rule out more than 10 %" in report.verdict.detail
     assert report.limits == Limits(max_keep_loss=0.9)
-    hasty = flow.audit("emoji", erasure, out=tmp_path / "hasty", size=4, steps=2, metrics=[])
+    hasty = audits.audit("emoji", erasure, out=tmp_path / "hasty", size=4, steps=2, metrics=[])
     assert hasty.verdict.value not in ("forgotten", "damaged") and hasty.exit_code == 1

@@ -6,7 +6,6 @@ from nothing or from a model's name and settings; ``find_detector`` reads both f
 
 import functools
 import hashlib
-import inspect
 import json
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -15,8 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from ..._errors import InputError
-from ..._registry import Registry, make, unknown
-from ..._settings import read
+from ..._registry import Registry, make, told, unknown
 from ...prompts import Prompt
 from ...prompts.concept import fold, read_mapping
 from ..images import Unscored
@@ -157,17 +155,7 @@ def find_detector(spec: str | Detector, prompts: Sequence[Prompt] = ()) -> Detec
         if not isinstance(named, str) or not isinstance(given, Mapping):
             raise InputError(f"{spec} must name its 'detector', with a mapping of 'settings'.")
         spec = named
-    head, _, query = spec.partition("?")
-    pairs = [pair.partition("=") for pair in query.split("&") if pair]
-    given = {**given, **{key: value for key, _, value in pairs}}
-    name = head.partition(":")[0]
-    parameters = inspect.signature(DETECTORS[name], eval_str=True).parameters
-    known = {key: p for key, p in parameters.items() if p.kind is p.KEYWORD_ONLY}
-    settings = {}
-    for key, value in given.items():
-        if key not in known:
-            raise unknown(f"setting of {name}", str(key), known)
-        settings[key] = read(f"{name}'s {key}", value, known[key].annotation)
+    head, settings, known = told(DETECTORS, spec, given)
     if prompts and "labels" not in settings and {"labels", "kind"} <= known.keys():
         kind = settings.get("kind", known["kind"].default)
         there = (p.labels.get(kind, "") for p in prompts)

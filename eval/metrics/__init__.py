@@ -6,7 +6,8 @@ Extractors turn images into features, metrics compare features; neither knows th
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from ..._registry import Registry, make
+from ..._errors import InputError
+from ..._registry import Registry, make, told
 from ..images import Taken
 from ..statistics import Score
 from .clip import ClipScore
@@ -40,9 +41,12 @@ __all__ = [
     "Lpips",
     "Metric",
     "OpenClip",
+    "Published",
     "Rmse",
     "Ssim",
     "Taken",
+    "biased_last",
+    "check_published",
     "find_metric",
 ]
 
@@ -90,6 +94,18 @@ class Metric(Protocol):
         ...
 
 
+@runtime_checkable
+class Published(Protocol):
+    """A metric by a published protocol: against images of its own, on so many images or none.
+
+    Attributes:
+        least: Images that it must be given.
+    """
+
+    @property
+    def least(self) -> int: ...
+
+
 METRICS: Registry[Callable[..., Metric]] = Registry(
     "metric",
     "unsee.metrics",
@@ -98,6 +114,7 @@ METRICS: Registry[Callable[..., Metric]] = Registry(
         "cmmd": f"{__name__}.distances:cmmd",
         "emoji/clip": f"{__name__}.clip:emoji_clip",
         "fid": f"{__name__}.distances:fid",
+        "fid:published": f"{__name__}.distances:published",
         "frechet": f"{__name__}.distances:frechet",
         "frechet/emoji-clip": f"{__name__}.distances:frechet_emoji_clip",
         "frechet/emoji-judge": f"{__name__}.distances:frechet_emoji_judge",
@@ -116,10 +133,35 @@ def find_metric(spec: str) -> Metric:
 
     Args:
         spec: A name in ``METRICS``, with its argument after a colon where it takes one:
-            "emoji/clip", "clip:ViT-B-32,openai", "kid:emoji-judge", "fid:inception.pth".
+            "emoji/clip", "clip:ViT-B-32,openai", "kid:emoji-judge", "fid:inception.pth"; and its
+            settings after a question mark: "fid:published?real=coco&resize=clean".
 
     Raises:
         InputError: There is none of that name, its argument is missing or one too many, or what
             it needs is not to be had.
     """
-    return make(METRICS, spec)
+    head, settings, _ = told(METRICS, spec, {})
+    return make(METRICS, head, **settings)
+
+
+def check_published(metrics: Sequence[Metric], images: int, what: str) -> None:
+    """Refuses too few images for a metric by a published protocol, before any work.
+
+    Args:
+        images: How many there will be.
+        what: What they are, for the message.
+
+    Raises:
+        InputError: A metric needs more.
+    """
+    for metric in metrics:
+        if isinstance(metric, Published) and images < metric.least:
+            raise InputError(
+                f"{metric.name} is defined on {metric.least} images, and {what} {images}: give as "
+                "many, or leave it out and take kid or cmmd."
+            )
+
+
+def biased_last(metrics: Sequence[Metric]) -> list[Metric]:
+    """The metrics in the order in which they are reported: Fréchet distances after all others."""
+    return sorted(metrics, key=lambda metric: isinstance(metric, FrechetDistance))

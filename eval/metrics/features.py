@@ -14,6 +14,8 @@ from ...prompts import Prompt
 from ..images import Taken, Unscored, describe
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor, nn
 
@@ -231,12 +233,15 @@ class InceptionFeatures:
     torchmetrics' extractor with torch-fidelity's weights (91 MB), which are those of the first
     FID carried over from TensorFlow. Of 2048, the pooled last layer.
 
-    Source: M. Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017).
+    Sources: M. Heusel et al., GANs Trained by a Two Time-Scale Update Rule (2017); of ``clean``
+    G. Parmar et al., On Aliased Resizing and Surprising Subtleties in GAN Evaluation (CVPR 2022).
 
     Args:
         weights: A local copy of torch-fidelity's file; otherwise torch's cache, or a download.
         antialias: How images are brought to 299 pixels: bilinearly as TensorFlow 1 did, which
             published FIDs are on, or (torchmetrics' default) averaged over what is shrunk.
+        clean: In place of both: bicubically by Pillow, each channel in float32, which averages
+            over what is shrunk and rounds nothing. Only of layer 2048.
         layer: 64, 192, 768 or 2048: a layer by its width.
         device: torch's name; a GPU when there is one.
 
@@ -249,6 +254,7 @@ class InceptionFeatures:
         weights: str | Path | None = None,
         *,
         antialias: bool = False,
+        clean: bool = False,
         layer: int = 2048,
         device: str | None = None,
     ) -> None:
@@ -280,7 +286,8 @@ class InceptionFeatures:
                 ) from error
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device)
-        self.name = f"inception-{layer}" + "-antialias" * antialias
+        self._clean = clean
+        self.name = f"inception-{layer}" + "-antialias" * antialias + "-clean" * clean
         self.dim = layer
         self.protocol: Mapping[str, Any] = {
             "model": "torch-fidelity inception-v3-compat",
@@ -288,7 +295,9 @@ class InceptionFeatures:
             "layer": str(layer),
             "size": [299, 299],
             "pixels": "[0, 255], then (x - 128) / 128",
-            "resize": "bilinear, antialiased"
+            "resize": "bicubic by Pillow, antialiased, float32 a channel"
+            if clean
+            else "bilinear, antialiased"
             if antialias
             else "bilinear as TensorFlow 1, not antialiased",
             "dtype": "float32",
@@ -298,10 +307,40 @@ class InceptionFeatures:
         import numpy as np
         import torch
 
+        if self._clean:
+            resized = torch.from_numpy(np.stack([clean_resize(image) for image in images]))
+            with torch.inference_mode():
+                x: Tensor = (resized.to(self._device) - 128) / 128
+                # torchmetrics' own way through the network takes whole numbers alone
+                for name, layer in self._model.named_children():
+                    x = x if name == "fc" else layer(x)
+            return x.flatten(1).float().cpu()
         pixels = torch.from_numpy(np.stack([np.asarray(i.convert("RGB")) for i in images]))
         with torch.inference_mode():
             features: Tensor = self._model(pixels.permute(0, 3, 1, 2).to(self._device))
         return features.float().cpu()
+
+
+def clean_resize(image: "Image", side: int = 299) -> "NDArray[np.float32]":
+    """An image at the size of Inception, as clean-fid brings it there.
+
+    Returns:
+        Pixels in [0, 255], float32, shape (3, side, side).
+    """
+    import numpy as np
+    from PIL import Image
+
+    channels = [
+        np.asarray(
+            Image.fromarray(np.asarray(channel, np.float32)).resize(
+                (side, side), Image.Resampling.BICUBIC
+            )
+        )
+        for channel in image.convert("RGB").split()
+    ]
+    # The filter overshoots at edges
+    pixels: NDArray[np.float32] = np.stack(channels).clip(0, 255)
+    return pixels
 
 
 def clip(model: str) -> ClipFeatures:

@@ -19,7 +19,7 @@ class AuraFlow(Parts):
     blocks = r"(joint|single)_transformer_blocks\..*"
 
     def streams(self) -> tuple[Stream, ...]:
-        return (t5("sequence", self.pipe, self.pipe.tokenizer),)
+        return (t5("sequence", self, self.pipe.tokenizer),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, _, empty, _ = given

@@ -27,7 +27,7 @@ class Chroma(Parts):
     calls = 2
 
     def streams(self) -> tuple[Stream, ...]:
-        return (t5("sequence", self.pipe, self.pipe.tokenizer),)
+        return (t5("sequence", self, self.pipe.tokenizer),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, _, mask, empty, _, empty_mask = given

@@ -32,7 +32,7 @@ class Flux(Parts):
 
     def streams(self) -> tuple[Stream, ...]:
         return (
-            t5("sequence", self.pipe, self.pipe.tokenizer_2),
+            t5("sequence", self, self.pipe.tokenizer_2),
             clip("pooled", self.pipe.tokenizer, pooled=True),
         )
 

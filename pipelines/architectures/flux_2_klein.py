@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ..parts import Heard, Parts, Stream, default
+from ..parts import Heard, Parts, Stream
 from ..text import Text
 from .qwen_image import framed
 from .stable_diffusion_3 import each
@@ -29,7 +29,7 @@ class Flux2Klein(Parts):
     def streams(self) -> tuple[Stream, ...]:
         pipe = self.pipe
         frame = chat(pipe.tokenizer, enable_thinking=False)
-        return (framed("sequence", pipe.tokenizer, frame, default(pipe, "max_sequence_length")),)
+        return (framed("sequence", pipe.tokenizer, frame, self.passes("max_sequence_length")),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, _ = given

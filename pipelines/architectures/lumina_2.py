@@ -5,7 +5,7 @@ from typing import Any, cast
 
 from torch import Tensor
 
-from ..parts import Heard, Parts, Stream, default
+from ..parts import Heard, Parts, Stream
 from ..text import Text
 from .qwen_image import framed, normed, renormed
 from .stable_diffusion_3 import each
@@ -32,7 +32,7 @@ class Lumina2(Parts):
     def streams(self) -> tuple[Stream, ...]:
         pipe = self.pipe
         frame = f"{pipe.system_prompt} <Prompt Start> {{}}"
-        return (framed("sequence", pipe.tokenizer, frame, default(pipe, "max_sequence_length")),)
+        return (framed("sequence", pipe.tokenizer, frame, self.passes("max_sequence_length")),)
 
     @property
     def empty_is_text(self) -> bool:

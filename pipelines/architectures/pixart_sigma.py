@@ -27,7 +27,7 @@ class PixArtSigma(Parts):
     settings = {"use_resolution_binning": False}
 
     def streams(self) -> tuple[Stream, ...]:
-        return (t5("sequence", self.pipe, self.pipe.tokenizer, clean=cleaned(self.pipe)),)
+        return (t5("sequence", self, self.pipe.tokenizer, clean=cleaned(self.pipe)),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         return masked_pair(given)

@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from ..parts import Heard, Parts, Stream, default, token_ids
+from ..parts import Heard, Parts, Stream, token_ids
 from ..text import Text
 from .flux import packed_shape, unpacked
 from .stable_diffusion_3 import each
@@ -34,7 +34,7 @@ class QwenImage(Parts):
         pipe = self.pipe
         # The pipeline leaves out the rows of the system prompt.
         dropped = pipe.prompt_template_encode_start_idx
-        rows = default(pipe, "max_sequence_length") + dropped
+        rows = self.passes("max_sequence_length") + dropped
         return (framed("sequence", pipe.tokenizer, pipe.prompt_template_encode, rows, dropped),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:

@@ -29,7 +29,7 @@ class Sana(Parts):
 
     def streams(self) -> tuple[Stream, ...]:
         pipe, before, start = self.pipe, self._instruction, 1
-        rows = default(pipe, "max_sequence_length")
+        rows = self.passes("max_sequence_length")
         if before:
             # With the instruction's tokens there are as many rows more, but for two.
             more = len(pipe.tokenizer.encode(before)) - 2

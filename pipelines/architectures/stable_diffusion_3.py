@@ -6,7 +6,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from ..parts import Heard, Parts, Stream, default
+from ..parts import Heard, Parts, Stream
 from ..text import Text
 from .stable_diffusion import clip
 
@@ -31,7 +31,7 @@ class StableDiffusion3(Parts):
             clip("pooled", pipe.tokenizer_2, pooled=True),
         ]
         if pipe.tokenizer_3 is not None:
-            found.insert(1, t5("sequence", pipe, pipe.tokenizer_3, first=rows))
+            found.insert(1, t5("sequence", self, pipe.tokenizer_3, first=rows))
         return tuple(found)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
@@ -58,9 +58,9 @@ class StableDiffusion3(Parts):
         return cast(Tensor, self.denoiser(latents, timestep=times, **text.inputs).sample)
 
 
-def t5(group: str, pipe: Any, tokenizer: Any, first: int = 0, **more: Any) -> Stream:
+def t5(group: str, parts: Parts, tokenizer: Any, first: int = 0, **more: Any) -> Stream:
     """The stream of a T5 text encoder, which puts nothing before a text and one token behind."""
-    room = default(pipe, "max_sequence_length") - 1
+    room = parts.passes("max_sequence_length") - 1
     return Stream(group, tokenizer, room, start=first, first=first, causal=False, **more)
 
 

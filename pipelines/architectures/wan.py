@@ -1,6 +1,7 @@
 """Wan, text to video: T5's rows, and zeros where there is no text, into cross attention."""
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any, ClassVar, cast
 
 from torch import Tensor
 
@@ -14,8 +15,11 @@ from .stable_diffusion_3 import each, t5
 class Wan(Parts):
     """The parts of a ``WanPipeline`` with one transformer.
 
-    A video's middle frame stands for it wherever an image is looked at.
+    Attributes:
+        sampled: How many frames of a video are looked at.
     """
+
+    sampled: ClassVar[int] = 5
 
     readers_by_name = {"sequence": r"condition_embedder\.text_embedder\.linear_1"}
     crosses = r"blocks\.\d+\.attn2\..*"
@@ -23,14 +27,16 @@ class Wan(Parts):
     blocks = r"blocks\..*"
     calls = 2
     pictured = (
-        "The model draws videos, and the middle frame of each is what was looked at: what is seen "
-        "in other frames alone is not counted."
+        f"The model draws videos: {sampled} frames of each were looked at, evenly spaced from the "
+        "first to the last. What is in one of them counts as seen; what is between them alone "
+        "does not. Metrics are of the middle one."
     )
 
     def __init__(self, pipe: Any) -> None:
         super().__init__(pipe)
         config = pipe.config
-        if pipe.transformer_2 is not None or config.boundary_ratio or config.expand_timesteps:
+        second = getattr(pipe, "transformer_2", None) is not None
+        if second or config.get("boundary_ratio") or config.get("expand_timesteps"):
             raise InputError(
                 "This is a Wan 2.2, with a second transformer or a time for each frame, and what "
                 "is described so far is Wan 2.1: take that one."
@@ -39,7 +45,7 @@ class Wan(Parts):
     def streams(self) -> tuple[Stream, ...]:
         from diffusers.pipelines.wan.pipeline_wan import prompt_clean
 
-        return (t5("sequence", self.pipe, self.pipe.tokenizer, clean=prompt_clean),)
+        return (t5("sequence", self, self.pipe.tokenizer, clean=prompt_clean),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, empty = given
@@ -64,5 +70,10 @@ class Wan(Parts):
         times = each(t, latents)
         return cast(Tensor, self.denoiser(latents, timestep=times, **text.inputs).sample)
 
-    def images(self, result: Any) -> list[Any]:
-        return [frames[len(frames) // 2] for frames in result.frames]
+    def images(self, result: Any) -> list[tuple[Any, ...]]:
+        def sample(frames: Sequence[Any]) -> tuple[Any, ...]:
+            last = len(frames) - 1
+            each = (round(i * last / (self.sampled - 1)) for i in range(self.sampled))
+            return tuple(frames[at] for at in dict.fromkeys(each))
+
+        return [sample(frames) for frames in result.frames]

@@ -34,7 +34,7 @@ class ZImage(Parts):
     def streams(self) -> tuple[Stream, ...]:
         pipe = self.pipe
         frame = chat(pipe.tokenizer, enable_thinking=True)
-        return (framed("sequence", pipe.tokenizer, frame, default(pipe, "max_sequence_length")),)
+        return (framed("sequence", pipe.tokenizer, frame, self.passes("max_sequence_length")),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, empty = given

@@ -29,8 +29,15 @@ class Kind(Protocol):
         ...
 
     @staticmethod
-    def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
-        """Puts an erasure whose base was checked into a pipeline, multiplied by a weight."""
+    def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
+        """Puts an erasure whose base was checked into a pipeline, multiplied by a weight.
+
+        Returns:
+            One for each component.
+
+        Raises:
+            InputError: It cannot be put there; the pipeline is then as it was.
+        """
         ...
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..._errors import InputError
-from ..modules import denoiser_of
+from ..modules import component_of
 from .place import Value, fusible, missing, places, ways
 
 if TYPE_CHECKING:
@@ -60,13 +60,13 @@ def parameters_of(denoiser: nn.Module) -> dict[str, nn.Parameter]:
     return {n.replace(".base_layer.", "."): p for n, p in denoiser.named_parameters()}
 
 
-def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
+def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
     """As ``Kind.put``."""
     (prefix,) = erasure.record.base.components
     deltas = deltas_of(erasure)
     if weight != 1:
         deltas = {name: delta.float() * weight for name, delta in deltas.items()}
-    return Deltas(denoiser_of(pipe, prefix), prefix, deltas)
+    return (Deltas(component_of(pipe, prefix), prefix, deltas),)
 
 
 class Deltas:

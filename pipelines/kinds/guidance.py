@@ -1,6 +1,7 @@
 """Guidance: no tensors; the record is all, and what it steers goes by its method's guide."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
@@ -19,7 +20,6 @@ def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
     return {}
 
 
-def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
+def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
     """As ``Kind.put``; its weight is 1, as there is nothing to multiply."""
-    parts = described(pipe)
-    return Guided(parts, guide_of(parts, erasure.record))
+    return (Guided(described(pipe), partial(guide_of, erasure.record)),)

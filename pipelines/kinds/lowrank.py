@@ -2,18 +2,20 @@
 
 For each edited layer a file holds ``unet.<module>.lora_A.weight`` (rank × in) and
 ``.lora_B.weight`` (out × rank), of a convolution (rank, in, height, width) and (out, rank, 1, 1),
-to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads.
+to be added to the weight as B A: what ``load_lora_weights`` of diffusers reads. Of all layers or
+of none it holds ``.lora_B.bias`` (out,) too, to be added to the bias, or in place of none.
 """
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from ..._errors import InputError
-from ..modules import base_layer, denoiser_of
+from ..modules import base_layer, component_of, own_name
 from ..transport import Transported
 from .dense import DenseErasures
 from .place import Value, fusible, missing, places, ways
@@ -29,28 +31,73 @@ AGAIN = (
 )
 GONE = f"has been taken out of the pipeline: {AGAIN}"
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""What a LoRA of ours can be put around; quantised linear layers are ``nn.Linear`` too."""
+
 
 def shapes(layers: "Shapes", tensors: Mapping[str, Tensor]) -> "Shapes":
-    """As ``Kind.shapes``; the rank is that of each layer's B."""
+    """As ``Kind.shapes``; the rank is that of each layer's B, and one bias makes all wanted."""
     wanted: Shapes = {}
+    biases = has_biases(tensors)
     for name, (out, *rest) in layers.items():
         b = tensors.get(f"{name}.lora_B.weight")
-        rank = b.shape[1] if b is not None and b.ndim == 1 + len(rest) else 0
+        # A weight of one dimension is a norm's or the like, which no B A can be added to.
+        rank = b.shape[1] if b is not None and rest and b.ndim == 1 + len(rest) else 0
         wanted[f"{name}.lora_A.weight"] = (rank, *rest)
         wanted[f"{name}.lora_B.weight"] = (out, rank, *(1 for _ in rest[1:]))
+        if biases:
+            wanted[f"{name}.lora_B.bias"] = (out,)
     return wanted
 
 
-def put(pipe: Any, erasure: "Erasure", weight: float) -> "Put":
+def has_biases(names: Iterable[str]) -> bool:
+    """Whether biases are edited, by the names of a file's tensors."""
+    return any(name.endswith(".lora_B.bias") for name in names)
+
+
+def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
     """As ``Kind.put``; with ``transport`` in the record, each prompt has its own strength."""
-    adapter = Adapter(pipe, erasure, weight)
-    if transport := erasure.record.transport:
+    taken = {
+        name
+        for component in pipe.components.values()
+        for name in getattr(component, "peft_config", None) or ()
+    }
+    name = free_name(erasure.name, taken)
+    edited = erasure.record.base.components
+    for component, one in edited.items():
         try:
+            _check_layers(component_of(pipe, component), one.layers)
+        except InputError as error:
+            raise InputError(f"The erasure {erasure.name!r} edits {component}.{error}") from error
+    adapters: list[Adapter] = []
+    try:
+        for component in sorted(edited):
+            adapters.append(Adapter(pipe, component, name, erasure, weight))
+        if transport := erasure.record.transport:
+            (adapter,) = adapters
             adapter.transport = Transported(pipe, adapter.adapter, transport)
-        except BaseException:
+    except BaseException:
+        for adapter in adapters:
             adapter.off()
-            raise
-    return adapter
+        raise
+    return tuple(adapters)
+
+
+def _check_layers(module: Any, names: Iterable[str]) -> None:
+    """Makes sure that a LoRA can be put around layers.
+
+    Raises:
+        InputError: One is no linear layer and no convolution; its name begins the line.
+    """
+    for name in names:
+        own = own_name(module, name)
+        assert own is not None
+        layer = base_layer(module.get_submodule(own))
+        if not isinstance(layer, LAYERS):
+            raise InputError(
+                f"{name}, which is of {type(layer).__name__}; the kind lowrank can edit linear "
+                "layers and convolutions alone: make it again."
+            )
 
 
 def free_name(wanted: str, taken: Iterable[str]) -> str:
@@ -62,41 +109,62 @@ def free_name(wanted: str, taken: Iterable[str]) -> str:
     return next(n for n in names if n not in taken and not hasattr(own, n))
 
 
-class Adapter:
-    """An erasure as a LoRA of peft's."""
+@dataclass(frozen=True)
+class Around:
+    """A LoRA around one layer.
 
-    def __init__(self, pipe: Any, erasure: "Erasure", weight: float) -> None:
-        (prefix,) = erasure.record.base.components
-        self.component = prefix
-        denoiser: Any = denoiser_of(pipe, prefix)
+    Attributes:
+        name: The layer's own.
+        layer: peft's, around it.
+        scale: What B A and the bias are multiplied by.
+        ours: A, B and, if there is one, the bias.
+        own: The layer's weight.
+    """
+
+    name: str
+    layer: Any
+    scale: float
+    ours: list[Value]
+    own: Value
+
+
+class Adapter:
+    """An erasure in one component as a LoRA of peft's."""
+
+    def __init__(
+        self, pipe: Any, component: str, name: str, erasure: "Erasure", weight: float
+    ) -> None:
+        self.component, self.adapter = component, name
+        denoiser: Any = component_of(pipe, component)
         self.denoiser = denoiser
         self.transport: Transported | None = None
         active = {layer: list(layer.active_adapters) for layer in self.tuners()}
-        taken = {
-            name
-            for component in (denoiser, *pipe.components.values())
-            for name in getattr(component, "peft_config", None) or ()
+        # By the layers' own names
+        tensors = {
+            f"{own_name(denoiser, layer)}.lora_{end}": erasure.tensors[key]
+            for layer in erasure.record.base.components[component].layers
+            for end in ("A.weight", "B.weight", "B.bias")
+            if (key := f"{component}.{layer}.lora_{end}") in erasure.tensors
         }
-        self.adapter: str = free_name(erasure.name, taken)
         # The tensors that peft draws to begin with are replaced at once.
         with torch.random.fork_rng(), warnings.catch_warnings():
             # Several at once are what is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
             # That it cannot be merged, which nobody does
             warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", UserWarning)
-            _inject(denoiser, prefix, self.adapter, dict(erasure.tensors))
+            warnings.filterwarnings("ignore", "`lora_bias=True` was passed", UserWarning)
+            _inject(denoiser, self.adapter, tensors)
         # Not set_adapters, which would put the scales of the others back to 1.
         for layer in self.tuners():
             ours = [self.adapter] if self.adapter in layer.scaling else []
             layer.set_adapter([*active.get(layer, ()), *ours])
-        names = {key.rpartition(".lora_")[0].removeprefix(f"{prefix}.") for key in erasure.tensors}
-        found = places(denoiser, sorted(names))
+        found = places(denoiser, sorted({key.rpartition(".lora_")[0] for key in tensors}))
         self.steps = ways(found)
         # What fuse_qkv_projections of diffusers puts in the place of an attention's own layers.
         self.attentions = fusible(found)
-        self.layers = []
+        self.layers: list[Around] = []
         for place in found:
-            layer, key = place.module, f"{prefix}.{place.name}"
+            layer, key = place.module, place.name
             base: Any = base_layer(layer)
             layer.scaling[self.adapter] *= weight
             self.steps += [
@@ -106,13 +174,16 @@ class Adapter:
                 (layer.lora_A, self.adapter, layer.lora_A[self.adapter]),
                 (layer.lora_B, self.adapter, layer.lora_B[self.adapter]),
             ]
-            values = (
-                Value(layer.lora_A[self.adapter], erasure.tensors[f"{key}.lora_A.weight"]),
-                Value(layer.lora_B[self.adapter], erasure.tensors[f"{key}.lora_B.weight"]),
-                # What was there before any dense erasure is the base.
-                Value.sampled(base, self.originals.get(f"{place.name}.weight", base.weight)),
-            )
-            self.layers.append((place.name, layer, layer.scaling[self.adapter], values))
+            a, b = layer.lora_A[self.adapter], layer.lora_B[self.adapter]
+            values = [
+                Value(a, tensors[f"{key}.lora_A.weight"]),
+                Value(b, tensors[f"{key}.lora_B.weight"]),
+            ]
+            if (bias := tensors.get(f"{key}.lora_B.bias")) is not None:
+                values.append(Value(b, bias, "bias"))
+            # What was there before any dense erasure is the base.
+            own = Value.sampled(base, self.originals.get(f"{key}.weight", base.weight))
+            self.layers.append(Around(key, layer, layer.scaling[self.adapter], values, own))
 
     @property
     def alone(self) -> bool:
@@ -139,34 +210,36 @@ class Adapter:
                 )
         off, adapter = False, self.adapter
         originals = self.originals
-        for name, layer, scale, values in self.layers if whole else self.layers[-1:]:
+        for place in self.layers if whole else self.layers[-1:]:
+            layer, own = place.layer, place.own
             if layer.merged_adapters:
                 raise InputError(
                     "does not act while a LoRA is fused into the weights: call pipe.unfuse_lora()."
                 )
-            if not (values[0].holds() and values[1].holds()):
+            if not all(value.holds() for value in place.ours):
                 raise InputError(f"has been overwritten: {AGAIN}")
-            if layer._modules.get("base_layer") is not values[2].module:
-                values[2].module, values[2].mark = base_layer(layer), None
-            if f"{name}.weight" not in originals and not values[2].holds():
+            if layer._modules.get("base_layer") is not own.module:
+                own.module, own.mark = base_layer(layer), None
+            if f"{place.name}.weight" not in originals and not own.holds():
                 raise InputError(
                     "was made for other weights than the model has now: load the pipeline again."
                 )
             if (
                 layer.disable_adapters
                 or adapter not in layer.active_adapters
-                or layer.scaling[adapter] != scale
+                or layer.scaling[adapter] != place.scale
             ):
                 off = True
         return self.switch_on() if off else None
 
     def switch_on(self) -> str:
         weakened = False
-        for _, layer, scale, _ in self.layers:
+        for place in self.layers:
+            layer = place.layer
             # Those that were switched off with it stay so.
             others = [] if layer.disable_adapters else layer.active_adapters
-            weakened |= layer.scaling[self.adapter] != scale
-            layer.scaling[self.adapter] = scale
+            weakened |= layer.scaling[self.adapter] != place.scale
+            layer.scaling[self.adapter] = place.scale
             if self.adapter not in others or layer.disable_adapters:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
@@ -175,7 +248,7 @@ class Adapter:
         return "was given another weight" if weakened else "was switched off"
 
     def off(self) -> None:
-        if any(self.adapter in layer.merged_adapters for _, layer, _, _ in self.layers):
+        if any(self.adapter in place.layer.merged_adapters for place in self.layers):
             raise InputError(
                 f"The erasure's LoRA {self.adapter!r} is fused into the weights: call "
                 "pipe.unfuse_lora() before it is taken off."
@@ -204,25 +277,38 @@ class Adapter:
                 "has a strength of its own for each prompt, which saved weights cannot hold: save "
                 "its file beside the base model, or take it off with unsee.remove(pipe) first."
             )
-        for name, layer, _, _ in self.layers if state else ():
+        for place in self.layers:
+            if len(place.ours) > 2 and base_layer(place.layer).bias is None:
+                raise InputError(
+                    f"adds a bias to {self.component}.{place.name}, which has none that saved "
+                    "weights could hold: save its file."
+                )
+        for place in self.layers if state else ():
+            layer, name = place.layer, place.name
             weight = state[f"{name}.weight"]
             if not weight.is_floating_point():
                 raise InputError("cannot be written into quantised weights: save its file.")
             delta = layer.get_delta_weight(self.adapter).float().to(weight.device)
             state[f"{name}.weight"] = (weight.float() + delta).to(weight.dtype)
+            if len(place.ours) > 2:
+                bias, more = state[f"{name}.bias"], layer.lora_B[self.adapter].bias.detach()
+                more = more.float().to(bias.device) * place.scale
+                state[f"{name}.bias"] = (bias.float() + more).to(bias.dtype)
 
 
-def _inject(denoiser: Any, prefix: str, name: str, tensors: dict[str, Tensor]) -> None:
-    """Puts a LoRA into a denoiser: by diffusers, and by peft into a model that has no such method.
+def _inject(denoiser: Any, name: str, state: dict[str, Tensor]) -> None:
+    """Puts a LoRA into a component: by diffusers, and by peft into one that has no such method.
 
     Both make of each two tensors B A, at a scale of 1.
+
+    Args:
+        state: By the layers' own names.
     """
     if hasattr(denoiser, "load_lora_adapter"):
-        denoiser.load_lora_adapter(tensors, prefix=prefix, adapter_name=name)
+        denoiser.load_lora_adapter(state, prefix=None, adapter_name=name)
         return
     from peft import LoraConfig, inject_adapter_in_model, set_peft_model_state_dict
 
-    state = {key.removeprefix(f"{prefix}."): tensor for key, tensor in tensors.items()}
     ranks = {
         key.removesuffix(".lora_A.weight"): len(tensor)
         for key, tensor in state.items()
@@ -231,7 +317,10 @@ def _inject(denoiser: Any, prefix: str, name: str, tensors: dict[str, Tensor]) -
     # ^: the whole name, not the end of one
     pattern = {f"^{layer}": rank for layer, rank in ranks.items()}
     config = LoraConfig(
-        target_modules=list(ranks), rank_pattern=pattern, alpha_pattern=dict(pattern)
+        target_modules=list(ranks),
+        rank_pattern=pattern,
+        alpha_pattern=dict(pattern),
+        lora_bias=has_biases(state),
     )
     inject_adapter_in_model(config, denoiser, adapter_name=name, state_dict=state)
     set_peft_model_state_dict(denoiser, state, name)
@@ -246,6 +335,9 @@ def unload(denoiser: Any) -> None:
 
     recurse_remove_peft_layers(denoiser)
     del denoiser.peft_config
+    if getattr(denoiser, "_hf_peft_config_loaded", False):
+        # By this, transformers knows that a text encoder has a LoRA.
+        denoiser._hf_peft_config_loaded = False
 
 
 def _delete(denoiser: Any, name: str) -> None:

@@ -1,0 +1,106 @@
+"""What was made on this machine, and what of the store no run has any more."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._errors import InputError
+from .gallery import Gallery
+from .store import Run, Store
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A run, as it is found now.
+
+    Attributes:
+        run: Where it is, and when it was begun last.
+        verdict: Its report's; "images" for a gallery, "not finished", or "gone".
+        images: How many its galleries have.
+        bytes: Of all its files. Images that other runs have too, as links, are counted in each.
+    """
+
+    run: Run
+    verdict: str
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """All of it.
+
+    Attributes:
+        runs: The oldest first.
+        images, bytes: What is in the store.
+        free: The keys of the images that no run has any more.
+        free_bytes: Theirs.
+    """
+
+    runs: tuple[Listed, ...]
+    images: int
+    bytes: int
+    free: tuple[str, ...]
+    free_bytes: int
+
+
+def shelf(store: Store) -> Shelf:
+    """Looks at every run that the store knows of, and at what it holds."""
+    runs = [_listed(run) for run in store.runs()]
+    held = {
+        sha
+        for run in runs
+        for gallery in galleries(run.run.path)
+        for sha in gallery.hashes().values()
+    }
+    there = list(store.images())
+    free = [(key, size) for key, made, size in there if made.sha256 not in held]
+    return Shelf(
+        tuple(runs),
+        len(there),
+        sum(size for _, _, size in there),
+        tuple(key for key, _ in free),
+        sum(size for _, size in free),
+    )
+
+
+def prune(store: Store) -> Shelf:
+    """Removes from the store what no run has any more; gives what there was before.
+
+    Folders of runs stay as they are. What is removed is made again where it is wanted again.
+    """
+    found = shelf(store)
+    for key in found.free:
+        store.forget(key)
+    for listed in found.runs:
+        if listed.verdict == "gone":
+            store.forget_run(listed.run.path)
+    store.tidy()
+    return found
+
+
+def galleries(path: Path) -> Iterator[Gallery]:
+    """The galleries of a run that can be read: the folder itself, or those one below it."""
+    for head in (path / "gallery.json", *sorted(path.glob("*/gallery.json"))):
+        if head.is_file():
+            try:
+                yield Gallery.open(head.parent)
+            except InputError:
+                continue
+
+
+def _listed(run: Run) -> Listed:
+    from .eval.report import Report
+
+    images = sum(len(gallery.hashes()) for gallery in galleries(run.path))
+    size = sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file())
+    if not run.path.is_dir():
+        verdict = "gone"
+    elif (run.path / "gallery.json").is_file():
+        verdict = "images"
+    else:
+        try:
+            verdict = Report.load(run.path / "report.json").verdict.value
+        except InputError:
+            verdict = "not finished"
+    return Listed(run, verdict, images, size)
