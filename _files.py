@@ -35,7 +35,7 @@ FREE = 32 * 2**20
 """Bytes that a disk must have left for work to begin."""
 
 
-_WRITING = re.compile(r"\.(.+\.(png|json|jsonl|html))\.[a-z0-9_]{8}")
+_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html))\.[a-z0-9_]{8}")
 """The name of a file that is being written, for as long as that takes."""
 
 

@@ -61,6 +61,7 @@ def audit(
     max_target: Share = 0.10,
     max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
+    images: bool = True,
     loading: Loading | None = None,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -68,9 +69,9 @@ def audit(
     """Measures what is left of the erased concepts, against the base model on the same seeds.
 
     Writes ``base/`` and ``erased/`` (galleries, with every detector's answers in their
-    ``answers.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
-    the same galleries is not made again, nor is an image that another run has made of the same
-    model (``store``), nor is an image asked about twice.
+    ``answers.jsonl``), ``report.json``, ``report.html`` and its thumbnails (``report_files/``)
+    into ``out``; what is there already of the same galleries is not made again, nor is an image
+    that another run has made of the same model (``store``), nor is an image asked about twice.
 
     Args:
         base: The model that the concepts were erased from: what ``load_pipeline`` loads, or the
@@ -95,6 +96,7 @@ def audit(
             confidence.
         max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
+        images: Whether the page shows images; where not, none is in it or beside it.
         loading: How the model is loaded, where it is none yet.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -152,7 +154,7 @@ def audit(
     )
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
-    write(report, out, base_gallery, erased_gallery)
+    write(report, out, base_gallery, erased_gallery, images=images, progress=progress)
     return report
 
 
@@ -465,6 +467,7 @@ def audit_images(
     max_target: Share = 0.10,
     max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
+    images: bool = True,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
 ) -> "Report":
@@ -479,7 +482,8 @@ def audit_images(
         kind: What the concepts are, where they are phrases of your own.
         table: Of folders that are no galleries: the prompts and labels, as ``open_folder`` reads
             them; None is each folder's own samples.jsonl.
-        max_target, max_keep_loss, allow_unscored, command, progress: As ``audit``.
+        max_target, max_keep_loss, allow_unscored, images, command, progress: As
+            ``audit``.
 
     Raises:
         InputError: The folders' prompts are not the same, or something else cannot be; before
@@ -496,6 +500,7 @@ def audit_images(
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
     check_folder(out)
+    check_folder(out / "report_files")
     check_ours(out, REPORT, "report")
     sides = {
         side: open_folder(Path(folder), None if table is None else Path(table))
@@ -522,7 +527,7 @@ def audit_images(
     )
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
-    write(report, out, sides["base"], sides["erased"])
+    write(report, out, sides["base"], sides["erased"], images=images, progress=progress)
     return report
 
 
@@ -793,6 +798,7 @@ class _Task:
     ) -> "_Task":
         """Its arguments, as ``audit`` has them, read and checked, and the model loaded."""
         check_folder(out)
+        check_folder(out / "report_files")
         check_ours(out, REPORT, "report")
         loaded = loaded_erasures(erasures)
         name = base.name if isinstance(base, Source) else name_of(base)

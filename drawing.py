@@ -301,4 +301,5 @@ def _used(erasure: "Erasure", weight: float) -> Used:
         seconds=erasure.measured.seconds,
         peak_memory=erasure.measured.peak_memory,
         weight=weight,
+        layers={part: len(one.layers) for part, one in erasure.record.base.components.items()},
     )

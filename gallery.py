@@ -51,6 +51,8 @@ class Used:
         seconds: That it took to make, if that is known.
         peak_memory: Bytes that making it took, if that is known.
         weight: What it was multiplied by.
+        layers: How many layers it edits, by component; empty where it edits no weight, None where
+            an older version made the gallery, which did not say.
     """
 
     name: str
@@ -61,8 +63,9 @@ class Used:
     seconds: NotNegative | None = None
     peak_memory: Annotated[int, Range(least=0)] | None = None
     weight: Weight = 1.0
+    layers: Mapping[str, int] | None = None
 
-    later: ClassVar[tuple[str, ...]] = ("weight",)
+    later: ClassVar[tuple[str, ...]] = ("weight", "layers")
 
     @property
     def key(self) -> str:

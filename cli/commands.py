@@ -430,6 +430,9 @@ def audit(
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave images out of the report's page.")
+    ] = False,
     *,
     loading: Loading,
 ) -> None:
@@ -475,6 +478,7 @@ def audit(
         "max_target": max_target,
         "max_keep_loss": max_keep_loss,
         "allow_unscored": allow_unscored,
+        "images": not no_images,
         "kind": kind,
         "command": command(),
     }
