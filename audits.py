@@ -426,7 +426,7 @@ def audit_all(
 ) -> "dict[str, dict[str, Report]]":
     """Makes a whole comparison: every base with each of what is judged, in ``out/BASE/NAME``.
 
-    Where a base has several, compare.json, compare.csv and compare.md lie beside them.
+    Where a base has several, compare.json, .csv, .md and .html lie beside them.
 
     Args:
         comparison: What to compare, or the YAML file that says it.
@@ -666,7 +666,7 @@ def compare(
     Args:
         runs: Folders that ``audit`` wrote, or with several of them, which are pooled into one
             line; or reports by name.
-        out: The folder for compare.json, compare.csv and compare.md.
+        out: The folder for compare.json, .csv, .md and .html.
 
     Raises:
         InputError: There are fewer than two, one has no report, or they were not measured alike:

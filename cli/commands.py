@@ -471,7 +471,7 @@ def audit(
             for what, report in runs.items():
                 say((f"{name}, {what}", "bold"), f": {report.answer}")
             if len(runs) > 1:
-                look_at(out / name / "compare.md")
+                look_at(out / name / "compare.html", browser=True)
         raise typer.Exit(max(r.exit_code for runs in every.values() for r in runs.values()))
     common: dict[str, Any] = {
         "detectors": detector,
@@ -559,7 +559,7 @@ def compare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="A folder for compare.json, compare.csv, compare.md."),
+        typer.Option("-o", "--out", help="A folder for compare.json, .csv, .md and .html."),
     ] = None,
 ) -> None:
     """Put audits beside each other. Exits with 2 if they were not measured alike."""
@@ -567,7 +567,7 @@ def compare(
 
     print_leaderboard(compare(run, out=out))
     if out is not None:
-        look_at(out / "compare.md")
+        look_at(out / "compare.html", browser=True)
 
 
 @app.command()

@@ -30,7 +30,10 @@ from .verdict import Value
 from .words import fold
 
 if TYPE_CHECKING:
+    from jinja2 import Environment
     from PIL.Image import Image
+
+TEMPLATES = Path(__file__).parent / "templates"
 
 PAIRS = 48
 """Pairs of images that are drawn into the page itself, and that are browsed at a time."""
@@ -109,23 +112,11 @@ def render(
             can be browsed too, and show what was said of them alone.
         images: Whether the page shows any.
     """
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
     from markupsafe import Markup
 
-    templates = Path(__file__).parent / "templates"
-    environment = Environment(
-        loader=FileSystemLoader(templates),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["pretty"] = _pretty
-    environment.filters["compact"] = _json
-    # A row of the grid is a line: what breaks lines in a prompt is a space in HTML anyway
-    environment.filters["line"] = lambda text: Markup(re.sub(r"\s+", " ", text).strip())
+    environment = templates()
     style, script = (
-        (templates / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
+        (TEMPLATES / f"report.{kind}").read_text(encoding="utf-8") for kind in ("css", "js")
     )
     galleries = {"base": base_gallery, "erased": erased_gallery} if images else {}
     order, kinds = ordered(report), _kinds(report)
@@ -172,6 +163,25 @@ def render(
         tables=[_table(outcome) for outcome in report.outcomes],
         seeds=_seeds(sample.prompt.seed for sample in report.samples),
     )
+
+
+def templates() -> "Environment":
+    """What makes pages: whatever is put into one is text, and what it lacks is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from markupsafe import Markup
+
+    environment = Environment(
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["pretty"] = _pretty
+    environment.filters["compact"] = _json
+    # A row of the grid is a line: what breaks lines in a prompt is a space in HTML anyway
+    environment.filters["line"] = lambda text: Markup(re.sub(r"\s+", " ", text).strip())
+    return environment
 
 
 def _pretty(value: Any, indent: str = "") -> str:

@@ -362,7 +362,7 @@ def test_a_file_says_a_whole_comparison(
     code, out, err = run("audit", "--from", "it/all.yaml", "-o", "runs")
     assert code == 1, err
     assert {p.name for p in (tmp_path / "runs/tiny").iterdir()} == {
-        "full", "half", "theirs", "compare.json", "compare.csv", "compare.md"
+        "full", "half", "theirs", "compare.json", "compare.csv", "compare.md", "compare.html"
     }  # fmt: skip
     half = json.loads((tmp_path / "runs/tiny/half/report.json").read_text())
     assert half["erased"]["erasures"][0]["weight"] == 0.5
