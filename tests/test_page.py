@@ -17,6 +17,7 @@ from axe_playwright_python.sync_playwright import Axe
 from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
+import unsee
 from unsee.eval import Detection, Report, Unscored, compare
 from unsee.eval.page import PAIRS, STRIP, write
 from unsee.gallery import Gallery
@@ -98,10 +99,17 @@ def unsafe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @contextmanager
-def opened(chromium: Browser, folder: Path, lacking: bool = False, **how: Any) -> Iterator[Page]:
+def opened(
+    chromium: Browser,
+    folder: Path,
+    lacking: bool = False,
+    file: str = "report.html",
+    **how: Any,
+) -> Iterator[Page]:
     """The page of a folder, as a reader has it; nothing else is fetched, and nothing complained.
 
     Args:
+        file: The page's name.
         lacking: Whether the thumbnails are missing, which the browser's console says.
     """
     context = chromium.new_context(**how)
@@ -111,9 +119,9 @@ def opened(chromium: Browser, folder: Path, lacking: bool = False, **how: Any) -
     page.on("console", lambda message: said.append(message.text))
     page.on("pageerror", lambda error: said.append(str(error)))
     page.on("request", lambda request: asked.append(request.url))
-    page.goto((folder / "report.html").as_uri())
+    page.goto((folder / file).as_uri())
     yield page
-    here = folder.as_uri() + "/report"
+    here = f"{folder.as_uri()}/{file.partition('.')[0]}"
     assert all(url.startswith((here, "data:")) for url in asked)
     assert lacking or not said, said
     context.close()
@@ -366,3 +374,33 @@ def test_of_five_thousand_pairs_the_browser_holds_those_that_are_looked_at(
         assert page.evaluate(count) < 3000
         assert (tmp_path / "report.html").stat().st_size < 8e6
         assert pages(page, tmp_path) <= 10
+
+
+@pytest.fixture(scope="module")
+def board(some: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a comparison."""
+    folder = tmp_path_factory.mktemp("board")
+    made(folder / "another", 150, 64)
+    unsee.compare([some, folder / "another"], out=folder)
+    return folder
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_axe_finds_nothing_wrong_in_a_comparison(
+    chromium: Browser, board: Path, scheme: Any
+) -> None:
+    with opened(chromium, board, file="compare.html", color_scheme=scheme) as page:
+        found = Axe().run(page)
+        assert found.violations_count == 0, found.generate_report()
+
+
+def test_a_comparison_fits_a_phone_and_its_table_scrolls_by_keyboard(
+    chromium: Browser, board: Path
+) -> None:
+    with opened(chromium, board, file="compare.html", viewport=PHONE) as page:
+        assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+        page.keyboard.press("Tab")
+        assert page.evaluate("document.activeElement.className") == "wide"
+        before = page.evaluate("document.activeElement.scrollLeft")
+        page.keyboard.press("ArrowRight")
+        page.wait_for_function("x => document.activeElement.scrollLeft > x", arg=before)
