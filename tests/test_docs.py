@@ -95,11 +95,12 @@ def test_the_page_of_the_format_names_every_field(cls: type) -> None:
 
 NOT_RUN = "# Not run by the tests: "
 FIGURES = DOCS / "figures.md"
+JUDGE = DOCS / "judge.md"
 USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md")
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE)
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
@@ -203,7 +204,7 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md"):
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE):
         for block in blocks(page):
             assert block.language in ("sh", "python", "json", "yaml")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))
@@ -271,3 +272,13 @@ def test_the_page_names_all_that_a_description_of_ours_says() -> None:
                 assert re.search(rf"`{name}\b", page), f"{family.__name__}.{name}"
     for field in dataclasses.fields(Stream):
         assert re.search(rf"`{field.name}\b", page), field.name
+
+
+def test_the_comparison_on_the_page_is_read(tmp_path: Path) -> None:
+    from unsee.audits import Comparison
+
+    (text,) = (block.text for block in blocks(JUDGE) if block.language == "yaml")
+    file = tmp_path / "artists.yaml"
+    file.write_text(text, encoding="utf-8")
+    found = Comparison.load(file)
+    assert list(found.each) == ["uce", "half", "esd"] and found.suites == ("artists",)
