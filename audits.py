@@ -15,6 +15,7 @@ from .drawing import Progress, Source, cut_ends, loaded_erasures, name_of, open_
 from .flow import find_concepts
 from .gallery import Gallery
 from .pipelines.loading import Loading, split_weight
+from .processes import Processes, appears, processes
 from .prompts import Concept, Suite, find_suites, join
 
 if TYPE_CHECKING:
@@ -92,7 +93,7 @@ def audit(
     from .eval.page import write
     from .eval.verdict import Limits
 
-    phases = _Phases()
+    phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
     check_folder(out)
@@ -125,7 +126,7 @@ def audit(
 
     # The erased first: an erasure for another base is refused before any image is made.
     erased_gallery, base_gallery = made("erased", other, loaded), made("base", source, ())
-    report = compare(
+    report = several.by_first(compare)(
         base_gallery,
         erased_gallery,
         asked.concepts,
@@ -149,9 +150,12 @@ def audit(
         peak_bytes=peak_bytes(),
         progress=progress,
     )
+    if report is None:
+        return _of_first(out, several)
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
     write(report, out, base_gallery, erased_gallery)
+    several.share(None)
     return report
 
 
@@ -243,7 +247,7 @@ def audit_images(
     from .eval.page import write
     from .eval.verdict import Limits
 
-    phases = _Phases()
+    phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
     check_folder(out)
@@ -255,7 +259,7 @@ def audit_images(
     eyes = [find_detector(d, sides["base"].prompts) for d in detectors]
     rulers = [find_metric(m) for m in metrics]
     each_once(eyes, rulers)
-    report = compare(
+    report = several.by_first(compare)(
         sides["base"],
         sides["erased"],
         find_concepts(concepts, "", kind=kind),
@@ -271,9 +275,12 @@ def audit_images(
         peak_bytes=peak_bytes(),
         progress=progress,
     )
+    if report is None:
+        return _of_first(out, several)
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
     write(report, out, sides["base"], sides["erased"])
+    several.share(None)
     return report
 
 
@@ -344,6 +351,15 @@ class _Asked:
         each_once(eyes, rulers)
         divide(concepts, found.prompts, eyes)
         return cls(concepts, found, eyes, rulers)
+
+
+def _of_first(out: Path, several: Processes) -> "Report":
+    """The report that the first of several processes writes."""
+    from .eval.report import Report
+
+    several.share(None)  # until it has
+    appears(out / "report.json")
+    return Report.load(out / "report.json")
 
 
 class _Phases:
