@@ -26,6 +26,7 @@ from .drawing import (
 from .flow import find_concepts
 from .gallery import Gallery, MadeBy, Used
 from .pipelines.loading import Loading, split_weight
+from .processes import Processes, appears, processes
 from .prompts import Concept, Suite, find_suites, join
 from .prompts.concept import read_mapping
 from .store import Store
@@ -109,7 +110,7 @@ def audit(
     from .eval.page import write
     from .eval.verdict import Limits
 
-    phases = _Phases()
+    phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
     task = _Task.of(
@@ -130,7 +131,7 @@ def audit(
         return gallery
 
     erased_gallery, base_gallery = (made(what, *drawn) for what, drawn in task.sides.items())
-    report = compare(
+    report = several.by_first(compare)(
         base_gallery,
         erased_gallery,
         asked.concepts,
@@ -152,9 +153,12 @@ def audit(
         peak_bytes=peak_bytes(),
         progress=progress,
     )
+    if report is None:
+        return _of_first(out, several)
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
     write(report, out, base_gallery, erased_gallery, images=images, progress=progress)
+    several.share(None)
     return report
 
 
@@ -496,7 +500,7 @@ def audit_images(
     from .eval.page import write
     from .eval.verdict import Limits
 
-    phases = _Phases()
+    phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
     check_folder(out)
@@ -509,7 +513,7 @@ def audit_images(
     eyes = [find_detector(d, sides["base"].prompts) for d in detectors]
     rulers = [find_metric(m) for m in metrics]
     each_once(eyes, rulers)
-    report = compare(
+    report = several.by_first(compare)(
         sides["base"],
         sides["erased"],
         find_concepts(concepts, "", kind=kind),
@@ -525,9 +529,12 @@ def audit_images(
         peak_bytes=peak_bytes(),
         progress=progress,
     )
+    if report is None:
+        return _of_first(out, several)
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
     write(report, out, sides["base"], sides["erased"], images=images, progress=progress)
+    several.share(None)
     return report
 
 
@@ -814,6 +821,15 @@ class _Task:
         """What draws each side. The erased first: an erasure for another base is refused before
         any image is made."""
         return {"erased": (self.other, self.erasures), "base": (self.source, ())}
+
+
+def _of_first(out: Path, several: Processes) -> "Report":
+    """The report that the first of several processes writes."""
+    from .eval.report import Report
+
+    several.share(None)  # until it has
+    appears(out / "report.json")
+    return Report.load(out / "report.json")
 
 
 class _Phases:
