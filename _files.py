@@ -105,6 +105,32 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             raise
 
 
+def write_new(path: Path, text: str) -> bool:
+    """Writes a whole file where there is none, and says whether there was none.
+
+    Of several processes that do so at once, one does; on a file system without links it may be
+    each of them.
+    """
+    while True:
+        part = being_written(path)
+        try:
+            part.write_text(text, encoding="utf-8")
+            try:
+                os.link(part, path)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                # A run that starts in the same folder took it for half-written, and cleared it
+                if path.parent.is_dir():
+                    continue
+                raise
+            except (OSError, NotImplementedError):
+                os.replace(part, path)
+            return True
+        finally:
+            part.unlink(missing_ok=True)
+
+
 def being_written(path: Path) -> Path:
     """A name beside a file for what is to be renamed to it, which no file has."""
     while (name := path.with_name(f".{path.name}.{secrets.token_hex(4)}")).exists():

@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ._errors import InputError
-from ._files import append, clear, is_half_written, write_atomically
+from ._files import append, clear, is_half_written, write_atomically, write_new
 from ._reading import loads, plain, read
 from ._settings import NotNegative, Range, Weight, checked, shown
 from .prompts import Prompt
@@ -206,7 +206,9 @@ class Gallery:
         # Not over what another process has written meanwhile
         append(path / "images.jsonl", "")
         head = _Head(FORMAT, gallery.made_by or MadeBy(), _sha256(samples.encode()))
-        write_atomically(path / "gallery.json", json.dumps(plain(head), indent=2) + "\n")
+        if not write_new(path / "gallery.json", json.dumps(plain(head), indent=2) + "\n"):
+            # Another process has begun it meanwhile
+            return cls.join(path, made_by, prompts)
         return gallery
 
     @classmethod
