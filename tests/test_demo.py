@@ -64,7 +64,7 @@ def test_it_goes_on_where_it_was_and_compares_what_the_reports_say(
     assert code == 0, err
     assert before.items() <= made(folder).items() and not part.exists()
     assert Erasure.load(folder / "esd.safetensors").record.settings["iterations"] == 4
-    for name in ("compare.md", "uce/report.html", "esd/report.html", "sld/report.html"):
+    for name in ("compare.html", "uce/report.html", "esd/report.html", "sld/report.html"):
         assert f"look at {Path('made') / name}" in out
     assert (folder / "compare.md").read_text("utf-8").count("\n| ") == 4
     lines = (folder / "compare.csv").read_text("utf-8").splitlines()
