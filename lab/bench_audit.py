@@ -201,7 +201,7 @@ def photograph(size: int) -> Tensor:
     """A picture with the detail and the grain of a photograph, shape (3, size, size), in [-1, 1].
 
     Its power falls with the cube of the frequency: a photograph's falls with the square, but
-    lenses and denoisers blur the finest. So a PNG of it has 1.5 bytes a pixel, as theirs have.
+    lenses and denoisers blur the finest. A PNG of it has 1.5 to 1.8 bytes a pixel.
     """
     draw = torch.Generator().manual_seed(0)
     noise = torch.fft.rfft2(torch.randn(3, size, size, generator=draw))
