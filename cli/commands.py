@@ -421,7 +421,8 @@ def audit(
     loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
-    from ..audits import audit, audit_each, audit_images
+    from ..audits import audit, audit_each, audit_images, named_subjects
+    from ..pipelines.erasure import weighted
 
     common: dict[str, Any] = {
         "detectors": detector,
@@ -471,9 +472,12 @@ def audit(
             )
             reports = {"": found}
         elif each:
+            # Of a hub id alone nobody could tell whether it is an erasure or a model
+            files = erasure or []
+            subjects = named_subjects([*files, *(against or [])])
             reports = audit_each(
                 model,
-                [*(erasure or []), *(against or [])],
+                {n: weighted(one) if one in files else one for n, one in subjects.items()},
                 out=out,
                 concepts=concept or [],
                 progress=show,

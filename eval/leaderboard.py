@@ -504,12 +504,14 @@ def load_runs(paths: Sequence[str | Path]) -> dict[str, list[Report]]:
         InputError: One has no report, or two have one name.
     """
     found: dict[str, list[Report]] = {}
+    folders = set()
     for path in map(Path, paths):
+        if path.resolve() in folders:
+            raise InputError(f"{path} is named twice: name each run once.")
+        folders.add(path.resolve())
         name = path.name or str(path)
         if name in found:  # runs/a/knife and runs/b/knife
             name = path.as_posix()
-        if name in found:
-            raise InputError(f"{path} is named twice: name each run once.")
         if (path / "report.json").is_file():
             found[name] = [Report.load(path / "report.json")]
             continue

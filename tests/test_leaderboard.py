@@ -204,3 +204,10 @@ def test_an_unscored_figure_is_none_and_never_zero() -> None:
         row for row in csv.DictReader(board.csv().splitlines()) if row["name"] == "b"
     )
     assert values[key] == ""
+
+
+def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/report.json").write_text(json.dumps(REPORT.to_json()))
+    with pytest.raises(InputError, match="named twice"):
+        compare([tmp_path / "runs/a", tmp_path / "runs/../runs/a"])
