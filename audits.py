@@ -278,7 +278,7 @@ def audit_images(
         detectors=eyes,
         metrics=rulers,
         suite_name=str(base),
-        notes=["The images were finished: how they were made is as their folders say."],
+        notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
         base_answers=Answers(out / "base" / "answers.jsonl"),
         erased_answers=Answers(out / "erased" / "answers.jsonl"),
         limits=limits,
@@ -341,6 +341,11 @@ def verify(
     from .eval.verify import verify as made_out
 
     there = Run.load(Path(run))
+    if not there.galleries and there.given and FINISHED in there.given.warnings:
+        raise InputError(
+            f"{run} is of images that were finished and lie elsewhere, and a run is verified from "
+            "its own: make the report again with 'unsee audit --images', and compare."
+        )
     erasures, against = _sides(erasures, against)
     stacked = [erasure for erasure, _ in loaded_erasures(erasures)]
     made = {side: gallery.made_by or MadeBy() for side, gallery in there.galleries.items()}
@@ -480,6 +485,10 @@ def named_subjects(each: Mapping[str, Any] | Sequence[str | Path]) -> dict[str, 
 
 REPORT = {"report.json": '"verdict"', "report.html": "unsee"}
 """The files of a report, and what is in each of ours."""
+
+
+FINISHED = "The images were finished: how they were made is as their folders say."
+"""What the report of images says that were there already."""
 
 
 @dataclass(frozen=True)

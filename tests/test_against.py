@@ -286,6 +286,14 @@ def test_finished_images_are_judged_without_a_model(
     for name in ("outcomes", "measurements", "coverage", "verdict"):
         assert again[name] == made[name]
     assert drawn.exit_code == 1
+    code, _, err = run("verify", "again")
+    assert code == 2 and "images that were finished" in err
+    generate_gallery(folder, (), SUITE, tmp_path / "longer", steps=3, guidance=2.0)
+    unlike = audit_images(
+        tmp_path / "run/base", tmp_path / "longer", "cat", kind="object",
+        detectors=["emoji/object"], out=tmp_path / "unlike",
+    )  # fmt: skip
+    assert any("differ in the steps (2 and 3)" in line for line in unlike.warnings)
 
     # Folders of images from anywhere, with one table for both
     for side in ("base", "erased"):
