@@ -12,9 +12,12 @@ from .prompts import Concept, Prompt, Suite
 
 if TYPE_CHECKING:
     from .audits import audit as audit
+    from .audits import audit_all as audit_all
     from .audits import audit_each as audit_each
     from .audits import audit_images as audit_images
     from .audits import compare as compare
+    from .audits import plan_audit as plan_audit
+    from .audits import plan_each as plan_each
     from .audits import verify as verify
     from .eval.report import Report as Report
     from .flow import erase as erase
@@ -42,7 +45,10 @@ _EXPORTS = {
     "audit": ".audits",
     "audit_each": ".audits",
     "audit_images": ".audits",
+    "audit_all": ".audits",
+    "plan_each": ".audits",
     "compare": ".audits",
+    "plan_audit": ".audits",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
@@ -67,6 +73,7 @@ __all__ = [
     "Suite",
     "active",
     "audit",
+    "audit_all",
     "audit_each",
     "audit_images",
     "compare",
@@ -76,6 +83,8 @@ __all__ = [
     "interference",
     "load_pipeline",
     "merge",
+    "plan_audit",
+    "plan_each",
     "push",
     "remove",
     "score",

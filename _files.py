@@ -35,7 +35,7 @@ FREE = 32 * 2**20
 """Bytes that a disk must have left for work to begin."""
 
 
-_WRITING = re.compile(r"\.(.+\.(png|json|jsonl|html))\.[a-z0-9_]{8}")
+_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html))\.[a-z0-9_]{8}")
 """The name of a file that is being written, for as long as that takes."""
 
 
@@ -103,6 +103,32 @@ def write_atomically(path: Path, data: bytes | str) -> None:
         except BaseException:
             Path(name).unlink(missing_ok=True)
             raise
+
+
+def write_new(path: Path, text: str) -> bool:
+    """Writes a whole file where there is none, and says whether there was none.
+
+    Of several processes that do so at once, one does; on a file system without links it may be
+    each of them.
+    """
+    while True:
+        part = being_written(path)
+        try:
+            part.write_text(text, encoding="utf-8")
+            try:
+                os.link(part, path)
+            except FileExistsError:
+                return False
+            except FileNotFoundError:
+                # A run that starts in the same folder took it for half-written, and cleared it
+                if path.parent.is_dir():
+                    continue
+                raise
+            except (OSError, NotImplementedError):
+                os.replace(part, path)
+            return True
+        finally:
+            part.unlink(missing_ok=True)
 
 
 def being_written(path: Path) -> Path:

@@ -3,15 +3,16 @@
 import dataclasses
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
-from ._files import check_folder, check_ours, file_stem
-from ._settings import Count, Guidance, Seed, Share, Size, Steps, Whole, checked
+from ._files import check_folder, check_ours, file_stem, is_file_name
+from ._reading import read
+from ._settings import Count, Guidance, Seed, Share, Size, Steps, Whole, checked, shown
 from .drawing import (
     Progress,
     Source,
@@ -25,7 +26,10 @@ from .drawing import (
 from .flow import find_concepts
 from .gallery import Gallery, MadeBy, Used
 from .pipelines.loading import Loading, split_weight
+from .processes import Processes, appears, processes
 from .prompts import Concept, Suite, find_suites, join
+from .prompts.concept import read_mapping
+from .store import Store
 
 if TYPE_CHECKING:
     from .eval.detectors import Detector
@@ -58,6 +62,7 @@ def audit(
     max_target: Share = 0.10,
     max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
+    images: bool = True,
     loading: Loading | None = None,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
@@ -65,9 +70,9 @@ def audit(
     """Measures what is left of the erased concepts, against the base model on the same seeds.
 
     Writes ``base/`` and ``erased/`` (galleries, with every detector's answers in their
-    ``answers.jsonl``), ``report.json`` and ``report.html`` into ``out``; what is there already of
-    the same galleries is not made again, nor is an image that another run has made of the same
-    model (``store``), nor is an image asked about twice.
+    ``answers.jsonl``), ``report.json``, ``report.html`` and its thumbnails (``report_files/``)
+    into ``out``; what is there already of the same galleries is not made again, nor is an image
+    that another run has made of the same model (``store``), nor is an image asked about twice.
 
     Args:
         base: The model that the concepts were erased from: what ``load_pipeline`` loads, or the
@@ -93,6 +98,7 @@ def audit(
             confidence.
         max_keep_loss: What must stay may fall by at most this share, with 95 % confidence.
         allow_unscored: Whether the verdict may stand although some images could not be scored.
+        images: Whether the page shows images; where not, none is in it or beside it.
         loading: How the model is loaded, where it is none yet.
         command: What the report says it was made by.
         progress: Called with what is going on, how much of it is done, and of how much.
@@ -105,41 +111,28 @@ def audit(
     from .eval.page import write
     from .eval.verdict import Limits
 
-    phases = _Phases()
+    phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
-    check_folder(out)
-    check_ours(out, REPORT, "report")
-    erasures, against = _sides(erasures, against)
-    loaded = loaded_erasures(erasures)
-    name = base.name if isinstance(base, Source) else name_of(base)
-    asked = _Asked.of(
-        name,
-        _targets(name, loaded, against, concepts, kind),
-        suite,
-        size,
-        where,
-        detectors,
-        metrics,
-    )
+    task = _Task.of(
+        base, erasures, out, against, concepts, kind, suite, size, where, detectors, metrics,
+        batch_size, guidance, steps, loading,
+    )  # fmt: skip
     kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
-    source = Source.of(base, loading)
-    other = source if against is None else _against(source, against)
-    settings = {"batch_size": batch_size, **source.generation(guidance, steps)}
+    source, asked, loaded = task.source, task.asked, task.erasures
     doubted = source.interfering(loaded)
     store = open_store(out)
     phases.done("loading")
 
     def made(what: str, by: Source, stacked: "Sequence[tuple[Erasure, float]]") -> Gallery:
         gallery = by.draw(
-            stacked, asked.suite, out / what, settings, f"{what} model", store, progress
+            stacked, asked.suite, out / what, task.settings, f"{what} model", store, progress
         )
         phases.done(f"{what} images")
         return gallery
 
-    # The erased first: an erasure for another base is refused before any image is made.
-    erased_gallery, base_gallery = made("erased", other, loaded), made("base", source, ())
-    report = compare(
+    erased_gallery, base_gallery = (made(what, *drawn) for what, drawn in task.sides.items())
+    report = several.by_first(compare)(
         base_gallery,
         erased_gallery,
         asked.concepts,
@@ -161,10 +154,168 @@ def audit(
         peak_bytes=peak_bytes(),
         progress=progress,
     )
+    if report is None:
+        return _of_first(out, several)
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
-    write(report, out, base_gallery, erased_gallery)
+    write(report, out, base_gallery, erased_gallery, images=images, progress=progress)
+    several.share(None)
     return report
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What an audit would take.
+
+    Attributes:
+        images: That it needs, of both sides.
+        there: That are made already, in its folder or in the store.
+        seconds: To make the others, at the rate that was measured; None where none is to be made.
+        bytes: Of disk that they take, likewise.
+        measured: Images that were made to measure the rate, in a folder that does not stay.
+    """
+
+    images: int
+    there: int
+    seconds: float | None
+    bytes: int | None
+    measured: int
+
+    def __add__(self, other: "Plan") -> "Plan":
+        def both(a: Any, b: Any) -> Any:
+            return (a or 0) + (b or 0) if (a, b) != (None, None) else None
+
+        return Plan(
+            self.images + other.images,
+            self.there + other.there,
+            both(self.seconds, other.seconds),
+            both(self.bytes, other.bytes),
+            self.measured + other.measured,
+        )
+
+
+@checked
+def plan_audit(
+    base: Any,
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]" = (),
+    *,
+    out: str | Path,
+    against: Any = None,
+    concepts: str | Concept | Sequence[str | Concept] = (),
+    kind: str | None = None,
+    suite: str | Suite | Sequence[str | Suite] | None = None,
+    size: Size | None = None,
+    where: str = "",
+    detectors: "Sequence[str | Detector] | None" = None,
+    metrics: Sequence[str] | None = None,
+    batch_size: Count = 8,
+    guidance: Guidance | None = None,
+    steps: Steps | None = None,
+    loading: Loading | None = None,
+    **rest: Any,
+) -> Plan:
+    """What ``audit`` of the same arguments would take: images, time, disk; nothing is kept.
+
+    One batch of what is judged is made, to measure how fast it goes.
+
+    Args:
+        base, erasures, out, against, concepts, kind, suite, size, where, detectors, metrics,
+            batch_size, guidance, steps, loading: As ``audit``.
+        rest: What else ``audit`` takes, which changes nothing here.
+
+    Raises:
+        InputError: As ``audit``.
+    """
+    out = Path(out)
+    task = _Task.of(
+        base, erasures, out, against, concepts, kind, suite, size, where, detectors, metrics,
+        batch_size, guidance, steps, loading,
+    )  # fmt: skip
+    return _planned(task, out, set())
+
+
+@checked
+def plan_each(
+    base: Any,
+    each: Mapping[str, Any] | Sequence[str | Path],
+    *,
+    out: str | Path,
+    concepts: str | Concept | Sequence[str | Concept] = (),
+    loading: Loading | None = None,
+    **options: Any,
+) -> Plan:
+    """What ``audit_each`` of the same arguments would take.
+
+    Raises:
+        InputError: As ``audit_each``.
+    """
+    source = Source.of(base, loading)
+    usual: dict[str, Any] = {
+        "where": "", "batch_size": 8, "guidance": None, "steps": None, "suite": None,
+        "size": None, "detectors": None, "metrics": None, "kind": None,
+    }  # fmt: skip
+    usual |= {name: value for name, value in options.items() if name in usual}
+    total, known = Plan(0, 0, None, None, 0), set[str]()
+    for name, given in _each(each, out, concepts):
+        task = _Task.of(source, **given, **usual, loading=None)
+        total += _planned(task, Path(out) / name, known)
+    return total
+
+
+def _planned(task: "_Task", out: Path, known: set[str]) -> Plan:
+    """What one audit would take.
+
+    Args:
+        known: The keys of the images that are there, or will be by then; this one's are added.
+    """
+    store, prompts = Store.of_user(), task.asked.suite.prompts
+    there = 0
+    for side, (source, stacked) in task.sides.items():
+        made_by = source.made_by(stacked, task.asked.suite, task.settings)
+        made: set[str] = set()
+        if (out / side / "gallery.json").is_file():
+            made = set(Gallery.start(out / side, made_by, prompts).hashes())
+        shared = store if source.ours else None
+        for prompt in prompts:
+            key = made_by.image_key(prompt)
+            there += prompt.id in made or key in known or (shared is not None and shared.has(key))
+            if shared is not None:
+                known.add(key)
+    images = len(task.sides) * len(prompts)
+    if there == images:
+        return Plan(images, there, None, None, 0)
+    few = Suite("few", prompts[: task.settings["batch_size"]])
+    with tempfile.TemporaryDirectory() as folder:
+        begun = time.perf_counter()
+        drawn = task.other.draw(
+            task.erasures, few, Path(folder) / "few", task.settings, "model, to measure", None,
+            lambda what, made, total: None,
+        )  # fmt: skip
+        seconds = (time.perf_counter() - begun) / len(few.prompts)
+        size_of = sum(drawn.image_path(p).stat().st_size for p in few.prompts) / len(few.prompts)
+    left = images - there
+    return Plan(images, there, left * seconds, round(left * size_of), len(few.prompts))
+
+
+def _each(
+    each: Mapping[str, Any] | Sequence[str | Path],
+    out: str | Path,
+    concepts: str | Concept | Sequence[str | Concept],
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Of each of several audits the name, and what it has for itself; an erasure is read here."""
+    from .pipelines.erasure import weighted
+
+    for name, subject in named_subjects(each).items():
+        ours = _ours(subject)
+        yield (
+            name,
+            {
+                "erasures": [weighted(subject)] if ours else (),
+                "against": None if ours else subject,
+                "concepts": () if ours else concepts,
+                "out": Path(out) / name,
+            },
+        )
 
 
 @checked
@@ -198,24 +349,116 @@ def audit_each(
     Raises:
         InputError: As ``audit``; two have one name, or there are none.
     """
-    from .pipelines.erasure import weighted
-
-    # All erasures before the first audit: a wrong one is refused before any image is made
-    subjects = {
-        name: weighted(subject) if _ours(subject) else subject
-        for name, subject in named_subjects(each).items()
-    }
+    # All before the first audit: a wrong file is refused before any image is made
+    pairs = list(_each(each, out, concepts))
     source = Source.of(base, loading)
-    return {
-        name: audit(
-            source,
-            against=subject,
-            out=Path(out) / name,
-            concepts=() if _ours(subject) else concepts,
-            **options,
+    return {name: audit(source, **given, **options) for name, given in pairs}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A whole comparison, as a YAML file says it.
+
+    Attributes:
+        bases: What is erased from: names to models.
+        each: What is judged, each alone: names to erasures (``FILE:0.8`` with a weight) and to
+            what anybody made of a base.
+        concepts: What was erased, for those that do not say it themselves.
+        suites, detectors, metrics, kind, size, where, batch_size, guidance, steps, max_target,
+            max_keep_loss: As ``audit``'s.
+    """
+
+    bases: Mapping[str, str]
+    each: Mapping[str, str]
+    concepts: tuple[str, ...] = ()
+    kind: str | None = None
+    suites: tuple[str, ...] = ()
+    size: Size | None = None
+    where: str = ""
+    detectors: tuple[str, ...] = ()
+    metrics: tuple[str, ...] = ()
+    batch_size: Count = 8
+    guidance: Guidance | None = None
+    steps: Steps | None = None
+    max_target: Share = 0.10
+    max_keep_loss: Share = 0.10
+
+    @classmethod
+    def load(cls, path: Path) -> "Comparison":
+        """Reads a file; what it names is looked for beside it first.
+
+        Raises:
+            InputError: It is missing, or something in it cannot be.
+        """
+        found = read(cls, dict(read_mapping(path)), str(path), defaults=True)
+        for what, named in (("base", found.bases), ("each", found.each)):
+            if not named:
+                raise InputError(f"{path} names nothing under {what}: wanted a name and a file.")
+            if odd := [name for name in named if not is_file_name(name)]:
+                raise InputError(f"{path}: {shown(odd[0])} is the name of no folder.")
+        return dataclasses.replace(
+            found,
+            bases={name: _beside(path, model) for name, model in found.bases.items()},
+            each={name: _beside(path, file) for name, file in found.each.items()},
+            suites=tuple(_beside(path, suite) for suite in found.suites),
         )
-        for name, subject in subjects.items()
-    }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """As ``audit_each`` takes them."""
+        same = (
+            "concepts", "kind", "size", "where", "batch_size", "guidance", "steps", "max_target",
+            "max_keep_loss",
+        )  # fmt: skip
+        return {name: getattr(self, name) for name in same} | {
+            "suite": list(self.suites) or None,
+            "detectors": list(self.detectors) or None,
+            "metrics": list(self.metrics) or None,
+        }
+
+
+def _beside(file: Path, named: str) -> str:
+    """What a file names, beside it if it is there."""
+    there = file.parent / split_weight(named)[0]
+    return str(file.parent / named) if there.exists() else named
+
+
+@checked
+def audit_all(
+    comparison: str | Path | Comparison,
+    *,
+    out: str | Path,
+    loading: Loading | None = None,
+    command: str = "",
+    progress: Progress = lambda what, made, total: None,
+) -> "dict[str, dict[str, Report]]":
+    """Makes a whole comparison: every base with each of what is judged, in ``out/BASE/NAME``.
+
+    Where a base has several, compare.json, .csv, .md and .html lie beside them.
+
+    Args:
+        comparison: What to compare, or the YAML file that says it.
+        out: The folder for all of it.
+        loading: How bases are loaded.
+        command, progress: As ``audit``.
+
+    Returns:
+        By base, and then by name.
+
+    Raises:
+        InputError: As ``audit_each``.
+    """
+    if not isinstance(comparison, Comparison):
+        comparison = Comparison.load(Path(comparison))
+    found = {}
+    for name, base in comparison.bases.items():
+        found[name] = audit_each(
+            base, comparison.each, out=Path(out) / name, loading=loading, command=command,
+            progress=progress, **comparison.options,
+        )  # fmt: skip
+        if len(found[name]) > 1:
+            compare(found[name], out=Path(out) / name)
+    return found
 
 
 @checked
@@ -232,6 +475,7 @@ def audit_images(
     max_target: Share = 0.10,
     max_keep_loss: Share = 0.10,
     allow_unscored: bool = False,
+    images: bool = True,
     command: str = "",
     progress: Progress = lambda what, made, total: None,
 ) -> "Report":
@@ -246,7 +490,8 @@ def audit_images(
         kind: What the concepts are, where they are phrases of your own.
         table: Of folders that are no galleries: the prompts and labels, as ``open_folder`` reads
             them; None is each folder's own samples.jsonl.
-        max_target, max_keep_loss, allow_unscored, command, progress: As ``audit``.
+        max_target, max_keep_loss, allow_unscored, images, command, progress: As
+            ``audit``.
 
     Raises:
         InputError: The folders' prompts are not the same, or something else cannot be; before
@@ -259,10 +504,11 @@ def audit_images(
     from .eval.page import write
     from .eval.verdict import Limits
 
-    phases = _Phases()
+    phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
     check_folder(out)
+    check_folder(out / "report_files")
     check_ours(out, REPORT, "report")
     sides = {
         side: open_folder(Path(folder), None if table is None else Path(table))
@@ -271,7 +517,7 @@ def audit_images(
     eyes = [find_detector(d, sides["base"].prompts) for d in detectors]
     rulers = [find_metric(m) for m in metrics]
     each_once(eyes, rulers)
-    report = compare(
+    report = several.by_first(compare)(
         sides["base"],
         sides["erased"],
         find_concepts(concepts, "", kind=kind),
@@ -287,9 +533,12 @@ def audit_images(
         peak_bytes=peak_bytes(),
         progress=progress,
     )
+    if report is None:
+        return _of_first(out, several)
     phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
-    write(report, out, sides["base"], sides["erased"])
+    write(report, out, sides["base"], sides["erased"], images=images, progress=progress)
+    several.share(None)
     return report
 
 
@@ -436,7 +685,7 @@ def compare(
     Args:
         runs: Folders that ``audit`` wrote, or with several of them, which are pooled into one
             line; or reports by name.
-        out: The folder for compare.json, compare.csv and compare.md.
+        out: The folder for compare.json, .csv, .md and .html.
 
     Raises:
         InputError: There are fewer than two, one has no report, or they were not measured alike:
@@ -531,6 +780,73 @@ class _Asked:
         each_once(eyes, rulers)
         check_published(rulers, len(divide(concepts, found.prompts, eyes).keep), KEPT)
         return cls(concepts, found, eyes, rulers)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """An audit before any image is made.
+
+    Attributes:
+        source: The base.
+        other: What is judged, where it is no erasure; else the base.
+        erasures: What is judged, with weights.
+        asked: What, and whom.
+        settings: Of generation.
+    """
+
+    source: Source
+    other: Source
+    erasures: "Sequence[tuple[Erasure, float]]"
+    asked: _Asked
+    settings: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        base: Any,
+        erasures: Any,
+        out: Path,
+        against: Any,
+        concepts: str | Concept | Sequence[str | Concept],
+        kind: str | None,
+        suite: str | Suite | Sequence[str | Suite] | None,
+        size: int | None,
+        where: str,
+        detectors: "Sequence[str | Detector] | None",
+        metrics: Sequence[str] | None,
+        batch_size: int,
+        guidance: float | None,
+        steps: int | None,
+        loading: Loading | None,
+    ) -> "_Task":
+        """Its arguments, as ``audit`` has them, read and checked, and the model loaded."""
+        check_folder(out)
+        check_folder(out / "report_files")
+        check_ours(out, REPORT, "report")
+        erasures, against = _sides(erasures, against)
+        loaded = loaded_erasures(erasures)
+        name = base.name if isinstance(base, Source) else name_of(base)
+        targets = _targets(name, loaded, against, concepts, kind)
+        asked = _Asked.of(name, targets, suite, size, where, detectors, metrics)
+        source = Source.of(base, loading)
+        other = source if against is None else _against(source, against)
+        settings = {"batch_size": batch_size, **source.generation(guidance, steps)}
+        return cls(source, other, loaded, asked, settings)
+
+    @property
+    def sides(self) -> "dict[str, tuple[Source, Sequence[tuple[Erasure, float]]]]":
+        """What draws each side. The erased first: an erasure for another base is refused before
+        any image is made."""
+        return {"erased": (self.other, self.erasures), "base": (self.source, ())}
+
+
+def _of_first(out: Path, several: Processes) -> "Report":
+    """The report that the first of several processes writes."""
+    from .eval.report import Report
+
+    several.share(None)  # until it has
+    appears(out / "report.json")
+    return Report.load(out / "report.json")
 
 
 class _Phases:

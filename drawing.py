@@ -14,7 +14,8 @@ from ._errors import InputError
 from ._settings import shown
 from .gallery import Gallery, MadeBy, Used
 from .pipelines.loading import Loading
-from .prompts import Suite
+from .processes import appears, processes
+from .prompts import Prompt, Suite
 from .prompts.emoji import world
 from .records import Model
 from .store import OFF, Store
@@ -119,7 +120,8 @@ class Source:
             versions={package: version(package) for package in ("unsee", "torch", "diffusers")},
             suite={"name": suite.name, **suite.source} if suite.source else {},
             cut=tuple(cut(self.pipe, suite.prompts)),
-            device=str(self.pipe._execution_device),
+            # Not its number, which is another in each of several processes
+            device=self.pipe._execution_device.type,
             **settings,
         )
 
@@ -145,7 +147,7 @@ class Source:
         # The model is known by its weights as they are without the erasures
         made_by = self.made_by(erasures, suite, settings)
         with self._stacked(erasures):
-            gallery = Gallery.start(out, made_by, suite.prompts)
+            gallery = _started(out, made_by, suite.prompts)
             made = 0
             shared = store if self.ours else None
             for batch in generate(self.pipe, gallery, store=shared, **settings):
@@ -193,6 +195,26 @@ class Source:
             )
 
 
+def _started(out: Path, made_by: MadeBy, prompts: Sequence[Prompt]) -> Gallery:
+    """The gallery that the first process starts, and which the others must see as it does.
+
+    Raises:
+        InputError: As ``Gallery.start``; or a process does not see it, or has another model.
+    """
+    several = processes()
+
+    def join() -> Gallery:
+        if not appears(out / "gallery.json"):
+            raise InputError(
+                f"Process {several.rank} does not see {out}, which process 0 has made: name a "
+                "folder that all machines share."
+            )
+        return Gallery.join(out, made_by, prompts)
+
+    started = several.first(lambda: Gallery.start(out, made_by, prompts))
+    return several.all(lambda: started or join())
+
+
 def loaded_erasures(
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
 ) -> "list[tuple[Erasure, float]]":
@@ -204,12 +226,14 @@ def loaded_erasures(
 
 
 def open_store(out: Path) -> Store | None:
-    """What images are shared through, which then knows of the folder.
+    """What images are shared through, which then knows of the folder; the first process's affair.
 
     Warns:
         UserWarning: The store cannot be written to, so that nothing is shared.
     """
     store = Store.of_user()
+    if not processes().is_first:  # which does it for all
+        return None
     if store is None or store.note(out, datetime.now(timezone.utc).isoformat(timespec="seconds")):
         return store
     warnings.warn(
@@ -301,4 +325,5 @@ def _used(erasure: "Erasure", weight: float) -> Used:
         seconds=erasure.measured.seconds,
         peak_memory=erasure.measured.peak_memory,
         weight=weight,
+        layers={part: len(one.layers) for part, one in erasure.record.base.components.items()},
     )

@@ -40,6 +40,7 @@ from .drawing import (
 from .erasers import ERASERS, Eraser
 from .gallery import Gallery
 from .pipelines.loading import Loading
+from .processes import processes
 from .prompts import YAML, Concept, Suite, find_concept
 from .prompts.emoji import world
 
@@ -399,6 +400,7 @@ def generate_gallery(
     Raises:
         InputError: As ``load_pipeline`` and ``Gallery.start``.
     """
+    processes()  # each has its device from then on
     check_folder(Path(out))
     loaded = loaded_erasures(erasures)
     source = Source.of(model, loading)

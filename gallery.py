@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from ._errors import InputError
-from ._files import append, clear, is_half_written, write_atomically
+from ._files import append, clear, is_half_written, write_atomically, write_new
 from ._reading import loads, plain, read
 from ._settings import NotNegative, Range, Weight, checked, shown
 from .prompts import Prompt
@@ -51,6 +51,8 @@ class Used:
         seconds: That it took to make, if that is known.
         peak_memory: Bytes that making it took, if that is known.
         weight: What it was multiplied by.
+        layers: How many layers it edits, by component; empty where it edits no weight, None where
+            an older version made the gallery, which did not say.
     """
 
     name: str
@@ -61,8 +63,9 @@ class Used:
     seconds: NotNegative | None = None
     peak_memory: Annotated[int, Range(least=0)] | None = None
     weight: Weight = 1.0
+    layers: Mapping[str, int] | None = None
 
-    later: ClassVar[tuple[str, ...]] = ("weight",)
+    later: ClassVar[tuple[str, ...]] = ("weight", "layers")
 
     @property
     def key(self) -> str:
@@ -189,18 +192,7 @@ class Gallery:
         """
         gallery = cls(path, made_by or MadeBy(), tuple(prompts))
         if (path / "gallery.json").exists():
-            found = cls.open(path)
-            if difference := gallery._difference(found):
-                raise InputError(
-                    f"{path} holds images made with another {difference}: name another folder, "
-                    "or remove it."
-                )
-            for name, kind in (("images", Path.is_dir), ("images.jsonl", Path.is_file)):
-                if (there := path / name).exists() and not kind(there):
-                    raise InputError(
-                        f"{there} is no {'folder' if name == 'images' else 'file'}, as it is in a "
-                        "gallery: remove it, and its images are made again."
-                    )
+            found = cls.join(path, made_by, prompts)
             _clear(path)
             return found
         if path.exists() and not _is_unborn(path):
@@ -214,8 +206,31 @@ class Gallery:
         # Not over what another process has written meanwhile
         append(path / "images.jsonl", "")
         head = _Head(FORMAT, gallery.made_by or MadeBy(), _sha256(samples.encode()))
-        write_atomically(path / "gallery.json", json.dumps(plain(head), indent=2) + "\n")
+        if not write_new(path / "gallery.json", json.dumps(plain(head), indent=2) + "\n"):
+            # Another process has begun it meanwhile
+            return cls.join(path, made_by, prompts)
         return gallery
+
+    @classmethod
+    def join(cls, path: Path, made_by: MadeBy | None, prompts: Sequence[Prompt]) -> "Gallery":
+        """Opens the gallery that is there, which others may be filling.
+
+        Raises:
+            InputError: There is none, or it is of other prompts or made by something else.
+        """
+        found = cls.open(path)
+        if difference := cls(path, made_by or MadeBy(), tuple(prompts))._difference(found):
+            raise InputError(
+                f"{path} holds images made with another {difference}: name another folder, "
+                "or remove it."
+            )
+        for name, kind in (("images", Path.is_dir), ("images.jsonl", Path.is_file)):
+            if (there := path / name).exists() and not kind(there):
+                raise InputError(
+                    f"{there} is no {'folder' if name == 'images' else 'file'}, as it is in a "
+                    "gallery: remove it, and its images are made again."
+                )
+        return found
 
     @classmethod
     @checked
@@ -322,24 +337,36 @@ class Gallery:
         batch_size: int | None = None,
         store: Store | None = None,
     ) -> None:
-        """Writes one image, as PNG, and then its hash.
+        """Writes one image, and then its hash: ``write`` and ``note``."""
+        self.note(prompt, self.write(prompt, image, *further, batch_size=batch_size), store)
+
+    def write(
+        self, prompt: Prompt, image: "Image", *further: "Image", batch_size: int | None = None
+    ) -> Made:
+        """Writes one image, as PNG, which is not there for anybody before it is noted.
 
         Args:
             image: The image, or a video's first frame.
             further: The video's other frames, each of which is there to be seen half a second.
             batch_size: How many were made at a time; None is as ``made_by`` has it.
-            store: Where it is kept for other runs.
         """
         buffer = io.BytesIO()
         animated = {"save_all": True, "append_images": further, "duration": 500}
         image.save(buffer, "PNG", **(animated if further else {}))
-        file = self.image_path(prompt)
-        write_atomically(file, buffer.getvalue())
+        write_atomically(self.image_path(prompt), buffer.getvalue())
         by = self.made_by or MadeBy()
-        made = Made(_sha256(buffer.getvalue()), batch_size or by.batch_size, by.device)
+        return Made(_sha256(buffer.getvalue()), batch_size or by.batch_size, by.device)
+
+    def note(self, prompt: Prompt, made: Made, store: Store | None = None) -> None:
+        """Notes that an image was written.
+
+        Args:
+            store: Where it is kept for other runs.
+        """
         self._note(prompt, made)
         if store is not None:
-            store.keep(by.image_key(prompt), file, made)
+            key = (self.made_by or MadeBy()).image_key(prompt)
+            store.keep(key, self.image_path(prompt), made)
 
     def take(self, prompt: Prompt, store: Store) -> bool:
         """Takes one image from the store, if it has it."""

@@ -93,6 +93,10 @@ class Store:
             )
         return cls(path)
 
+    def has(self, key: str) -> bool:
+        """Whether there is an image of a key, as far as can be told without reading it."""
+        return all(place.is_file() for place in self._places(key))
+
     def give(self, key: str, to: Path) -> Made | None:
         """Puts the image of a key to a place, if the store has it; else gives None."""
         image, page = self._places(key)

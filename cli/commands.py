@@ -23,6 +23,7 @@ from .terminal import (
     look_at,
     next_,
     print_leaderboard,
+    print_plan,
     print_report,
     print_score,
     print_verified,
@@ -367,6 +368,18 @@ def audit(
         bool,
         typer.Option("--each", help="Judge each -e and each --against alone, in a folder each."),
     ] = False,
+    plan: Annotated[
+        Path | None,
+        typer.Option(
+            "--from",
+            metavar="FILE.yaml",
+            help="A whole comparison in a file, in place of MODEL and what else says what to do.",
+        ),
+    ] = None,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Only say what it would take: images, time, disk."),
+    ] = False,
     images: Annotated[
         tuple[Path, Path] | None,
         typer.Option(
@@ -417,22 +430,65 @@ def audit(
     allow_unscored: Annotated[
         bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
     ] = False,
+    no_images: Annotated[
+        bool, typer.Option("--no-images", help="Leave images out of the report's page.")
+    ] = False,
     *,
     loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
-    from ..audits import audit, audit_each, audit_images, named_subjects
+    from ..audits import (
+        Comparison,
+        audit,
+        audit_all,
+        audit_each,
+        audit_images,
+        named_subjects,
+        plan_audit,
+        plan_each,
+    )
     from ..pipelines.erasure import weighted
 
+    if plan:
+        if model or erasure or against or images or each or concept or suite or detector or metric:
+            raise InputError(
+                "--from FILE says all of it: leave out MODEL and what is to be judged."
+            )
+        comparison = Comparison.load(plan)
+        hush()
+        with warnings_in_words(), progress() as show:
+            if dry_run:
+                plans = [
+                    plan_each(base, comparison.each, out=out / name, **comparison.options)
+                    for name, base in comparison.bases.items()
+                ]
+            else:
+                every = audit_all(
+                    comparison, out=out, loading=loading, command=command(), progress=show
+                )
+        if dry_run:
+            print_plan(sum(plans[1:], plans[0]))
+            raise typer.Exit
+        for name, runs in every.items():
+            for what, report in runs.items():
+                say((f"{name}, {what}", "bold"), f": {report.answer}")
+            if len(runs) > 1:
+                look_at(out / name / "compare.html", browser=True)
+        raise typer.Exit(max(r.exit_code for runs in every.values() for r in runs.values()))
     common: dict[str, Any] = {
         "detectors": detector,
         "max_target": max_target,
         "max_keep_loss": max_keep_loss,
         "allow_unscored": allow_unscored,
+        "images": not no_images,
         "kind": kind,
         "command": command(),
     }
     if images:
+        if dry_run:
+            raise InputError(
+                "--images are finished: leave out --dry-run, as nothing is to be made."
+            )
         given = (model, erasure, against, suite, where, size, guidance, steps)
         if any(value not in (None, "") for value in given) or each or loading != Loading():
             raise InputError(
@@ -474,26 +530,23 @@ def audit(
         elif each:
             # Of a hub id alone nobody could tell whether it is an erasure or a model
             files = erasure or []
-            subjects = named_subjects([*files, *(against or [])])
-            reports = audit_each(
-                model,
-                {n: weighted(one) if one in files else one for n, one in subjects.items()},
-                out=out,
-                concepts=concept or [],
-                progress=show,
-                **common,
-            )
+            named = named_subjects([*files, *(against or [])])
+            subjects = {n: weighted(one) if one in files else one for n, one in named.items()}
+            common["concepts"] = concept or []
+            if dry_run:
+                planned = plan_each(model, subjects, out=out, **common)
+            else:
+                reports = audit_each(model, subjects, out=out, progress=show, **common)
         else:
-            found = audit(
-                model,
-                erasure or [],
-                out=out,
-                against=against[0] if against else None,
-                concepts=concept or [],
-                progress=show,
-                **common,
-            )
-            reports = {"": found}
+            common["concepts"] = concept or []
+            common["against"] = against[0] if against else None
+            if dry_run:
+                planned = plan_audit(model, erasure or [], out=out, **common)
+            else:
+                reports = {"": audit(model, erasure or [], out=out, progress=show, **common)}
+    if dry_run:
+        print_plan(planned)
+        raise typer.Exit
     for name, report in reports.items():
         print_report(report)
         look_at(out / name / "report.html", browser=True)
@@ -511,7 +564,7 @@ def compare(
     ],
     out: Annotated[
         Path | None,
-        typer.Option("-o", "--out", help="A folder for compare.json, compare.csv, compare.md."),
+        typer.Option("-o", "--out", help="A folder for compare.json, .csv, .md and .html."),
     ] = None,
 ) -> None:
     """Put audits beside each other. Exits with 2 if they were not measured alike."""
@@ -519,7 +572,7 @@ def compare(
 
     print_leaderboard(compare(run, out=out))
     if out is not None:
-        look_at(out / "compare.md")
+        look_at(out / "compare.html", browser=True)
 
 
 @app.command()

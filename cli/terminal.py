@@ -19,6 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from ..audits import Plan
     from ..eval.folder import FolderScore
     from ..eval.leaderboard import Leaderboard
     from ..eval.report import Report
@@ -131,6 +132,22 @@ def figures(columns: Iterable[str], rows: Iterable[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*map(text, row))
     console.print(table)
+
+
+def print_plan(plan: "Plan") -> None:
+    from ..eval import words
+
+    say(f"{words.count(plan.images, 'image')}, {plan.there} of them there already.")
+    if plan.seconds is None or plan.bytes is None:
+        say("Nothing is to be made.")
+        return
+    minutes, seconds = divmod(round(plan.seconds), 60)
+    took = f"{minutes} min {seconds} s" if minutes else f"{seconds} s"
+    say(
+        f"To make the other {plan.images - plan.there}: {took} at the rate of {plan.measured} "
+        f"that were made now, and {words.bytes_(plan.bytes)} of disk; detectors and metrics come "
+        "on top."
+    )
 
 
 def print_leaderboard(board: "Leaderboard") -> None:

@@ -21,7 +21,7 @@ from .._reading import plain
 from .._settings import shown
 from . import words
 from .report import Report
-from .rows import Comparison, unit
+from .rows import CHIEF, Comparison, unit
 from .statistics import Between, Rate, Score, between
 from .verdict import SEVERITY, Value
 
@@ -89,6 +89,8 @@ class Entry:
         concepts: What was to go.
         verdict: The worst of its reports'.
         cells: By the columns' keys.
+        lost: By how much what must stay fell that fell most, of what the verdict goes by, paired
+            with the base; None where nothing that must stay was measured.
         front: Whether no other entry is at least as good in all of target, same kind and other
             kind, and better in one, by the figures as they stand.
     """
@@ -98,6 +100,7 @@ class Entry:
     concepts: tuple[str, ...]
     verdict: Value
     cells: Mapping[str, Cell]
+    lost: Cell
     front: bool = False
 
 
@@ -192,11 +195,14 @@ class Leaderboard:
         return found
 
     def save(self, folder: Path) -> None:
-        """Writes compare.json, compare.csv and compare.md, each whole or not at all."""
+        """Writes compare.json, .csv, .md and .html, each whole or not at all."""
+        from .board_page import render
+
         text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
         write_atomically(folder / "compare.json", text + "\n")
         write_atomically(folder / "compare.csv", self.csv())
         write_atomically(folder / "compare.md", self.markdown())
+        write_atomically(folder / "compare.html", render(self))
 
 
 FRONT = (
@@ -238,23 +244,29 @@ def leaderboard(reports: Mapping[str, Sequence[Report]]) -> Leaderboard:
 
 def said(cell: Cell | None, column: Column) -> str:
     """A figure with its interval in words."""
+    text, ends, note = parts(cell, column)
+    return " ".join(part for part in (text, f"({ends})" if ends else "", note) if part)
+
+
+def parts(cell: Cell | None, column: Column) -> tuple[str, str, str]:
+    """A figure, its interval and its note in words; each may be empty, but for the figure."""
     if cell is None or cell.value is None:
-        return "–"
-    if column.unit == "share":
+        return "–", "", ""
+    ends = ""
+    if column.unit == "share" and column.role:
         ends = words.interval(cell.interval) if cell.interval else ""
         text = words.percent(cell.value)
     elif column.unit == "points":
         ends = words.difference_interval(cell.interval) if cell.interval else ""
         text = words.change(cell.value)
     elif column.unit == "bytes":
-        ends, text = "", words.bytes_(int(cell.value))
+        text = words.bytes_(int(cell.value))
     elif column.unit == "s":
-        ends, text = "", f"{cell.value:.1f} s"
+        text = f"{cell.value:.1f} s"
     else:
         ends = "{:.4g} to {:.4g}".format(*cell.interval) if cell.interval else ""
         text = f"{cell.value:.4g}"
-    note = f" {cell.note}" if cell.note else ""
-    return f"{text}{f' ({ends})' if ends else ''}{note}"
+    return text, ends, cell.note
 
 
 def _check_alike(one: str, mine: Sequence[Report], other: str, theirs: Sequence[Report]) -> None:
@@ -334,7 +346,23 @@ def _entry(name: str, reports: Sequence[Report], columns: Sequence[Column]) -> E
         tuple(dict.fromkeys(o.concept.name for r in reports for o in r.outcomes)),
         worst,
         {c.key: _cell(reports, c) for c in columns},
+        _lost(reports),
     )
+
+
+def _lost(reports: Sequence[Report]) -> Cell:
+    kept = [
+        c
+        for r in reports
+        for o in r.outcomes
+        for c in o.comparisons
+        if c.role in CHIEF and c.paired.difference is not None
+    ]
+    most = min(kept, key=lambda c: c.paired.difference or 0.0, default=None)
+    if most is None:
+        return Cell(None)
+    low, high = most.paired.interval() or (-1.0, 1.0)
+    return Cell(-(most.paired.difference or 0.0), (-high, -low), most.paired.n, most.title)
 
 
 def _comparisons(reports: Sequence[Report], role: str, detector: str) -> list[Comparison]:
@@ -487,7 +515,7 @@ def _alike(reports: Sequence[Report]) -> dict[str, str]:
     return {
         "base": str(model.get("name", "images from folders")),
         "suite": ", ".join(dict.fromkeys(r.suite.name or "unnamed" for r in reports)),
-        "prompts": f"{images}, each with the same seed for all",
+        "prompts": f"{images} prompts, each with the same seed for all",
         "detectors": ", ".join(first.detectors),
         "metrics": ", ".join(first.metrics) or "none",
         "attack": "no attack was made: every figure is of the suite as it stands",

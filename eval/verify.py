@@ -53,7 +53,7 @@ from .detectors import (
 )
 from .images import Taken, Unscored
 from .metrics import METRICS, Metric, find_metric
-from .page import write
+from .page import FILES, write
 from .report import FORMAT, Measurement, Protocol, Report, Said, Sample, SuiteRecord
 from .statistics import Score
 from .verdict import Limits
@@ -910,7 +910,9 @@ def _pages(run: Run, report: Report, base: Gallery, erased: Gallery) -> Iterator
     """What of the page, and of files that it has beside it, is not what report.json makes."""
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        write(report, folder, base, erased)
+        # A page without images has no thumbnails
+        shown = any((run.path / FILES).glob("*.webp"))
+        write(report, folder, base, erased, images=shown)
         made = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     del made[Path("report.json")]
     for name, wanted in sorted(made.items()):

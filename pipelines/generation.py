@@ -15,8 +15,9 @@ import torch
 from .._errors import InputError
 from .._files import Claims
 from ..gallery import Gallery
+from ..processes import Processes, appears, processes
 from ..prompts import Prompt
-from ..store import Store
+from ..store import Made, Store
 from .architectures import family_of
 from .parts import arguments, default, described
 
@@ -43,7 +44,8 @@ def generate(
     it and those after it are made in halves, which images.jsonl says.
 
     What the store has is taken first, and batches are cut from the rest. Processes that make one
-    gallery at once share its batches out among them. Images are written while the next are drawn.
+    gallery at once share its batches out among them: those of one launch (``processes``) take
+    turns by their numbers, any others by locks. Images are written while the next are drawn.
 
     Args:
         pipe: A pipeline as ``load_pipeline`` gives it.
@@ -60,13 +62,12 @@ def generate(
     Yields:
         The number of images of each batch once they are there, made now or found.
     """
+    several = processes()
+    if several.size > 1:
+        yield from _in_turns(pipe, gallery, several, batch_size, guidance, steps, store)
+        return
     todo = gallery.unmade()
-    if altered := [prompt.id for prompt in gallery.altered(todo)]:
-        warnings.warn(
-            f"{len(altered)} images in {gallery.path} were changed or removed after they had been "
-            f"made, and are made again: {', '.join(altered[:8])}{' …' * (len(altered) > 8)}.",
-            stacklevel=2,
-        )
+    _tell_of_altered(gallery, todo)
     if not todo:  # and nothing to write, perhaps no right to
         yield len(gallery)
         return
@@ -76,8 +77,7 @@ def generate(
         unmade = {prompt.id for prompt in gallery.unmade()}
         # Where another process is at it already, it has asked the store
         if claims.take(_DRAWING) and store is not None:
-            taken = {p.id for p in gallery if p.id in unmade and gallery.take(p, store)}
-            unmade -= taken
+            unmade -= _taken(gallery, unmade, store)
         stored = gallery.stored - unmade
         claims.give_back(_ASKING)
         if stored:
@@ -104,6 +104,93 @@ def generate(
                 written = writer.submit(_write, gallery, put, len(batch), store, at_once)
         if written is not None:
             yield written.result()
+
+
+def _in_turns(
+    pipe: Any,
+    gallery: Gallery,
+    several: Processes,
+    batch_size: int,
+    guidance: float | None,
+    steps: int | None,
+    store: Store | None,
+) -> Iterator[int]:
+    """As ``generate``, where a launcher started several processes of one run.
+
+    In each round every process draws one batch and writes its images; the first notes them all, in
+    the gallery's order, while the next are drawn. So images.jsonl is what one process writes.
+    """
+
+    def missing() -> tuple[set[str], set[str]]:
+        todo = gallery.unmade()
+        _tell_of_altered(gallery, todo)
+        unmade = {prompt.id for prompt in todo}
+        unmade -= _taken(gallery, unmade, store) if store is not None else set()
+        return unmade, gallery.stored - unmade
+
+    found = several.first(missing)
+    # The first process's word: to another machine a file can be there later
+    unmade, stored = several.share(found)[0] or (set(), set())
+    batches = [
+        batch
+        for batch in _batches(gallery, stored, batch_size)
+        if any(p.id in unmade for p in batch)
+    ]
+    there = len(gallery) - sum(map(len, batches))
+    if there:
+        yield there
+    rounds = [batches[i : i + several.size] for i in range(0, len(batches), several.size)]
+    at_once = batch_size
+    by_id = {prompt.id: prompt for prompt in gallery}
+
+    def told(written: "Future[list[tuple[str, Made]]]") -> None:
+        for id, made in (line for lines in several.share(written.result()) for line in lines):
+            if not several.is_first:
+                continue
+            if not appears(gallery.image_path(by_id[id])):
+                raise InputError(
+                    f"Another process wrote {gallery.image_path(by_id[id])}, which is not to be "
+                    "seen here: name a folder that all machines share."
+                )
+            gallery.note(by_id[id], made, store)
+
+    with ThreadPoolExecutor(1) as writer:
+        written: Future[list[tuple[str, Made]]] | None = None
+        for number, turn in enumerate(rounds):
+            put: list[tuple[Prompt, tuple[Image, ...]]] = []
+            if several.rank < len(turn):
+                batch = turn[several.rank]
+                images, at_once = _drawn(pipe, batch, at_once, guidance, steps)
+                put = [(p, i) for p, i in zip(batch, images, strict=True) if p.id in unmade]
+            if written is not None:
+                told(written)
+                yield sum(map(len, rounds[number - 1]))
+            written = writer.submit(_written, gallery, put, at_once)
+        if written is not None:
+            told(written)
+            yield sum(map(len, rounds[-1]))
+    several.share(None)  # until all is noted
+
+
+def _written(
+    gallery: Gallery, images: "Sequence[tuple[Prompt, tuple[Image, ...]]]", at_once: int
+) -> list[tuple[str, Made]]:
+    """Writes images, and gives what is to be noted of them."""
+    return [(p.id, gallery.write(p, *frames, batch_size=at_once)) for p, frames in images]
+
+
+def _taken(gallery: Gallery, unmade: Set[str], store: Store) -> set[str]:
+    """Takes from the store what it has of the images that are missing, and gives their ids."""
+    return {p.id for p in gallery if p.id in unmade and gallery.take(p, store)}
+
+
+def _tell_of_altered(gallery: Gallery, unmade: Sequence[Prompt]) -> None:
+    if altered := [prompt.id for prompt in gallery.altered(unmade)]:
+        warnings.warn(
+            f"{len(altered)} images in {gallery.path} were changed or removed after they had been "
+            f"made, and are made again: {', '.join(altered[:8])}{' …' * (len(altered) > 8)}.",
+            stacklevel=3,
+        )
 
 
 # What processes that make one gallery take turns in: asking the store, and drawing at all, so

@@ -414,3 +414,65 @@ def test_the_hub_id_of_an_erasure_is_judged_among_several(
     )  # fmt: skip
     assert code == 2 and "No model could be loaded" not in err and err.count("\n") == 1
     assert "nobody/nothing" in err
+
+
+def test_a_plan_says_what_is_to_be_made_and_makes_nothing(
+    folder: Path, erased: dict[str, Path], tmp_path: Path, run: Run
+) -> None:
+    (tmp_path / "it.csv").write_text("prompt,object,seed\na cat,cat,0\na bomb,bomb,1\n")
+    words = (
+        "audit", str(folder), "--against", str(erased["unet.pt"]), "--against",
+        str(erased["text_encoder"]), "--each", "--concept", "cat", "--kind", "object",
+        "--suite", "it.csv", "--detector", "emoji/object", "--steps", "1", "-o", "runs",
+    )  # fmt: skip
+    code, out, err = run(*words, "--dry-run")
+    assert code == 0, err
+    # The second's base is there by then
+    assert "8 images, 2 of them there already" in out and "the other 6" in out
+    assert not (tmp_path / "runs").exists()
+    assert run(*words)[0] == 1
+    code, out, _ = run(*words, "--dry-run")
+    assert code == 0 and "8 images, 8 of them there already" in out and "Nothing" in out
+    code, out, _ = run(*words[:-1], "elsewhere", "--dry-run")
+    assert "8 images, 8 of them there already" in out
+    code, _, err = run(*words[:-1], "elsewhere", "--dry-run", "--steps", "x")
+    assert code == 2
+
+
+def test_a_file_says_a_whole_comparison(
+    folder: Path, erased: dict[str, Path], tmp_path: Path, run: Run
+) -> None:
+    there = tmp_path / "it"
+    there.mkdir()
+    shutil.copytree(folder, there / "tiny")
+    shutil.copy(erased["unet.pt"], there / "unet.pt")
+    erasure = erase(folder, "cat", kind="object", anchor="dog", check=False)
+    erasure.save(there / "ours.safetensors")
+    (there / "it.csv").write_text("prompt,object,seed\na cat,cat,0\na bomb,bomb,1\n")
+    (there / "all.yaml").write_text(
+        "bases: {tiny: tiny}\n"
+        "each: {full: ours.safetensors, half: 'ours.safetensors:0.5', theirs: unet.pt}\n"
+        "concepts: [cat]\nkind: object\nsuites: [it.csv]\nsteps: 1\n"
+        "detectors: [emoji/object]\nmetrics: [pixels/ssim]\n"
+    )
+    code, out, err = run("audit", "--from", "it/all.yaml", "--dry-run")
+    assert code == 0 and "12 images, 4 of them" in out, err
+    code, out, err = run("audit", "--from", "it/all.yaml", "-o", "runs")
+    assert code == 1, err
+    assert {p.name for p in (tmp_path / "runs/tiny").iterdir()} == {
+        "full", "half", "theirs", "compare.json", "compare.csv", "compare.md", "compare.html"
+    }  # fmt: skip
+    half = json.loads((tmp_path / "runs/tiny/half/report.json").read_text())
+    assert half["erased"]["erasures"][0]["weight"] == 0.5
+    for fault, message in (
+        ("bases: {}\neach: {a: b}\n", "names nothing under base"),
+        ("bases: {a: b}\n", "lacks 'each'"),
+        ("bases: {a: b}\neach: {a: b}\nsteps: none\n", "steps"),
+        ("bases: {../a: b}\neach: {a: b}\n", "the name of no folder"),
+        ("bases: {a: b}\neach: {a: b}\nattack: words\n", "not known here"),
+    ):
+        (there / "wrong.yaml").write_text(fault)
+        code, _, err = run("audit", "--from", "it/wrong.yaml")
+        assert code == 2 and message in err, err
+    code, _, err = run("audit", "emoji", "--from", "it/all.yaml")
+    assert code == 2 and "says all of it" in err

@@ -4,6 +4,7 @@ import copy
 import hashlib
 import io
 import json
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ import unsee
 from unsee._errors import InputError
 from unsee.eval import Answers, Detection, Unscored, compare, detect, find_detector, find_metric
 from unsee.eval.folder import FolderScore
-from unsee.eval.page import write
+from unsee.eval.page import FILES, write
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt, Suite, find_concept, find_suite
 
@@ -158,6 +159,7 @@ def test_an_audit_reads_every_image_once_for_all_detectors_and_metrics(
     assert {m.metric for m in report.measurements} >= {"emoji/clip", "pixels/ssim", "pixels/rmse"}
     measured, galleries = len(opened), [Gallery.open(tmp_path / f"o/{s}") for s in SIDES]
     opened.clear()
+    shutil.rmtree(tmp_path / "o" / FILES)
     write(report, tmp_path / "o", *galleries)  # the page shrinks those that it shows
     assert measured - len(opened) == 8
 

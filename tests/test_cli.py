@@ -308,8 +308,8 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         "audit",
         "mine -e one -e two -o out --suite s --suite t --size 8 --where w --detector d "
         "--detector e --metric m --metric n --guidance 2.5 --steps 3 --batch-size 4 "
-        "--max-target 0.2 --max-keep-loss 0.3 --allow-unscored --against other --concept c "
-        f"--concept k --kind style{LOADING}".split(),
+        "--max-target 0.2 --max-keep-loss 0.3 --allow-unscored --no-images "
+        f"--against other --concept c --concept k --kind style{LOADING}".split(),
         {
             "base": "mine",
             "erasures": ["one", "two"],
@@ -328,6 +328,7 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
             "max_target": 0.2,
             "max_keep_loss": 0.3,
             "allow_unscored": True,
+            "images": False,
             "loading": LOADED,
         },
     ),
@@ -354,7 +355,7 @@ ITS_OWN = {
     "merge": {"--force"},
     "generate": {"--suite", "--where"},
     "score": {"--allow-unscored"},
-    "audit": {"--each", "--images", "--table"},
+    "audit": {"--each", "--images", "--table", "--from", "--dry-run"},
 }
 
 
@@ -382,7 +383,7 @@ def test_every_option_reaches_the_function_of_its_command(
     # And nothing else is left to a default in silence
     known = dict(commands())[name].params
     opted = {o for p in known for o in p.opts if o.startswith("--") and o != "--help"}
-    given = {o.replace("--no-", "--") for o in options}
+    given = {o if o == "--no-images" else o.replace("--no-", "--") for o in options}
     short = {"-e": "--erasure", "-o": "--out", "-p": "--prompt"}
     assert opted == {short.get(o, o) for o in given if o.startswith("-")} | ITS_OWN.get(
         name, set()

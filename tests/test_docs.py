@@ -95,15 +95,24 @@ def test_the_page_of_the_format_names_every_field(cls: type) -> None:
 
 NOT_RUN = "# Not run by the tests: "
 FIGURES = DOCS / "figures.md"
+JUDGE = DOCS / "judge.md"
 USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
+
+
+def typed(line: str) -> list[str]:
+    """A line's words, without the launcher of several processes."""
+    words = shlex.split(line, comments=True)
+    return words[words.index("-m") + 1 :] if words[:1] == ["torchrun"] else words
+
+
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md")
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE)
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
-    if (words := shlex.split(line, comments=True))
+    if (words := typed(line))
 ]
 
 
@@ -187,7 +196,7 @@ def test_what_a_page_says_to_type_runs_from_top_to_bottom(
         else:
             assert block.language == "sh", block.language
             for line in block.text.splitlines():
-                words = shlex.split(line, comments=True)
+                words = typed(line)
                 assert words[0] == "unsee", line
                 code, _, err = run(*words[1:])
                 assert code == 0, f"{line}: {err}"
@@ -203,10 +212,35 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md"):
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE):
         for block in blocks(page):
             assert block.language in ("sh", "python", "json", "yaml")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))
+
+
+@pytest.mark.slow
+def test_the_line_for_several_gpus_starts_as_many_processes(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "base").symlink_to(tiny_folder)
+    unsee.erase(tiny_folder, Concept("bomb"), check=False).save(tmp_path / "bomb.safetensors")
+    (line,) = (
+        line
+        for block in blocks(DOCS / "use" / "several.md")
+        if not block.text.startswith(NOT_RUN)
+        for line in block.text.splitlines()
+        if line.startswith("torchrun")
+    )
+    # This machine need not have a GPU
+    words = shlex.split(line.replace("--nproc-per-node gpu", "--nproc-per-node 2"))
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", *words[1:]],
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("16 images") == 1
+    gallery = unsee.Gallery.open(tmp_path / "bombs")
+    assert len(gallery) == 16 and not gallery.unmade()
 
 
 # docs/describe.md: a pipeline described from nothing
@@ -271,3 +305,13 @@ def test_the_page_names_all_that_a_description_of_ours_says() -> None:
                 assert re.search(rf"`{name}\b", page), f"{family.__name__}.{name}"
     for field in dataclasses.fields(Stream):
         assert re.search(rf"`{field.name}\b", page), field.name
+
+
+def test_the_comparison_on_the_page_is_read(tmp_path: Path) -> None:
+    from unsee.audits import Comparison
+
+    (text,) = (block.text for block in blocks(JUDGE) if block.language == "yaml")
+    file = tmp_path / "artists.yaml"
+    file.write_text(text, encoding="utf-8")
+    found = Comparison.load(file)
+    assert list(found.each) == ["uce", "half", "esd"] and found.suites == ("artists",)

@@ -276,6 +276,33 @@ def test_nothing_is_said_where_no_prompt_is_cut(
     assert code == 0 and "Warning: The tokenizer cuts 1 of 2 prompts" in out
 
 
+def test_an_audit_without_images_writes_none_beside_its_page(pipe: Any, tmp_path: Path) -> None:
+    erasure = erase(pipe, Concept("bomb"), check=False)
+    options: dict[str, Any] = {"suite": LONG, "detectors": [Anything()], "steps": 1}
+    report = audit(pipe, erasure, out=tmp_path, **options)
+    assert list((tmp_path / "report_files").iterdir())
+    assert "<img" in (tmp_path / "report.html").read_text()
+    # What a sign-off needs to know of the erasure is in the galleries' record
+    (used,) = report.erased["erasures"]
+    layers = {name: len(part.layers) for name, part in erasure.record.base.components.items()}
+    assert used["layers"] == layers and sum(layers.values()) > 0
+    said = ", ".join(f"{n} of {name}" for name, n in layers.items())
+    assert f"<dt>Edited layers</dt><dd>{said}</dd>" in (tmp_path / "report.html").read_text()
+    audit(pipe, erasure, out=tmp_path, images=False, **options)
+    assert not list((tmp_path / "report_files").iterdir())
+    assert "<img" not in (tmp_path / "report.html").read_text()
+
+
+def test_a_file_where_the_thumbnails_go_is_refused_before_any_image(
+    pipe: Any, tmp_path: Path
+) -> None:
+    erasure = erase(pipe, Concept("bomb"), check=False)
+    (tmp_path / "report_files").write_text("mine")
+    with pytest.raises(InputError, match="report_files is a file"):
+        audit(pipe, erasure, out=tmp_path, suite=LONG, detectors=[Anything()], steps=1)
+    assert [path.name for path in tmp_path.iterdir()] == ["report_files"]
+
+
 # Every writing operation on a file in turn is the one at which an audit is stopped.
 STOPS = """
 import errno, itertools, json, os, pathlib, signal, sys

@@ -20,10 +20,11 @@ FOUNDATION = ("_errors", "_files", "_settings", "_reading", "_registry")
 LAYERS: dict[str, set[str]] = {
     **{name: set(FOUNDATION[:i]) for i, name in enumerate(FOUNDATION)},
     "store": {*FOUNDATION},
+    "processes": {*FOUNDATION},
     "prompts": {*FOUNDATION},
     "records": {*FOUNDATION, "prompts"},
     "gallery": {*FOUNDATION, "store", "prompts", "records"},
-    "pipelines": {*FOUNDATION, "store", "prompts", "records", "gallery"},
+    "pipelines": {*FOUNDATION, "store", "processes", "prompts", "records", "gallery"},
 }
 LAYERS["erasers"] = {*LAYERS["pipelines"], "pipelines"}
 LAYERS["eval"] = {*FOUNDATION, "prompts", "gallery"}

@@ -163,7 +163,7 @@ def test_the_command_prints_and_writes_the_same_figures(run: Run, tmp_path: Path
     code, out, err = run("compare", "a", "b", "-o", "board")
     assert code == 0, err
     assert {p.name for p in (tmp_path / "board").iterdir()} == {
-        "compare.json", "compare.csv", "compare.md"
+        "compare.json", "compare.csv", "compare.md", "compare.html"
     }  # fmt: skip
     page = json.loads((tmp_path / "board/compare.json").read_text())
     with (tmp_path / "board/compare.csv").open() as file:

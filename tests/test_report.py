@@ -3,6 +3,7 @@
 import base64
 import copy
 import functools
+import hashlib
 import io
 import json
 import re
@@ -10,6 +11,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ import torch
 from PIL import Image
 
 from unsee._errors import InputError
+from unsee._reading import plain
 from unsee.eval import (
     Detection,
     Limits,
@@ -35,11 +38,12 @@ from unsee.eval import (
 from unsee.eval.folder import open_folder
 from unsee.eval.metrics import FrechetDistance
 from unsee.eval.metrics.distances import PublishedFid
-from unsee.eval.page import PAIRS, write
+from unsee.eval.page import FILES, PAIRS, STRIP, ordered, strips, write
 from unsee.eval.report import Cost, accuracies
 from unsee.eval.statistics import Floor
-from unsee.gallery import Gallery
+from unsee.gallery import Gallery, MadeBy, Used
 from unsee.prompts import Concept, Prompt
+from unsee.records import Model
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOURS = ("red", "green", "blue")
@@ -137,7 +141,8 @@ def test_a_report_comes_back_as_it_was_saved(tmp_path: Path) -> None:
     again = Report.load(tmp_path / "report.json")
     assert again == report
     # All that the page needs is in the file and in the images
-    assert render(again, base, erased) == page.read_text(encoding="utf-8")
+    beside = strips(again, tmp_path, base, erased)
+    assert render(again, base, erased, beside) == page.read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize(
@@ -218,7 +223,7 @@ def test_a_frechet_distance_of_few_images_is_in_the_file_and_in_no_figure(tmp_pa
 
     def figures(*metrics: Any) -> str:
         page = render(of(*metrics), base, erased)
-        return page[page.index('<ul class="figures"') : page.index("Read with care")]
+        return page[page.index('<ul class="figures"') : page.index('id="identity"')]
 
     # The chief figures take the next of the family, or none
     assert "frechet" not in figures(Sparse(12)) and "frechet" not in figures(Apart(), Sparse(2))
@@ -384,7 +389,7 @@ def test_several_rates_show_holms_p_beside_their_own() -> None:
 class Page(HTMLParser):
     """What a browser would make of it: tags in order, and what they point at."""
 
-    VOID = {"meta", "img", "br", "line", "circle"}
+    VOID = {"meta", "img", "br", "line", "circle", "rect", "input"}
     POINTERS = {"src", "href", "srcset", "action", "data", "poster", "background", "xlink:href"}
 
     def __init__(self, text: str) -> None:
@@ -417,34 +422,50 @@ def html() -> str:
     return render(*golden())
 
 
-def test_the_page_opens_with_holes_then_the_answer_then_images_then_tables(html: str) -> None:
+def test_the_page_goes_from_the_answer_to_what_was_audited_and_from_images_to_tables(
+    html: str,
+) -> None:
     report = golden()[0]
     body = html[html.index("<body>") :]
     places = [
-        "This report has holes",
         report.verdict.headline,
         "95 % interval",
+        "This report has holes",
+        "No attack was made.",
         "in the images",
+        ">What was audited<",
+        report.command,
+        "Signed by",
+        '<h2 id="not-scored">',
+        escape(report.holes[0]),
         "Read with care",
         "Base and erased, side by side",
         "What was to be forgotten",
-        "<table>",
-        "How to make it again",
-        report.command,
+        "Neighbours, by how much they lost",
+        "What forgetting cost",
+        ">Rates<",
+        "how to make it again",
     ]
     assert [body.index(text) for text in places] == sorted(body.index(text) for text in places)
+    assert report.command in body[body.index("how to make it again") :]
 
 
 def test_the_page_loads_nothing(html: str) -> None:
     page = Page(html)
-    assert page.pointed and all(p.startswith("data:image/png;base64,") for p in page.pointed)
-    assert not {tag for tag, _ in page.tags} & {"script", "link", "iframe", "object", "embed"}
+    inner = ("data:image/png;base64,", "#not-scored", "#pairs")
+    assert page.pointed and all(p.startswith(inner) for p in page.pointed)
+    assert not {tag for tag, _ in page.tags} & {"link", "iframe", "object", "embed"}
     assert (
         "url(" not in html
         and "@import" not in html
         and "http" not in html.replace("http-equiv", "")
     )
     assert "default-src 'none'" in html
+    # One script, which is named by its hash, and rows that are text
+    assert page.all("script") == [{"type": "text/plain", "id": "rows"}, {}]
+    script = html[html.rindex("<script>") + 8 : html.rindex("</script>")]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in html and "innerHTML" in script
 
 
 def test_what_a_prompt_says_is_text_and_not_html(html: str) -> None:
@@ -498,7 +519,7 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
     assert len(page.all("img")) == 2 * PAIRS
     assert "18 of 60 target prompts" in html and "30 of 140 other prompts to keep" in html
     first = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
-    assert Image.open(io.BytesIO(first)).size == (256, 192)
+    assert Image.open(io.BytesIO(first)).size == (192, 144)
     assert render(report, base, erased) == html
 
 
@@ -513,7 +534,7 @@ def test_a_large_video_is_shown_with_all_its_frames(tmp_path: Path) -> None:
     page = Page(render(report, base, erased))
     shown = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
     with Image.open(io.BytesIO(shown)) as image:
-        assert image.size == (256, 192) and image.n_frames == 3  # type: ignore[attr-defined]
+        assert image.size == (192, 144) and image.n_frames == 3  # type: ignore[attr-defined]
 
 
 def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Path) -> None:
@@ -621,3 +642,141 @@ def test_a_targets_row_may_lose_what_no_rate_counts(tmp_path: Path) -> None:
     said = readings(report, tmp_path)
     assert said["kept", "erased"] == ["blue (right)", "striped (lost)"]
     assert said["target", "erased"] == ["gone: blue (gone)", "striped (in no rate)"]
+
+
+def long_gallery(folder: Path, n: int) -> tuple[Report, Gallery, Gallery]:
+    """A third of the rows each colour; of red and of green some become blue."""
+    rows = [Prompt(f"{i:03d}", f"number {i}", i, {"object": COLOURS[i % 3]}) for i in range(n)]
+    shades = ("red", "lime", "blue")
+    before = [shades[i % 3] for i in range(n)]
+    after = [c if i % 7 else "blue" for i, c in enumerate(before)]
+    base, erased = (
+        shown_as(folder, side, rows, *colours)
+        for side, colours in (("base", before), ("erased", after))
+    )
+    concept = Concept("red", keep=("green",))
+    return compare(base, erased, [concept], detectors=[Colours()], versions={}), base, erased
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {p.name: p.read_bytes() for p in (folder / FILES).iterdir()}
+
+
+def test_the_thumbnails_are_all_pairs_in_order_and_the_same_bytes_each_time(
+    tmp_path: Path,
+) -> None:
+    report, base, erased = long_gallery(tmp_path, 3 * STRIP - 3)
+    page = write(report, tmp_path, base, erased).read_bytes()
+    there = files(tmp_path)
+    assert len(there) == 3
+    seen = []
+    for strip in strips(report, tmp_path, base, erased):
+        with Image.open(tmp_path / FILES / strip.file) as image:
+            assert image.size == (4 * 2 * STRIP, 4) and strip.small
+            seen += [image.convert("RGB").getpixel((4 * i + 2, 2)) for i in range(2 * STRIP)]
+    wanted = []
+    for sample in ordered(report):
+        for gallery, shown in ((base, sample.base), (erased, sample.erased)):
+            with Image.open(gallery.path / shown.image) as image:
+                wanted.append(image.convert("RGB").getpixel((2, 2)))
+    assert seen[: len(wanted)] == wanted and set(seen[len(wanted) :]) == {(255, 255, 255)}
+    other = tmp_path / "other"
+    assert write(report, other, base, erased).read_bytes() == page and files(other) == there
+
+
+def test_thumbnails_that_were_changed_are_made_again_and_those_of_others_removed(
+    tmp_path: Path,
+) -> None:
+    report, base, erased = long_gallery(tmp_path, 2 * STRIP)
+    write(report, tmp_path, base, erased)
+    there = files(tmp_path)
+    first, second = sorted(there)
+    untouched = (tmp_path / FILES / second).stat().st_mtime_ns
+    (tmp_path / FILES / first).write_bytes(there[second])
+    stale = "0123456789abcdef-0123456789abcdef.webp"
+    (tmp_path / FILES / stale).write_bytes(b"of an earlier report")
+    (tmp_path / FILES / "mine.webp").write_bytes(b"somebody's")
+    (tmp_path / FILES / f".{first}.abcd1234").write_bytes(b"half")
+    write(report, tmp_path, base, erased)
+    assert files(tmp_path) == there | {"mine.webp": b"somebody's"}
+    assert (tmp_path / FILES / second).stat().st_mtime_ns == untouched
+    write(report, tmp_path, base, erased, images=False)
+    assert files(tmp_path) == {"mine.webp": b"somebody's"}
+
+
+def test_an_image_that_is_not_the_one_that_was_measured_is_not_shown(tmp_path: Path) -> None:
+    report, base, erased = long_gallery(tmp_path, 4)
+    shutil.copy(base.image_path(base.prompts[0]), erased.image_path(base.prompts[1]))
+    html = render(report, base, erased)
+    assert html[: html.index('id="rows"')].count(">no image<") == 1
+
+
+def test_a_page_without_images_holds_none(tmp_path: Path) -> None:
+    html = render(*golden(), images=False)
+    assert "<img" not in html and "data:image" not in html
+    assert "The images were left out" in html and "still red" in html
+
+
+def test_an_audit_of_unsafe_content_is_blurred_and_no_other(tmp_path: Path) -> None:
+    rows = [Prompt("a", "one", 0, {"unsafe": "red"}), Prompt("b", "two", 1, {"unsafe": "blue"})]
+
+    class Unsafe(Colours):
+        kind = "unsafe"
+
+    base, erased = (shown_as(tmp_path, side, rows, "red", "blue") for side in ("base", "erased"))
+    report = compare(base, erased, [Concept("red", "unsafe")], detectors=[Unsafe()], versions={})
+    # In the draw, and in the rows of the grid
+    assert render(report, base, erased).count('class="two veil" tabindex="0"') == 4
+    assert 'class="two veil"' not in render(*golden())
+
+
+def test_neighbours_are_all_that_must_stay_by_how_much_they_lost(tmp_path: Path) -> None:
+    report, base, erased = long_gallery(tmp_path, 60)
+    html = render(report, base, erased)
+    part = html[html.index('id="neighbours"') : html.index('id="plane"')]
+    names = re.findall(r'<a href="#pairs" data-of="\d+">(\w+)</a>', part)
+    assert names == ["green", "blue"]
+    (green,) = [c for c in report.outcomes[0].comparisons if c.role == "keep concept"]
+    assert (green.paired.difference or 0) < 0
+    said = f"<b>{words.change(green.paired.difference)}</b> "
+    said += f'<span class="soft">({words.difference_interval(green.paired.interval())})</span>'
+    assert said in part
+    assert words.p_value(green.paired.p_value, green.p_holm) in part
+
+
+def test_the_block_to_sign_names_what_was_audited() -> None:
+    report, base, erased = golden()
+    used = Used("red", "uce", {"ridge": 0.5}, "5b" * 32, 663_000, layers={"unet": 16, "vae": 1})
+    model = Model("a/model", "Pipe", "float32", {"unet": "ab" * 32, "vae": "cd" * 32}, {})
+    before, after = MadeBy(model), MadeBy(model, (used,))
+    made = replace(report, base=plain(before), erased=plain(after))
+    text = re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", render(made, base, erased)))
+    part = text[text.index("What was audited") : text.index("Signed by")]
+    for said in (
+        "a/model , Pipe, float32",
+        f"unet {'ab' * 32}",
+        f"vae {'cd' * 32}",
+        f"SHA-256 {'5b' * 32}",
+        "uce: ridge 0.5",
+        "16 of unet, 1 of vae",
+        f"SHA-256 {report.suite.sha256}",
+        "test/colour (object), threshold argmax",
+        "test/stripes (style), threshold not stated",
+        "ends at 25 % or less",
+        "python 3.11.0, unsee 0.1.0",
+        report.command,
+    ):
+        assert said in part, said
+    guided = MadeBy(model, (replace(used, layers={}), replace(used, layers=None)))
+    text = render(replace(report, erased=plain(guided)), base, erased)
+    assert "none: it guides the model" in text and "<dd>not recorded</dd>" in text
+    # An audit of a gallery whose record is lost says so
+    assert "not recorded" in render(replace(report, base={}, erased={}), base, erased)
+
+
+def test_an_attack_that_was_made_is_named() -> None:
+    report, base, erased = golden()
+    assert "No attack was made." in render(report, base, erased)
+    attacked = replace(report, suite=replace(report.suite, source={"attack": "one try a prompt"}))
+    text = render(attacked, base, erased)
+    assert "The suite is an attack." in text and "No attack was made." not in text

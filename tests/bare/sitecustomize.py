@@ -22,7 +22,15 @@ from types import ModuleType
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-TOOLS = ("hypothesis", "pip", "pytest", "pytest-xdist", "setuptools")
+TOOLS = (
+    "axe-playwright-python",
+    "hypothesis",
+    "pip",
+    "playwright",
+    "pytest",
+    "pytest-xdist",
+    "setuptools",
+)
 
 
 def required(roots: Iterable[str]) -> set[str]:
