@@ -4,8 +4,8 @@
 
 Makes answers of six detectors, with 98 scores and 12 boxes a row in all, random and rounded as a
 detector's are, and writes and reads them in several ways, each in a process of its own. Prints
-the seconds, without those of making the answers; the MiB that the process held at its most beyond
-what it held before; and the file's size.
+the CPU seconds, without those of making the answers; the MiB that the process held at its most
+beyond what it held before; and the file's size.
 
     ours      answers.jsonl as audits write and read it, every line checked
     lines     JSON lines, a batch of 64 images written at a time so that a reader has it, and read
@@ -155,25 +155,25 @@ def ours(path: Path, rows: int, writes: bool) -> int:
 
 
 def made_only(rows: int) -> float:
-    """Seconds to make the answers, which are no part of writing them."""
-    start = time.perf_counter()
+    """CPU seconds to make the answers, which are no part of writing them."""
+    start = time.process_time()
     for _ in answers(rows):
         pass
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 WAYS = {"ours": ours, "lines": lines, "arrow": arrow, "sqlite": sqlite}
 
 
 def measure(way: str, path: Path, rows: int, writes: bool) -> None:
-    """Prints the seconds and the bytes of memory of one way."""
+    """Prints the CPU seconds and the bytes of memory of one way."""
     if way == "arrow":
         import pyarrow  # noqa: F401
 
     base = made_only(rows) if writes else 0.0
-    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.perf_counter()
+    before, start = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     count = WAYS[way](path, rows, writes)
-    seconds = time.perf_counter() - start - base
+    seconds = time.process_time() - start - base
     assert writes or count == rows * len(DETECTORS), count
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     print(json.dumps([seconds, (after - before) * 1024]))
