@@ -476,3 +476,12 @@ def test_a_file_says_a_whole_comparison(
         assert code == 2 and message in err, err
     code, _, err = run("audit", "emoji", "--from", "it/all.yaml")
     assert code == 2 and "says all of it" in err
+
+
+def test_an_erasure_that_is_there_twice_is_refused(folder: Path, tmp_path: Path) -> None:
+    erasure = erase(folder, "cat", kind="object", anchor="dog", check=False)
+    erasure.save(tmp_path / "it.safetensors")
+    with pytest.raises(InputError, match="there twice: name it once, with the weight"):
+        audit(folder, [erasure, f"{tmp_path / 'it.safetensors'}:0.5"], out=tmp_path, **SETTINGS)
+    with pytest.raises(InputError, match="there twice"):
+        generate_gallery(folder, [erasure, erasure], SUITE, tmp_path / "x")
