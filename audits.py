@@ -326,6 +326,7 @@ def audit_each(
     out: str | Path,
     concepts: str | Concept | Sequence[str | Concept] = (),
     loading: Loading | None = None,
+    progress: Progress = lambda what, made, total: None,
     **options: Any,
 ) -> "dict[str, Report]":
     """Audits several erasures, or what anybody made of a model, each alone.
@@ -341,6 +342,7 @@ def audit_each(
         out: The folder for all of them.
         concepts: What was erased, for those that do not say it themselves.
         loading: How the base is loaded, where it is no pipeline yet.
+        progress: As ``audit``, what is going on with the name of what is audited before it.
         options: As ``audit``.
 
     Returns:
@@ -352,7 +354,11 @@ def audit_each(
     # All before the first audit: a wrong file is refused before any image is made
     pairs = list(_each(each, out, concepts))
     source = Source.of(base, loading)
-    return {name: audit(source, **given, **options) for name, given in pairs}
+
+    def shown(name: str) -> Progress:
+        return lambda what, made, total: progress(f"{name}: {what}", made, total)
+
+    return {name: audit(source, progress=shown(name), **given, **options) for name, given in pairs}
 
 
 @dataclass(frozen=True)
@@ -700,7 +706,7 @@ def compare(
         given = load_runs(runs)
     if out is not None:
         check_folder(Path(out))
-        check_ours(Path(out), {"compare.json": '"columns"'}, "comparison")
+        check_ours(Path(out), COMPARISON, "comparison")
     found = leaderboard(given)
     if out is not None:
         found.save(Path(out))
@@ -734,6 +740,9 @@ def named_subjects(each: Mapping[str, Any] | Sequence[str | Path]) -> dict[str, 
 
 REPORT = {"report.json": '"verdict"', "report.html": "unsee"}
 """The files of a report, and what is in each of ours."""
+
+COMPARISON = {"compare.json": '"columns"'}
+"""The same of a comparison."""
 
 
 FINISHED = "The images were finished: how they were made is as their folders say."

@@ -1,14 +1,16 @@
 """The commands that do something, each a thin layer over the function of its name."""
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from .._errors import InputError
-from .._files import check_file, check_folder, file_stem
+from .._files import check_file, check_folder, check_ours, file_stem
+from .._reading import plain
 from .._registry import unknown
 from .._settings import Count, fit, hints_of, read
 from ..pipelines.loading import Loading
@@ -735,6 +737,16 @@ def score(
     raise typer.Exit(1 if found.holes and not allow_unscored else 0)
 
 
+DEMO_CONCEPT = "kitchen knife"
+
+DEMO: dict[str, dict[str, Any]] = {
+    "uce": {},
+    "esd": {"iterations": 100, "batch_size": 8, "lr": 0.001, "eta": 2.0},
+    "sld": {"preset": "max"},
+}
+"""The demo's methods with the settings that ``lab.compare`` found best, on other concepts."""
+
+
 @app.command()
 def demo(
     out: Annotated[Path, typer.Option("-o", "--out", help="The folder to write.")] = Path(
@@ -742,47 +754,79 @@ def demo(
     ),
     size: Size = None,
 ) -> None:
-    """Erase an object and a style from the built-in model, and measure both."""
-    from ..audits import audit
-    from ..flow import erase, find_concepts
+    """Erase an object from the built-in model by three methods, and compare them."""
+    from ..audits import COMPARISON, REPORT, audit_each, compare
+    from ..flow import find_concepts
     from ..pipelines import load_pipeline
 
-    names = ("kitchen knife", "contrast")
-    for name in names:
-        path = out / f"{name.replace(' ', '-')}.safetensors"
+    (concept,) = find_concepts(DEMO_CONCEPT, "emoji")
+    files = {method: out / f"{method}.safetensors" for method in DEMO}
+    check_folder(out)
+    check_ours(out, COMPARISON, "comparison")
+    for method, path in files.items():
         check_file(path)
         if path.exists():
-            _check_replaceable(path, find_concepts(name, "emoji"), force=False)
+            _check_replaceable(path, [concept], force=False)
+        check_folder(out / method)
+        check_ours(out / method, REPORT, "report")
     hush()
-    pipe, reports = load_pipeline("emoji"), []
-    for name in names:
-        stem = name.replace(" ", "-")
-        path = out / f"{stem}.safetensors"
-        with warnings_in_words(), progress() as show:
-            label = f"erasing {name}"
-            erasure = erase(
-                pipe,
-                name,
-                progress=lambda done, s=show, t=label: s(t, round(100 * done), 100),  # type: ignore[misc]
-            )
-            erasure.save(path)
-            reports.append(
-                audit(
-                    pipe,
-                    path,
-                    out=out / stem,
-                    size=size,
-                    batch_size=24,
-                    command=command(),
-                    progress=show,
-                )
-            )
-    for report in reports:
-        print_report(report)
-    for name in names:
-        page = out / name.replace(" ", "-") / "report.html"
-        say(f"Report on {name}: ", (str(page), "bold"))
+    pipe = load_pipeline("emoji")
+    with warnings_in_words(), progress() as show:
+        for method, path in files.items():
+            _erase_once(pipe, concept, method, DEMO[method], path, show)
+        reports = audit_each(
+            "emoji",
+            files,
+            out=out,
+            size=size,
+            batch_size=24,
+            command=command(),
+            progress=show,
+        )
+    board = compare(reports, out=out)
+    say((f"Three methods erase “{concept.name}”, measured alike:", "bold"))
+    print_leaderboard(board)
+    for name, report in reports.items():
+        say((name, "bold"), ": ", report.answer)
+    look_at(out / "compare.html", browser=True)
+    for name in reports:
+        look_at(out / name / "report.html", browser=True)
     next_("unsee", "erase", "emoji", "bomb", *("--keep", "hammer"), *("--keep", "scissors"))
+
+
+def _erase_once(
+    pipe: Any,
+    concept: "Concept",
+    method: str,
+    settings: dict[str, Any],
+    path: Path,
+    show: Callable[..., None],
+) -> None:
+    """Makes an erasure's file, unless it is there already, of this model and these settings."""
+    from ..flow import erase, make_eraser
+    from ..pipelines import Erasure
+
+    eraser = make_eraser(method, **settings)
+    if path.exists():
+        there = Erasure.load(path)
+        wanted = (method, plain(eraser), (concept,), 0)
+        record = there.record
+        if (record.method, record.settings, record.concepts, record.seed) == wanted:
+            with suppress(InputError):  # of another version's model: made again
+                there.check_base(pipe)
+                return
+    part = path.with_name(f"{path.name}.part") if eraser.trains else None
+    erasure = erase(
+        pipe,
+        concept,
+        method=method,
+        checkpoint=part,
+        progress=lambda done: show(f"erasing with {method}", 100 * done, 100),
+        **settings,
+    )
+    erasure.save(path)
+    if part:
+        part.unlink(missing_ok=True)
 
 
 def _size(erasure: "Erasure", path: Path) -> str:

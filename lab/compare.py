@@ -3,8 +3,10 @@
     python -m lab.compare --search   # settings of each method, on concepts that are in no table
     python -m lab.compare            # the tables, by the settings that the search found best
 
-Erasures, galleries and rows stay in lab/runs/compare, so that a run that was interrupted goes on.
-Kept are lab/results/methods-search.json, methods.json and methods.md.
+Each concept's erasures are judged by ``unsee.audit_each``, each alone beside one base, and a table
+is ``unsee.compare`` of them, the concepts of a method pooled into one line. Erasures, images and
+reports stay in lab/runs/compare, so that a run that was interrupted goes on. Kept are
+lab/results/methods-search.json, methods.json and methods.md, or in --out the last two.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import argparse
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +23,9 @@ from tqdm import tqdm
 
 import unsee
 from lab.data import ROOT, RUNS
-from unsee.eval import DETECTORS, METRICS, Answers, Rate, Score, compare
+from unsee.eval.leaderboard import Leaderboard
 from unsee.eval.report import Report
-from unsee.pipelines import Erasure, load_pipeline
-from unsee.prompts import find_suite
+from unsee.pipelines import load_pipeline
 
 RESULTS = ROOT / "lab" / "results"
 SEARCH = RESULTS / "methods-search.json"
@@ -71,46 +72,42 @@ TRIED: dict[str, list[Settings]] = {
 }
 """Of each method what was thought worth trying; "preset" names one, the rest are settings."""
 
+METRICS = ("emoji/clip", "kid:emoji-judge")
+
 ROLES = ("target", "same kind", "other kind")
+
+Job = tuple[str, Settings]
+"""A method and its settings."""
 
 
 def title(method: str, settings: Settings) -> str:
     return " ".join([f"`{method}`", *(f"{name}={value}" for name, value in settings.items())])
 
 
-def measure(
-    concept: str, method: str, settings: Settings, size: int | None, pipe: Any
-) -> dict[str, Any]:
-    """One erasure against the base; what was made of it before is not made again."""
+def run_name(method: str, settings: Settings) -> str:
     digest = hashlib.sha256(json.dumps([method, settings], sort_keys=True).encode()).hexdigest()
+    return f"{method}-{digest[:8]}"
+
+
+def measure(concept: str, jobs: Sequence[Job], size: int | None, pipe: Any) -> list[Report]:
+    """An audit of each erasure of a concept; what was made before is not made again."""
     shared = HERE / f"{concept.replace(' ', '-')}-{size or 'whole'}"
-    mine = shared / f"{method}-{digest[:8]}"
-    if (file := mine / "row.json").exists():
-        row: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-        return row
-    if (saved := mine / "erasure.safetensors").exists():
-        erasure = Erasure.load(saved)
-    else:
-        erasure = unsee.erase(pipe, concept, method=method, check=False, **settings)
-        mine.mkdir(parents=True, exist_ok=True)
-        erasure.save(saved)
-    concepts = list(erasure.record.concepts)
-    suite = find_suite("emoji", concepts, size)
-    base = unsee.generate_gallery(pipe, [], suite, shared / "base")
-    erased = unsee.generate_gallery(pipe, [erasure], suite, mine / "gallery")
-    eyes = [DETECTORS[name]() for name in ("emoji/object", "emoji/style")]
-    report = compare(
-        base,
-        erased,
-        concepts,
-        detectors=eyes,
-        metrics=[METRICS[name]() for name in ("emoji/clip", "frechet/emoji-judge")],
-        base_answers=Answers(shared / "answers.jsonl"),
-    )
-    row = {"concept": concept, "method": method, "settings": settings} | figures(report)
-    row |= {"seconds": erasure.measured.seconds, "bytes": saved.stat().st_size}
-    file.write_text(json.dumps(row), encoding="utf-8")
-    return row
+    files = {}
+    for method, settings in tqdm(jobs, desc=f"erasing {concept}"):
+        name = run_name(method, settings)
+        file = files[name] = HERE / "erasures" / concept.replace(" ", "-") / f"{name}.safetensors"
+        if not file.exists():
+            erasure = unsee.erase(pipe, concept, method=method, check=False, **settings)
+            erasure.save(file)
+    with tqdm(total=1, desc=f"audits of {concept}", bar_format="{desc}") as bar:
+
+        def shown(what: str, made: int, total: int) -> None:
+            bar.set_description_str(f"{concept}, {what}: {made} of {total}")
+
+        reports = unsee.audit_each(
+            "emoji", files, out=shared, size=size, metrics=METRICS, progress=shown
+        )
+    return list(reports.values())
 
 
 def figures(report: Report) -> dict[str, Any]:
@@ -125,7 +122,8 @@ def figures(report: Report) -> dict[str, Any]:
         if measured.rows == "keep":
             before = measured.base and measured.base.to_json()
             found[measured.metric] = {"base": before, "erased": measured.erased.to_json()}
-    return found
+    (cost,) = report.costs
+    return found | {"seconds": cost.seconds, "bytes": cost.bytes}
 
 
 def write(path: Path, entries: Sequence[dict[str, Any]]) -> None:
@@ -150,13 +148,18 @@ def search(size: int, methods: Sequence[str]) -> None:
     """Every setting that was thought worth trying, on the concepts for tuning."""
     pipe = load_pipeline("emoji")
     found = json.loads(SEARCH.read_text(encoding="utf-8")) if SEARCH.exists() else []
-    found = [entry for entry in found if entry["method"] not in methods]
-    jobs = [(method, settings) for method in methods for settings in TRIED[method]]
-    for method, settings in tqdm(jobs, desc="search"):
-        rows = [measure(concept, method, settings, size, pipe) for concept in TUNING]
-        entry = {"method": method, "settings": settings, "badness": round(badness(rows), 4)}
-        found.append(entry | {"rows": rows})
-        tqdm.write(f"{entry['badness']:.3f}  {title(method, settings)}")
+    for method in methods:
+        jobs = [(method, settings) for settings in TRIED[method]]
+        by_concept = {concept: measure(concept, jobs, size, pipe) for concept in TUNING}
+        found = [entry for entry in found if entry["method"] != method]
+        for i, (_, settings) in enumerate(jobs):
+            rows = [
+                {"concept": concept, "method": method, "settings": settings} | figures(reports[i])
+                for concept, reports in by_concept.items()
+            ]
+            entry = {"method": method, "settings": settings, "badness": round(badness(rows), 4)}
+            found.append(entry | {"rows": rows})
+            tqdm.write(f"{entry['badness']:.3f}  {title(method, settings)}")
         write(SEARCH, found)
 
 
@@ -170,95 +173,51 @@ def chosen() -> dict[str, Settings]:
     return {method: best[method]["settings"] for method in TRIED}
 
 
-def pooled(rows: Iterable[dict[str, Any]], role: str, side: str) -> Rate:
-    """One rate over the images of several concepts."""
-    return Rate.pooled(Rate.from_json(row[role][side]) for row in rows)
-
-
-def say(rate: Rate) -> str:
-    interval = rate.interval()
-    if rate.value is None or interval is None:
-        return "unscored"
-    low, high = interval
-    return f"{100 * rate.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
-
-
-def mean(scores: Sequence[Score]) -> str:
-    """The mean of several concepts' scores; its interval as of independent ones."""
-    values = [score.value for score in scores if score.value is not None]
-    if len(values) < len(scores):
-        return "unscored"
-    text = f"{math.fsum(values) / len(values):.1f}"
-    halves = [(s.interval[1] - s.interval[0]) / 2 for s in scores if s.interval]
-    if len(halves) < len(scores):
-        return text
-    return f"{text} ± {math.sqrt(math.fsum(h * h for h in halves)) / len(halves):.1f}"
-
-
-def table(rows: Sequence[dict[str, Any]], order: Sequence[str]) -> str:
-    """One line a method, over all of the table's concepts."""
-    head = (
-        "method", "target seen ↓", "same kind kept ↑", "other kind kept ↑", "CLIP score of what "
-        "is kept ↑", "Fréchet distance ↓", "seconds ↓", "MB ↓",
-    )  # fmt: skip
-    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-
-    def line(name: str, some: Sequence[dict[str, Any]], side: str, costs: tuple[str, str]) -> str:
-        rates = [say(pooled(some, role, side)) for role in ROLES]
-        clip = mean([Score.from_json(row["emoji/clip"][side]) for row in some])
-        distance = "–"
-        if side == "erased":
-            distance = mean([Score.from_json(row["frechet/emoji-judge"][side]) for row in some])
-        return f"| {' | '.join((name, *rates, clip, distance, *costs))} |"
-
-    for method in order:
-        some = [row for row in rows if row["method"] == method]
-        if method == order[0]:
-            lines.append(line("base model", some, "base", ("–", "–")))
-        seconds = math.fsum(row["seconds"] for row in some) / len(some)
-        megabytes = math.fsum(row["bytes"] for row in some) / len(some) / 1e6
-        costs = (f"{seconds:.1f}", f"{megabytes:.2f}" if megabytes >= 0.01 else "< 0.01")
-        lines.append(line(f"`{method}`", some, "erased", costs))
-    return "\n".join(lines)
+def targets(board: Leaderboard) -> int | None:
+    """How many images of the target each line of a table stands on."""
+    return next(board.base[c.key].n for c in board.columns if c.role == "target")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    every = [concept for concepts in TABLES.values() for concept in concepts]
     parser.add_argument("--search", action="store_true")
     parser.add_argument("--methods", nargs="+", default=list(TRIED), choices=list(TRIED))
+    parser.add_argument("--concepts", nargs="+", default=every, choices=every)
     parser.add_argument(
         "--size", type=int, help="prompts an audit [default: the suite's own, search: 64]"
     )
+    parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
     args = parser.parse_args()
     if args.search:
         return search(args.size or 64, args.methods)
     settings = chosen()
+    jobs = [(method, settings[method]) for method in args.methods]
     pipe = load_pipeline("emoji")
-    jobs = [
-        (concept, method)
-        for concepts in TABLES.values()
-        for concept in concepts
-        for method in args.methods
-    ]
-    rows = [
-        measure(concept, method, settings[method], args.size, pipe)
-        for concept, method in tqdm(jobs, desc="compare")
-    ]
-    write(RESULTS / "methods.json", rows)
+    reports = {concept: measure(concept, jobs, args.size, pipe) for concept in args.concepts}
+    tables: dict[str, Leaderboard] = {}
     text = ""
     for name, concepts in TABLES.items():
-        of = [row for row in rows if row["concept"] in concepts]
-        n = pooled([row for row in of if row["method"] == args.methods[0]], "target", "base").n
-        about = (
-            f"{', '.join(concepts)}: {n} images of the target"
-            if len(concepts) > 1
-            else f"{n} images"
+        there = [concept for concept in concepts if concept in reports]
+        if not there:
+            continue
+        board = unsee.compare(
+            {
+                f"`{method}`": [reports[concept][i] for concept in there]
+                for i, (method, _) in enumerate(jobs)
+            }
         )
-        text += f"**{name}** ({about})\n\n{table(of, args.methods)}\n\n"
-    text += "Settings: " + "; ".join(title(m, settings[m]) for m in args.methods) + "\n"
-    (RESULTS / "methods.md").write_text(text, encoding="utf-8")
+        tables[name] = board
+        about = f"{', '.join(there)}: {targets(board)} images of the target"
+        text += f"**{name}** ({about})\n\n{board.markdown()}\n"
+    text += "Settings: " + "; ".join(title(*job) for job in jobs) + "\n"
+    args.out.mkdir(parents=True, exist_ok=True)
+    page = {name: board.to_json() for name, board in tables.items()}
+    whole = json.dumps(page, indent=1, ensure_ascii=False)
+    (args.out / "methods.json").write_text(whole + "\n", encoding="utf-8")
+    (args.out / "methods.md").write_text(text, encoding="utf-8")
     print(text)
 
 

@@ -1,6 +1,6 @@
 """Draws the README's picture from an audit's two galleries.
 
-    python lab/picture.py runs/demo/kitchen-knife lab/results/before-after.png
+    python lab/picture.py runs/demo/uce lab/results/before-after.png
 
 Above the base model, below the erased one: first images of the target, one a style, then as many
 of what is kept.

@@ -261,11 +261,14 @@ def test_each_is_judged_alone_and_the_base_is_drawn_once(
 def test_each_by_names_in_python(folder: Path, erased: dict[str, Path], tmp_path: Path) -> None:
     erasure = erase(folder, "cat", kind="object", anchor="dog", check=False)
     settings = {**SETTINGS, "kind": "object"}
+    told: set[str] = set()
     found = audit_each(
         folder,
         {"once": erasure, "half": (erasure, 0.5), "theirs": erased["unet"]},
-        out=tmp_path, concepts="cat", **settings,
+        out=tmp_path, concepts="cat", progress=lambda what, *_: told.add(what), **settings,
     )  # fmt: skip
+    # A bar of its own for each, not one that begins anew
+    assert {f"{name}: images of the erased model" for name in found} <= told
     assert list(found) == ["once", "half", "theirs"]
     assert [r.erased["erasures"][0]["weight"] for r in found.values() if r.costs] == [1.0, 0.5]
 

@@ -7,6 +7,8 @@ from typing import Any
 import pytest
 
 from unsee import audit, erase
+from unsee.audits import EMOJI_METRICS
+from unsee.eval import find_metric
 from unsee.pipelines import load_pipeline
 from unsee.prompts.emoji import world
 
@@ -67,6 +69,13 @@ def test_an_audit_again_is_the_same_and_makes_nothing_anew(tmp_path: Path) -> No
     again = audit("emoji", erasure, out=tmp_path, size=8)
     assert times == {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*.png")}
     assert first.outcomes == again.outcomes and first.measurements == again.measurements
+
+
+def test_what_it_is_measured_with_is_found_by_its_name_in_a_report() -> None:
+    # so that a run can be verified with no more than its folder
+    for spec in EMOJI_METRICS:
+        metric = find_metric(spec)
+        assert find_metric(metric.name).protocol == metric.protocol
 
 
 def test_every_object_belongs_to_one_group() -> None:

@@ -330,11 +330,11 @@ def test_a_score_or_an_erasure_of_somebody_else_is_left_alone(run: Run, tmp_path
     assert mine.read_text(encoding="utf-8") == "my notes"
     mine.unlink()
     assert run(*score)[0] == run(*score)[0] == 0
-    (tmp_path / "contrast.safetensors").write_bytes(b"my weights")
+    (tmp_path / "esd.safetensors").write_bytes(b"my weights")
     code, _, err = run("demo", "-o", ".")
-    assert code == 2 and "contrast.safetensors is there already" in err
-    assert (tmp_path / "contrast.safetensors").read_bytes() == b"my weights"
-    assert not (tmp_path / "kitchen-knife.safetensors").exists()
+    assert code == 2 and "esd.safetensors is there already" in err
+    assert (tmp_path / "esd.safetensors").read_bytes() == b"my weights"
+    assert not (tmp_path / "uce.safetensors").exists()
 
 
 @pytest.mark.parametrize(

@@ -119,6 +119,7 @@ METRICS: Registry[Callable[..., Metric]] = Registry(
         "frechet/emoji-clip": f"{__name__}.distances:frechet_emoji_clip",
         "frechet/emoji-judge": f"{__name__}.distances:frechet_emoji_judge",
         "kid": f"{__name__}.distances:kid",
+        "kid/emoji-judge": f"{__name__}.distances:kid_emoji_judge",
         "lpips/alex": f"{__name__}.pairs:lpips_alex",
         "lpips/squeeze": f"{__name__}.pairs:lpips_squeeze",
         "lpips/vgg": f"{__name__}.pairs:lpips_vgg",

@@ -400,6 +400,11 @@ def published(
     )
 
 
+def kid_emoji_judge() -> KernelDistance:
+    """Kernel distance on the emoji judge's features."""
+    return KernelDistance(emoji_judge())
+
+
 def kid(features: str) -> KernelDistance:
     """KID on any features, by their name in ``FEATURES``."""
     return KernelDistance(make(FEATURES, features))
