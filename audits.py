@@ -81,6 +81,7 @@ def audit(
             weights or without; they are measured together.
         out: The folder for it all.
         against: In place of erasures what anybody made of the model: see ``pipelines.foreign``.
+            An erasure of unsee's is measured as one.
         concepts: What was erased, as ``erase`` takes it; an erasure's record says it itself.
         kind: What the concepts are, where they are phrases of your own.
         suite: A suite, or what ``find_suite`` knows it by; or several, measured as one. The
@@ -301,13 +302,15 @@ def _each(
     out: str | Path,
     concepts: str | Concept | Sequence[str | Concept],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Of each of several audits the name, and what it has for itself."""
+    """Of each of several audits the name, and what it has for itself; an erasure is read here."""
+    from .pipelines.erasure import weighted
+
     for name, subject in named_subjects(each).items():
         ours = _ours(subject)
         yield (
             name,
             {
-                "erasures": [subject] if ours else (),
+                "erasures": [weighted(subject)] if ours else (),
                 "against": None if ours else subject,
                 "concepts": () if ours else concepts,
                 "out": Path(out) / name,
@@ -348,6 +351,7 @@ def audit_each(
     Raises:
         InputError: As ``audit``; two have one name, or there are none.
     """
+    # All before the first audit: a wrong file is refused before any image is made
     pairs = list(_each(each, out, concepts))
     source = Source.of(base, loading)
 
@@ -526,7 +530,7 @@ def audit_images(
         detectors=eyes,
         metrics=rulers,
         suite_name=str(base),
-        notes=["The images were finished: how they were made is as their folders say."],
+        notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
         base_answers=Answers(out / "base" / "answers.jsonl"),
         erased_answers=Answers(out / "erased" / "answers.jsonl"),
         limits=limits,
@@ -592,6 +596,12 @@ def verify(
     from .eval.verify import verify as made_out
 
     there = Run.load(Path(run))
+    if not there.galleries and there.given and FINISHED in there.given.warnings:
+        raise InputError(
+            f"{run} is of images that were finished and lie elsewhere, and a run is verified from "
+            "its own: make the report again with 'unsee audit --images', and compare."
+        )
+    erasures, against = _sides(erasures, against)
     stacked = [erasure for erasure, _ in loaded_erasures(erasures)]
     made = {side: gallery.made_by or MadeBy() for side, gallery in there.galleries.items()}
     used = made["erased"].erasures if "erased" in made else ()
@@ -609,6 +619,8 @@ def verify(
     wrong, recorded, checked = [], [], []
     concepts = [concept for erasure in stacked for concept in erasure.record.concepts]
     if foreign:
+        if against is None:
+            recorded.append("The weights of what was audited: it was not named (--against).")
         if stacked:
             wrong.append(f"The run is of no erasure, and named were {_known_by(stacked)}.")
     elif not stacked:
@@ -733,6 +745,10 @@ COMPARISON = {"compare.json": '"columns"'}
 """The same of a comparison."""
 
 
+FINISHED = "The images were finished: how they were made is as their folders say."
+"""What the report of images says that were there already."""
+
+
 @dataclass(frozen=True)
 class _Asked:
     """What an audit asks, and whom."""
@@ -816,6 +832,7 @@ class _Task:
         check_folder(out)
         check_folder(out / "report_files")
         check_ours(out, REPORT, "report")
+        erasures, against = _sides(erasures, against)
         loaded = loaded_erasures(erasures)
         name = base.name if isinstance(base, Source) else name_of(base)
         targets = _targets(name, loaded, against, concepts, kind)
@@ -900,6 +917,16 @@ def _against(base: Source, other: Any) -> Source:
     return Source(pipe, str(other) if named else name_of(other), base.loading, ours, base.moved)
 
 
+def _sides(erasures: Any, against: Any) -> tuple[Any, Any]:
+    """Erasures, and what somebody else made: an erasure that is named as that is still one.
+
+    As a LoRA it would be put on without what its tensors do not hold, and on any base.
+    """
+    if against is not None and not erasures and _ours(against):
+        return [against], None
+    return erasures, against
+
+
 def _ours(subject: Any) -> bool:
     """Whether it is an erasure of ours."""
     from .pipelines.erasure import Erasure, holds_erasure
@@ -912,7 +939,35 @@ def _ours(subject: Any) -> bool:
 
 def _noted(base: Gallery, erased: Gallery) -> list[str]:
     """What the report says of two galleries, in words."""
-    return [*cut_ends(base), *_remade(base, "base"), *_remade(erased, "erased")]
+    return [
+        *cut_ends(base),
+        *_remade(base, "base"),
+        *_remade(erased, "erased"),
+        *_otherwise(base, erased),
+    ]
+
+
+def _otherwise(base: Gallery, erased: Gallery) -> list[str]:
+    """What the report says where the erased images differ by more than the model's weights.
+
+    So it may be with what somebody else made: a folder has a scheduler of its own.
+    """
+    ways = []
+    for gallery in (base, erased):
+        by = gallery.made_by
+        if by is None or by.model is None:
+            return []
+        model = dataclasses.replace(by.model, components={})
+        ways.append(dataclasses.replace(by, model=model, erasures=()).key())
+    ours, theirs = ways
+    if not (others := [n for n in {**ours, **theirs} if ours.get(n) != theirs.get(n)]):
+        return []
+    named = ", ".join(f"{n} ({ours.get(n)} and {theirs.get(n)})" for n in others[:3])
+    more = f" and {len(others) - 3} more" if len(others) > 3 else ""
+    return [
+        f"The base's images and the erased were not made alike: they differ in the {named}{more}. "
+        "Part of what changed may come from that."
+    ]
 
 
 def _remade(gallery: Gallery, side: str) -> list[str]:

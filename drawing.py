@@ -218,11 +218,24 @@ def _started(out: Path, made_by: MadeBy, prompts: Sequence[Prompt]) -> Gallery:
 def loaded_erasures(
     erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]",
 ) -> "list[tuple[Erasure, float]]":
-    """Erasures with their weights, read where they are files."""
+    """Erasures with their weights, read where they are files.
+
+    Raises:
+        InputError: One cannot be read, or is there twice.
+    """
     from .pipelines.erasure import Erasure, weighted
 
     some = [erasures] if isinstance(erasures, (str, Path, Erasure)) else erasures
-    return [weighted(one) for one in some]
+    found = [weighted(one) for one in some]
+    known: set[str] = set()
+    for erasure, _ in found:
+        if erasure.sha256 in known:
+            raise InputError(
+                f"The erasure {erasure.name!r} is there twice: name it once, with the weight that "
+                "you mean (FILE:2)."
+            )
+        known.add(erasure.sha256)
+    return found
 
 
 def open_store(out: Path) -> Store | None:

@@ -153,6 +153,10 @@ def erase(
     measured = dataclasses.replace(
         erasure.measured, seconds=seconds, peak_memory=peak.get("cuda", peak.get("process"))
     )
+    if erasure.record.kind == "guidance":
+        # Refused here, and not when it is used, is a guide that this pipeline cannot have
+        with erasure.applied(parts.pipe):
+            pass
     if check and erasure.record.kind != "guidance":  # which leaves the denoiser as it is
         if eraser.needs == "text":
             parts = whole()

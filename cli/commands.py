@@ -445,9 +445,11 @@ def audit(
         audit_all,
         audit_each,
         audit_images,
+        named_subjects,
         plan_audit,
         plan_each,
     )
+    from ..pipelines.erasure import weighted
 
     if plan:
         if model or erasure or against or images or each or concept or suite or detector or metric:
@@ -528,7 +530,10 @@ def audit(
             )
             reports = {"": found}
         elif each:
-            subjects = [*(erasure or []), *(against or [])]
+            # Of a hub id alone nobody could tell whether it is an erasure or a model
+            files = erasure or []
+            named = named_subjects([*files, *(against or [])])
+            subjects = {n: weighted(one) if one in files else one for n, one in named.items()}
             common["concepts"] = concept or []
             if dry_run:
                 planned = plan_each(model, subjects, out=out, **common)

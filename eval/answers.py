@@ -15,6 +15,11 @@ image asked about again. Any other line that is not as it was written is an erro
 and so is an answer whose labels do not follow from its own scores (``Ruled``): somebody edited the
 file. Mending that in silence would hide an edit that had changed what was reported before. Who
 changes labels, scores and boxes alike, by the rule, is not found out: the file is no proof.
+
+Of 5,000 images with six detectors, 98 scores and 12 boxes each, JSON lines are written in 0.5 s of
+CPU and read in 0.6 s, Arrow's stream in 1.0 and 0.6 s, SQLite in 1.4 and 0.7 s; the files have 20,
+6 and 24 MB (``lab.bench_rows``). Lines are as quick as any and can be read and repaired by hand.
+What takes time is that every line is checked: 6.3 s.
 """
 
 import json

@@ -298,7 +298,8 @@ _PARTS = ("bases", "sampling settings", "detectors", "metrics", "targets")
 def _measured(report: Report) -> tuple[Mapping[str, Any], ...]:
     """All that a figure depends on beside what is judged, in the order of ``_PARTS``."""
     model = report.base.get("model") or {}
-    base = {k: v for k, v in model.items() if k not in ("name", "scheduler")}
+    base = {k: v for k, v in model.items() if k not in ("name", "scheduler", "components")}
+    base |= {str(k): v for k, v in (model.get("components") or {}).items()}
     settings = {k: report.base.get(k) for k in ("guidance", "steps")}
     return (
         {**base, **{f"scheduler's {k}": v for k, v in (model.get("scheduler") or {}).items()}},
@@ -458,7 +459,8 @@ def _with_front(entries: Sequence[Entry], columns: Sequence[Column]) -> list[Ent
 
     def beaten(entry: Entry) -> bool:
         mine = values(entry)
-        if mine is None:
+        # Of what says nothing nobody knows where it lies
+        if mine is None or entry.verdict in ("incomplete", "not informative"):
             return True
         for other in entries:
             theirs = values(other)
@@ -532,12 +534,14 @@ def load_runs(paths: Sequence[str | Path]) -> dict[str, list[Report]]:
         InputError: One has no report, or two have one name.
     """
     found: dict[str, list[Report]] = {}
+    folders = set()
     for path in map(Path, paths):
+        if path.resolve() in folders:
+            raise InputError(f"{path} is named twice: name each run once.")
+        folders.add(path.resolve())
         name = path.name or str(path)
         if name in found:  # runs/a/knife and runs/b/knife
             name = path.as_posix()
-        if name in found:
-            raise InputError(f"{path} is named twice: name each run once.")
         if (path / "report.json").is_file():
             found[name] = [Report.load(path / "report.json")]
             continue

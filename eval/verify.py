@@ -518,6 +518,8 @@ def _heads(galleries: Mapping[str, Gallery]) -> Iterator[str]:
         yield "base/gallery.json: the base model has an erasure in it."
     if len(made) == len(SIDES):
         base, erased = (replace(made[side], erasures=()) for side in SIDES)
+        if not made["erased"].erasures:  # what somebody else made, which is another model
+            base, erased = (replace(by, model=None) for by in (base, erased))
         if difference := base.difference(erased):
             yield f"erased/ was made with another {difference} than base/."
 

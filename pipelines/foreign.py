@@ -167,7 +167,17 @@ def _with_weights(pipe: Any, path: Path, tensors: Mapping[str, Tensor]) -> Any:
             f"{tuple(named[odd[0]].shape)}, and in the {name} {tuple(own[odd[0]].shape)}. Name "
             "the base that it was made from."
         )
-    if odd := [key for key, value in named.items() if not value.isfinite().all()]:
+    if odd := [
+        key for key, t in named.items() if t.is_floating_point() != own[key].is_floating_point()
+    ]:
+        # Codes of a quantised weight, which stand for other numbers
+        raise InputError(
+            f"{path} has {odd[0]} in {str(named[odd[0]].dtype).removeprefix('torch.')}, and the "
+            f"{name} has it in {str(own[odd[0]].dtype).removeprefix('torch.')}: wanted weights "
+            "that are not quantised."
+        )
+    # torch cannot look at eight bits for what is not finite
+    if odd := [key for key, value in named.items() if not value.float().isfinite().all()]:
         raise InputError(f"{path} has NaN or infinity in {odd[0]}: it would draw nothing.")
     erased = copy.deepcopy(component)
     erased.load_state_dict(named, strict=False)
@@ -210,7 +220,7 @@ def _with_lora(pipe: Any, path: Path) -> Any:
     from .load import put_lora
 
     copied = _replaced(pipe, {name: copy.deepcopy(part) for name, part in _components(pipe)})
-    put_lora(copied, str(path), 1.0)
+    put_lora(copied, str(path), 1.0, whole=True)
     return copied
 
 

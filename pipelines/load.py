@@ -144,11 +144,14 @@ def offloaded(pipe: Any, how: Offload | None, to: torch.device | None) -> Iterat
         pipe.to("cpu")
 
 
-def put_lora(pipe: Any, file: str, weight: float) -> None:
+def put_lora(pipe: Any, file: str, weight: float, *, whole: bool = False) -> None:
     """Puts a LoRA of the user's own on a pipeline, and makes sure that it is there.
 
+    Args:
+        whole: Whether all of it must act.
+
     Raises:
-        InputError: It cannot be read, or this pipeline has no layer for it.
+        InputError: It cannot be read, or this pipeline has no layer for it, or for some of it.
     """
     from .kinds.lowrank import free_name
 
@@ -162,7 +165,7 @@ def put_lora(pipe: Any, file: str, weight: float) -> None:
     try:
         with safe_open(file, "pt") as opened:
             keys = list(opened.keys())
-        with torch.random.fork_rng(), warnings.catch_warnings():
+        with _errors_alone(), torch.random.fork_rng(), warnings.catch_warnings():
             # Several at once are what is meant here.
             warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
             pipe.load_lora_weights(file, adapter_name=name)
@@ -183,16 +186,31 @@ def put_lora(pipe: Any, file: str, weight: float) -> None:
             "another model, or has names that diffusers does not read."
         )
     if len(layers) < wanted:
-        warnings.warn(
+        lacking = (
             f"Of the LoRA {file}, {wanted - len(layers)} of {wanted} layers are none of this "
-            f"{type(pipe).__name__}'s that diffusers knows, and do not act.",
-            stacklevel=4,
+            f"{type(pipe).__name__}'s that diffusers knows, and do not act"
         )
+        if whole:
+            raise InputError(f"{lacking}: name the base that it was made for.")
+        warnings.warn(f"{lacking}.", stacklevel=4)
     for layer in tuners:
         # Not set_adapters, which would put the scales of the others back to 1.
         layer.set_adapter(list(layer.scaling))
     for layer in layers:
         layer.scaling[name] *= weight
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """diffusers without what it logs of a LoRA's names, which are counted here."""
+    from diffusers.utils import logging as diffusers_logging
+
+    before = diffusers_logging.get_verbosity()
+    diffusers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        diffusers_logging.set_verbosity(before)
 
 
 def _tuners(module: nn.Module) -> Iterator[Any]:

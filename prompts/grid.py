@@ -99,9 +99,9 @@ def compose(
     notes: tuple[str, ...] = ()
     if each < ASKED:
         notes = (
-            f"The suite asks {each} prompts of {'each' if of > 1 else 'the'} concept. With no "
-            f"hit, {ASKED} would rule out that it is seen in more than 10 %: that takes a size "
-            f"of {enough}.",
+            f"The suite asks {each} prompt{'s' * (each > 1)} of {'each' if of > 1 else 'the'} "
+            f"concept. With no hit, {ASKED} would rule out that it is seen in more than 10 %: "
+            f"that takes a size of {enough}.",
         )
     return Suite(name, (*asked.values(), *kept), notes=notes)
 

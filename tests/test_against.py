@@ -9,9 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import EulerDiscreteScheduler
+from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
 
-from unsee import InputError, audit, audit_each, audit_images, erase, export, generate_gallery
+from unsee import (
+    InputError,
+    audit,
+    audit_each,
+    audit_images,
+    erase,
+    export,
+    generate_gallery,
+    verify,
+)
 from unsee.gallery import Gallery
 from unsee.pipelines import load_pipeline
 from unsee.pipelines.foreign import against
@@ -278,6 +289,14 @@ def test_finished_images_are_judged_without_a_model(
     for name in ("outcomes", "measurements", "coverage", "verdict"):
         assert again[name] == made[name]
     assert drawn.exit_code == 1
+    code, _, err = run("verify", "again")
+    assert code == 2 and "images that were finished" in err
+    generate_gallery(folder, (), SUITE, tmp_path / "longer", steps=3, guidance=2.0)
+    unlike = audit_images(
+        tmp_path / "run/base", tmp_path / "longer", "cat", kind="object",
+        detectors=["emoji/object"], out=tmp_path / "unlike",
+    )  # fmt: skip
+    assert any("differ in the steps (2 and 3)" in line for line in unlike.warnings)
 
     # Folders of images from anywhere, with one table for both
     for side in ("base", "erased"):
@@ -319,6 +338,85 @@ def test_folders_of_other_prompts_are_refused(folder: Path, tmp_path: Path) -> N
             detectors=["emoji/object"],
             out=tmp_path / "c",
         )
+
+
+def test_an_erasure_that_is_named_as_anybodys_is_measured_as_one(
+    folder: Path, tmp_path: Path
+) -> None:
+    """As a LoRA alone it would act without its transport, and a guide would have no tensors."""
+    trained: dict[str, Any] = {"iterations": 1, "batch_size": 1, "anchor": "dog"}
+    for method, more in (("spm", trained), ("sld", {})):
+        file = tmp_path / f"{method}.safetensors"
+        erase(folder, "cat", method=method, kind="object", check=False, **more).save(file)
+        named = audit(folder, against=file, out=tmp_path / f"{method}-named", **SETTINGS)
+        given = audit(folder, file, out=tmp_path / f"{method}-given", **SETTINGS)
+        assert named.erased == given.erased and len(named.erased["erasures"]) == 1
+        assert not verify(tmp_path / f"{method}-named", against=file, rerun=2).differences
+    other = erase("emoji", "bomb", check=False)
+    with pytest.raises(InputError, match="was made for 'emoji'"):
+        audit(folder, against=other, out=tmp_path / "other", **SETTINGS)
+
+
+@pytest.mark.parametrize("kind", ["int8", "bool", "float8_e4m3fn"])
+def test_weights_of_a_dtype_that_holds_no_numbers_are_refused(
+    kind: str, folder: Path, erased: dict[str, Path], tmp_path: Path
+) -> None:
+    good = load_file(erased["trained.safetensors"])
+    save_file(
+        {k: v.to(getattr(torch, kind)) for k, v in good.items()}, tmp_path / "it.safetensors"
+    )
+    pipe = load_pipeline(folder, device="cpu")
+    if kind.startswith("float"):
+        found = against(pipe, tmp_path / "it.safetensors").unet.state_dict()
+        assert all(
+            torch.equal(found[k], v.to(torch.float8_e4m3fn).float()) for k, v in good.items()
+        )
+    else:
+        with pytest.raises(InputError, match=f"in {kind}, .*not quantised"):
+            against(pipe, tmp_path / "it.safetensors")
+
+
+def test_a_lora_of_which_a_part_would_not_act_is_refused(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    erasure = erase(folder, "cat", kind="object", anchor="dog", check=False)
+    first = next(iter(erasure.tensors)).removesuffix(".lora_A.weight")
+    renamed = {k.replace(first, first + "_other"): v for k, v in erasure.tensors.items()}
+    save_file(renamed, tmp_path / "part.safetensors")
+    with pytest.raises(
+        InputError, match="1 of .* layers are none of .* do not act: name the base"
+    ):
+        audit(folder, against=tmp_path / "part.safetensors", **CAT, out=tmp_path / "x", **SETTINGS)
+    assert "No LoRA keys" not in capfd.readouterr().err
+
+
+def test_a_run_of_anybodys_model_holds_and_another_scheduler_is_said(
+    folder: Path, erased: dict[str, Path], tmp_path: Path
+) -> None:
+    report = audit(folder, against=erased["pipeline"], **CAT, out=tmp_path / "run", **SETTINGS)
+    assert not any("not made alike" in line for line in report.warnings)
+    found = verify(tmp_path / "run")
+    assert not found.differences and any("--against" in line for line in found.recorded)
+    assert not verify(tmp_path / "run", against=erased["pipeline"], rerun=2).differences
+    other = load_pipeline(erased["pipeline"], device="cpu")
+    other.scheduler = EulerDiscreteScheduler.from_config(other.scheduler.config)
+    other.save_pretrained(tmp_path / "other")
+    report = audit(folder, against=tmp_path / "other", **CAT, out=tmp_path / "euler", **SETTINGS)
+    (line,) = [line for line in report.warnings if "not made alike" in line]
+    assert "scheduler's class" in line and "EulerDiscreteScheduler" in line
+    assert not verify(tmp_path / "euler").differences
+
+
+def test_the_hub_id_of_an_erasure_is_judged_among_several(
+    folder: Path, tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    code, _, err = run(
+        "audit", str(folder), "-e", "nobody/nothing", "--each", "--suite", "objects",
+        "--detector", "emoji/object",
+    )  # fmt: skip
+    assert code == 2 and "No model could be loaded" not in err and err.count("\n") == 1
+    assert "nobody/nothing" in err
 
 
 def test_a_plan_says_what_is_to_be_made_and_makes_nothing(
@@ -381,3 +479,12 @@ def test_a_file_says_a_whole_comparison(
         assert code == 2 and message in err, err
     code, _, err = run("audit", "emoji", "--from", "it/all.yaml")
     assert code == 2 and "says all of it" in err
+
+
+def test_an_erasure_that_is_there_twice_is_refused(folder: Path, tmp_path: Path) -> None:
+    erasure = erase(folder, "cat", kind="object", anchor="dog", check=False)
+    erasure.save(tmp_path / "it.safetensors")
+    with pytest.raises(InputError, match="there twice: name it once, with the weight"):
+        audit(folder, [erasure, f"{tmp_path / 'it.safetensors'}:0.5"], out=tmp_path, **SETTINGS)
+    with pytest.raises(InputError, match="there twice"):
+        generate_gallery(folder, [erasure, erasure], SUITE, tmp_path / "x")

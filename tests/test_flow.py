@@ -303,78 +303,198 @@ def test_a_file_where_the_thumbnails_go_is_refused_before_any_image(
     assert [path.name for path in tmp_path.iterdir()] == ["report_files"]
 
 
-# Every writing operation on a file in turn is the one at which an audit is stopped.
-STOPS = """
-import errno, itertools, json, os, pathlib, signal, sys
+# A model by its name, and images that go through the store. Children are forks, which import
+# nothing again; ``run`` gives the exit code that the command has.
+COMMAND = """
+import errno, faulthandler, itertools, json, os, pathlib, random, signal, sys, time
 import torch
-from unsee import audit, erase
-from unsee.pipelines import load_pipeline
+from unsee import cli
+from unsee.gallery import Gallery
+from unsee.runs import prune
+from unsee.store import Store
+import unsee.audits, unsee.eval.audit, unsee.eval.page, unsee.pipelines.load
 
-# The children are forks, and threads of the parent's would be missing in them
+# Threads of the parent's would be missing in the forks
 torch.set_num_threads(1)
-root, how = pathlib.Path(sys.argv[1]), sys.argv[2]
-pipe = load_pipeline("emoji", device="cpu")
-erasure = erase(pipe, "kitchen knife", check=False)
+root, how, words = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3:]
+terminal, nothing = os.dup(1), os.open(os.devnull, os.O_RDWR)
+os.chdir(root)
 
-def run(out):
-    audit(
-        pipe, erasure, out=out, size=4, steps=1, batch_size=3, detectors=["emoji/object"],
-        metrics=["pixels/ssim"], command="unsee audit",
-    )
+def run(out, store):
+    faulthandler.dump_traceback_later(60, exit=True)  # where it hangs, if it does
+    os.environ["UNSEE_STORE"] = str(store)
+    sys.argv = ["unsee", *words, "-o", str(out)]
+    os.dup2(nothing, 1)
+    try:
+        cli.main()
+    except SystemExit as end:
+        return end.code
+    finally:
+        sys.stdout.flush()
+        os.dup2(terminal, 1)
+        faulthandler.cancel_dump_traceback_later()  # its thread would be missing in a fork
 
 def found(out):
     report = json.loads((out / "report.json").read_text())
-    for name in ("date", "seconds", "peak_bytes"):  # which are of the run and not of the images
+    # which are of the run and not of the images
+    for name in ("date", "seconds", "peak_bytes", "command"):
         del report[name]
     files = {str(p.relative_to(out)): p.read_bytes() for p in out.rglob("*") if p.is_file()}
     assert files.pop("report.html").rstrip().endswith(b"</html>")
     return files | {"report.json": report}
 
-def stop_before(number, out, stopped):
+def child(work):
+    if (pid := os.fork()) == 0:
+        code = 99
+        try:
+            code = work()
+        finally:
+            os._exit(code)
+    return pid
+
+def ended(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+def check_goes_on(out, store, whole):
+    # Where the store has what images.jsonl lacks it would be another gallery, of the same images
+    assert run(out, store) == 1
+    assert found(out) == whole, out
+    prune(Store(store))
+    assert not [p.name for p in store.rglob(".*")], store
+    # What the store has is whole, or it would be made again
+    for path in (out / "base", out / "erased"):
+        gallery = Gallery.open(path)
+        for prompt in gallery:
+            kept = Store(store).give(gallery.made_by.image_key(prompt), root / "given.png")
+            assert not kept or kept.sha256 == gallery.hashes()[prompt.id]
+
+whole_store = root / "store"
+assert run(root / "whole", whole_store) == 1  # no model of random weights draws a bomb
+whole = found(root / "whole")
+"""
+
+# Every writing operation on a file in turn is the one at which an audit is stopped.
+STOPS = """
+def stop_before(number, places, stopped):
     seen = itertools.count()
+    names = ("chmod", "link", "mkdir", "remove", "rename", "truncate")
     def hook(event, arguments):
-        writes = event in ("os.chmod", "os.mkdir", "os.remove", "os.rename", "os.truncate")
+        writes = event in {f"os.{name}" for name in names}
         if event == "open":
             writes = arguments[2] & (os.O_WRONLY | os.O_RDWR)
         if event == "os.mkdir" and os.path.isdir(arguments[0]):  # which changes nothing
             return
         about = [os.fsdecode(a) for a in arguments if isinstance(a, (str, bytes, os.PathLike))]
-        if writes and any(a.startswith(str(out)) for a in about) and next(seen) == number:
-            stopped.append(event)
+        ours = [a for a in about if a.startswith(places)]
+        if writes and ours and next(seen) == number:
+            stopped.extend(ours)
             if how == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
             raise OSError(errno.ENOSPC, "No space left on device")
     sys.addaudithook(hook)
 
-run(root / "whole")
-whole = found(root / "whole")
 for number in itertools.count():
-    out, stopped = root / f"{how}-{number}", []
-    if (child := os.fork()) == 0:
-        stop_before(number, out, stopped)
-        try:
-            run(out)
-        except OSError:
-            os._exit(3)
-        os._exit(1 if stopped else 0)  # a disk that is full was passed over in silence
-    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    if status == 0:
+    out, store, stopped = root / f"out-{number}", root / f"store-{number}", []
+
+    def stopping():
+        stop_before(number, (str(out), str(store)), stopped)
+        code = run(out, store)
+        if not stopped:
+            return 0
+        # A store that is full is done without
+        return 4 if code == 1 and any(a.startswith(str(store)) for a in stopped) else code
+
+    if (code := ended(child(stopping))) == 0:
         break
-    assert status == (-signal.SIGKILL if how == "kill" else 3), (number, status)
-    run(out)
-    assert found(out) == whole, number
+    assert code in ((-signal.SIGKILL,) if how == "kill" else (2, 3, 4)), (number, code)
+    check_goes_on(out, store, whole)
 print(number)
+"""
+
+# Anywhere at all, in the middle of drawing, measuring and writing.
+KILLS = """
+start = time.monotonic()
+assert run(root / "timed", root / "timed-store") == 1
+long, draw, killed = time.monotonic() - start, random.Random(0), 0
+for number in range(50):
+    out, store = root / f"out-{number}", root / f"store-{number}"
+    pid = child(lambda: run(out, store))
+    time.sleep(draw.uniform(0, long))
+    os.kill(pid, signal.SIGKILL)
+    killed += ended(pid) == -signal.SIGKILL
+    check_goes_on(out, store, whole)
+print(killed)
+"""
+
+
+def stopped(model: Path, folder: Path, script: str, how: str = "") -> int:
+    """What a script prints that stops an audit again and again."""
+    erase(model, "bomb", anchor="cat", kind="object", check=False).save(folder / "it.safetensors")
+    (folder / "s.csv").write_text("prompt,object\na bomb,bomb\na bomb photo,bomb\na dog,dog\n")
+    options = "-e it.safetensors --suite s.csv --detector emoji/object --metric pixels/ssim"
+    words = ["audit", str(model), *options.split(), "--steps", "1", "--batch-size", "2"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND + script, str(folder), how, *words],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return int(done.stdout)
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+
+
+@pytest.mark.slow
+@forks
+@pytest.mark.parametrize("how", ["kill", "raise"])
+def test_an_audit_that_was_stopped_at_any_write_goes_on_to_the_same_report(
+    how: str, tiny_folder: Path, tmp_path: Path
+) -> None:
+    assert stopped(tiny_folder, tmp_path, STOPS, how) > 80
+
+
+@pytest.mark.slow
+@forks
+def test_an_audit_that_was_killed_at_any_moment_goes_on_to_the_same_report(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    assert stopped(tiny_folder, tmp_path, KILLS) > 25
+
+
+# A disk that is full, for real: a file system with room for so many files. The same audit ends,
+# goes on where there is room, and is not begun where nothing can be written.
+FULL = """
+def mounted(*options):
+    return os.system(f"mount -t tmpfs -o {','.join(options)} unsee {disk} 2>/dev/null") == 0
+
+disk, last = root / "disk", 0
+disk.mkdir()
+for room in (6, 20, 30):
+    if not mounted("size=64m", f"nr_inodes={room}"):
+        print(0)
+        break
+    try:
+        out, store = disk / "out", disk / "store"
+        assert run(out, store) == 3, room
+        made = len(list(out.rglob("*.png")))
+        assert made >= last, (made, last)
+        last = made
+        assert mounted("remount", "ro")
+        assert run(out, store) == 2, room
+        assert mounted("remount", "rw", "nr_inodes=1000")
+        check_goes_on(out, store, whole)
+    finally:
+        os.system(f"umount {disk}")
+else:
+    print(last)
 """
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("how", ["kill", "raise"])
-def test_an_audit_that_was_stopped_at_any_write_goes_on_to_the_same_report(
-    how: str, tmp_path: Path
+@forks
+def test_an_audit_on_a_full_disk_ends_and_goes_on_and_on_a_read_only_one_does_not_begin(
+    tiny_folder: Path, tmp_path: Path
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", STOPS, str(tmp_path), how], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert int(done.stdout) > 50
+    if not stopped(tiny_folder, tmp_path, FULL):
+        pytest.skip("no right to mount a file system")

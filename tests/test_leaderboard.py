@@ -16,7 +16,11 @@ from unsee.eval.rows import Asked
 from unsee.eval.statistics import Paired, Rate, holm
 
 Run = Callable[..., tuple[int, str, str]]
-REPORT = Report.load(Path(__file__).parent / "golden" / "report.json")
+GOLDEN = Report.load(Path(__file__).parent / "golden" / "report.json")
+# Of which every image was scored
+REPORT = dataclasses.replace(
+    GOLDEN, verdict=dataclasses.replace(GOLDEN.verdict, value="not forgotten")
+)
 
 
 def rated(report: Report, role: str, hits: int, n: int) -> Report:
@@ -76,6 +80,13 @@ def test_what_is_worse_in_all_is_not_on_the_front_and_what_is_better_in_one_is()
     assert [e.front for e in board.entries] == [True, True]
 
 
+def test_what_is_not_informative_is_on_no_front() -> None:
+    silent = dataclasses.replace(REPORT.verdict, value="not informative")
+    blind = dataclasses.replace(REPORT, verdict=silent)
+    board = leaderboard({"a": [blind], "b": [rated(REPORT, "target", 9, 10)]})
+    assert [e.front for e in board.entries] == [False, False]
+
+
 def test_who_is_better_is_tested_on_the_same_rows_with_holm_over_the_column() -> None:
     count = sum(a.target for s in REPORT.samples for a in s.asked)
     runs = {"none": [seen(REPORT, 0)], "some": [seen(REPORT, 1)], "all": [seen(REPORT, count)]}
@@ -105,7 +116,7 @@ OTHERWISE: dict[str, tuple[Callable[[Report], Report], str]] = {
         lambda r: dataclasses.replace(
             r, base={**r.base, "model": {**r.base["model"], "components": {"unet": "1" * 64}}}
         ),
-        "the bases differ, first components",
+        "the bases differ, first unet",
     ),
     "steps": (
         lambda r: dataclasses.replace(r, base={**r.base, "steps": 7}),
@@ -204,3 +215,10 @@ def test_an_unscored_figure_is_none_and_never_zero() -> None:
         row for row in csv.DictReader(board.csv().splitlines()) if row["name"] == "b"
     )
     assert values[key] == ""
+
+
+def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "runs/a").mkdir(parents=True)
+    (tmp_path / "runs/a/report.json").write_text(json.dumps(REPORT.to_json()))
+    with pytest.raises(InputError, match="named twice"):
+        compare([tmp_path / "runs/a", tmp_path / "runs/../runs/a"])

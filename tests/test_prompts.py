@@ -225,7 +225,7 @@ def test_every_erased_concept_is_asked_after(size: int | None, each: int, stays:
     assert sum(p.tests == "locality" for p in suite.prompts) >= stays
     assert len(suite.notes) == (each < 40)
     if suite.notes:
-        assert f"asks {each} prompts of each concept" in suite.notes[0]
+        assert f"asks {each} prompt{'s' * (each > 1)} of each concept" in suite.notes[0]
         assert "takes a size of 400" in suite.notes[0]
 
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import unsee
 from unsee._errors import InputError
 from unsee.erasers.negative import Negative
 from unsee.erasers.safree import SAFREE, pooled, project, span, triggers
@@ -183,3 +184,10 @@ def test_its_subspace_is_the_same_in_half_precision(pipe: Any, dtype: torch.dtyp
     assert (project(words.double(), half) - words).norm() < 0.02 * words.norm()
     found = texts_read(pipe, erasure, 1)[0].float()
     assert (found - whole).norm() < 0.03 * whole.norm()
+
+
+def test_a_pipeline_without_a_pooled_embedding_is_refused_when_it_is_to_be_erased() -> None:
+    from unsee.tests.families import build
+
+    with pytest.raises(InputError, match="has none: take sld or negative"):
+        unsee.erase(build("flux"), "van gogh", method="safree", kind="style")
