@@ -118,10 +118,13 @@ def audit(
         base, erasures, out, against, concepts, kind, suite, size, where, detectors, metrics,
         batch_size, guidance, steps, loading,
     )  # fmt: skip
-    kept = {side: Answers(out / side / "answers.jsonl") for side in ("base", "erased")}
     source, asked, loaded = task.source, task.asked, task.erasures
     doubted = source.interfering(loaded)
     store = open_store(out)
+    kept = {
+        side: Answers(out / side / "answers.jsonl", None if store is None else store.answers)
+        for side in ("base", "erased")
+    }
     phases.done("loading")
 
     def made(what: str, by: Source, stacked: "Sequence[tuple[Erasure, float]]") -> Gallery:

@@ -1,6 +1,6 @@
 """What was made on this machine, and what of the store no run has any more."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -47,12 +47,7 @@ class Shelf:
 def shelf(store: Store) -> Shelf:
     """Looks at every run that the store knows of, and at what it holds."""
     runs = [_listed(run) for run in store.runs()]
-    held = {
-        sha
-        for run in runs
-        for gallery in galleries(run.run.path)
-        for sha in gallery.hashes().values()
-    }
+    held = _held(listed.run for listed in runs)
     there = list(store.images())
     free = [(key, size) for key, made, size in there if made.sha256 not in held]
     return Shelf(
@@ -72,11 +67,21 @@ def prune(store: Store) -> Shelf:
     found = shelf(store)
     for key in found.free:
         store.forget(key)
+    held = _held(listed.run for listed in found.runs)
+    for sha256 in store.answered():
+        if sha256 not in held:
+            store.answers(sha256).unlink(missing_ok=True)
     for listed in found.runs:
         if listed.verdict == "gone":
             store.forget_run(listed.run.path)
     store.tidy()
     return found
+
+
+def _held(runs: Iterable[Run]) -> set[str]:
+    """The SHA-256 of every image that a run has."""
+    every = (gallery.hashes() for run in runs for gallery in galleries(run.path))
+    return {sha256 for hashes in every for sha256 in hashes.values()}
 
 
 def galleries(path: Path) -> Iterator[Gallery]:

@@ -2,6 +2,7 @@
 
     images/KE/KEY.png      an image, by the content key of what it was made from
     images/KE/KEY.json     its SHA-256, and how many images were made at a time, and where
+    answers/SH/SHA256.jsonl  what detectors said of an image, by its file's SHA-256
     runs/SHA256.json       a folder that was made, by its path
 
 An image's key is of all that it depends on (``MadeBy.image_key``), and a path or a name is no part
@@ -151,6 +152,14 @@ class Store:
             except (OSError, InputError):
                 continue
             yield page.stem, made, size
+
+    def answers(self, sha256: str) -> Path:
+        """The file of what detectors said of an image, which need not be there."""
+        return self.path / "answers" / sha256[:2] / f"{sha256}.jsonl"
+
+    def answered(self) -> Iterator[str]:
+        """The SHA-256 of each image of which there are answers."""
+        return (file.stem for file in sorted((self.path / "answers").glob("*/*.jsonl")))
 
     def forget(self, key: str) -> None:
         """Removes an image."""

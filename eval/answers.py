@@ -24,6 +24,7 @@ What takes time is that every line is checked: 6.3 s.
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -92,13 +93,18 @@ class Answers:
 
     Args:
         path: Of the file, which need not be there yet; None keeps the answers in memory alone.
+        shared: By an image's SHA-256 the file of what detectors said of it in any run; None shares
+            nothing.
 
     Raises:
         InputError: The file cannot be read, or a line in it is no answer.
     """
 
-    def __init__(self, path: Path | None = None) -> None:
+    def __init__(
+        self, path: Path | None = None, shared: Callable[[str], Path] | None = None
+    ) -> None:
         self._path = path
+        self._shared = shared
         self._known: dict[tuple[str, str, str], tuple[Detection, int]] = {}
         if path is None:
             return
@@ -134,16 +140,35 @@ class Answers:
         """
         found, line = self._known.get((sha256, detector.name, protocol), (None, 0))
         if found is None:
-            return None
-        if (detector.labels is not None and not set(found.labels) <= set(detector.labels)) or (
-            isinstance(detector, Ruled) and not detector.follows(found)
-        ):
+            return self._of_another_run(sha256, detector, protocol)
+        if not _follows(found, detector):
             sees = ", ".join(found.labels) or "nothing"
             raise InputError(
                 f"{self._path}, line {line} says that {detector.name} sees {sees:.60}, which does "
                 f"not follow from the scores beside it: the line was edited. {AGAIN}"
             )
         return found
+
+    def _of_another_run(self, sha256: str, detector: Detector, protocol: str) -> Detection | None:
+        """What a detector of ours said of the image in another run, if it was asked there.
+
+        A line that is no answer, or does not follow, is as if it were not there.
+        """
+        if self._shared is None or not _ours(detector):
+            return None
+        try:
+            lines = self._shared(sha256).read_bytes().splitlines()
+        except OSError:
+            return None
+        for line in lines:
+            with suppress(InputError):
+                answer = Answer.from_json(loads(line, "a line"), "a line")
+                wanted = (sha256, detector.name, protocol)
+                if (answer.sha256, answer.detector, answer.protocol) == wanted and _follows(
+                    answer.found, detector
+                ):
+                    return answer.found
+        return None
 
     def protocols(self, sha256: str, detector: str) -> tuple[str, ...]:
         """The fingerprints of the protocols by which there are a detector's answers of an image.
@@ -153,17 +178,46 @@ class Answers:
         """
         return tuple(known[2] for known in self._known if known[:2] == (sha256, detector))
 
-    def add(self, answers: Sequence[Answer]) -> None:
-        """Keeps answers, at the file's end."""
-        lines = []
+    def add(self, answers: Sequence[Answer], detectors: Sequence[Detector] = ()) -> None:
+        """Keeps answers, at the file's end.
+
+        Args:
+            detectors: Whose they are; what those of ours say is kept for other runs too.
+        """
+        lines: dict[str, list[str]] = {}
+        common = {detector.name for detector in detectors if _ours(detector)}
+        for_others: dict[str, list[str]] = {}
         for answer in answers:
             key = (answer.sha256, answer.detector, answer.protocol)
             if key not in self._known:
                 self._known[key] = (answer.found, 0)
-                text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False)
-                lines.append(f"{text}\n")
+                text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
+                lines.setdefault(answer.sha256, []).append(text)
+                if answer.detector in common:
+                    for_others.setdefault(answer.sha256, []).append(text)
         if self._path is not None and lines:
-            append(self._path, "".join(lines))
+            append(self._path, "".join(text for some in lines.values() for text in some))
+        if self._shared is None:
+            return
+        for sha256, some in for_others.items():
+            with suppress(OSError):  # of a store that cannot be written to
+                place = self._shared(sha256)
+                there = place.read_text("utf-8") if place.exists() else ""
+                append(place, "".join(text for text in some if text not in there))
+
+
+def _follows(found: Detection, detector: Detector) -> bool:
+    """Whether an answer can be a detector's: its labels are, and follow from its scores."""
+    named = detector.labels is None or set(found.labels) <= set(detector.labels)
+    return named and (not isinstance(detector, Ruled) or detector.follows(found))
+
+
+def _ours(detector: Detector) -> bool:
+    """Whether a detector's protocol says all that its answers depend on, as those of ours do.
+
+    Of one that somebody writes, two versions may have one protocol.
+    """
+    return type(detector).__module__.startswith("unsee.")
 
 
 @dataclass(frozen=True)
@@ -365,7 +419,8 @@ class _Looking:
                 for i, p in enumerate(looks)
                 for name, answers in found.items()
                 if isinstance(answer := answers[i], Detection) and p.sha256 is not None
-            ]
+            ],
+            self._side.detectors,
         )
         each = {name: iter(answers) for name, answers in found.items()}
         for p in pictures:

@@ -4,6 +4,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -192,8 +193,6 @@ def test_runs_are_listed_and_what_nobody_has_can_go(
     code, out, _ = run("runs")
     assert code == 0 and "holds 3 images" in out and "no run has 0" in out
     assert len(re.findall("images +[23] ", out)) == 2
-    import shutil
-
     shutil.rmtree(tmp_path / "b")
     code, out, _ = run("runs")
     assert "gone" in out and "no run has 1" in out and "unsee runs --prune" in out
@@ -280,3 +279,74 @@ def test_a_batch_that_memory_has_no_room_for_is_made_in_halves(
     most = 1
     with pytest.warns(UserWarning, match="too small"), pytest.raises(torch.OutOfMemoryError):
         make(tiny_folder, tmp_path / "b", guidance=3)
+
+
+def test_a_detector_of_ours_is_asked_once_about_an_image_in_all_runs(
+    tiny_folder: Path, tmp_path: Path, store: Path, monkeypatch: pytest.MonkeyPatch, run: Run
+) -> None:
+    from unsee.eval.detectors import find_detector
+
+    judge = type(find_detector("emoji/object"))
+    asked: list[int] = []
+    call = judge.__call__
+
+    def counted(detector: Any, images: Any) -> Any:
+        asked.append(len(images))
+        return call(detector, images)
+
+    monkeypatch.setattr(judge, "__call__", counted)
+    erasure = erase(tiny_folder, "cat", anchor="knife", kind="object", check=False)
+    settings: dict[str, Any] = {
+        "suite": Suite(
+            "it", tuple(Prompt(f"p{i}", "a cat", i, {"object": "cat"}) for i in range(3))
+        ),
+        "steps": 1,
+        "detectors": ["emoji/object"],
+        "metrics": ["pixels/ssim"],
+    }
+    first = audit(tiny_folder, erasure, out=tmp_path / "a", **settings)
+    assert sum(asked) == 6
+    second = audit(tiny_folder, erasure, out=tmp_path / "b", **settings)
+    assert sum(asked) == 6 and second.samples == first.samples
+    # Each run holds all of its own answers
+    for side in ("base", "erased"):
+        one, other = (tmp_path / f"{run}/{side}/answers.jsonl" for run in "ab")
+        assert one.read_bytes() == other.read_bytes()
+    # What does not follow, or is no answer, is as if it were not there
+    for place in store.glob("answers/*/*.jsonl"):
+        place.write_text(place.read_text().replace('"labels": [', '"labels": ["no such", ') + "?")
+    third = audit(tiny_folder, erasure, out=tmp_path / "c", **settings)
+    assert sum(asked) == 12 and third.samples == first.samples
+    shutil.rmtree(tmp_path / "b")
+    for name in ("a", "c"):
+        shutil.rmtree(tmp_path / name)
+    assert run("runs", "--prune")[0] == 0
+    assert not list(store.glob("answers/*/*.jsonl"))
+
+
+def test_a_detector_of_somebody_elses_is_asked_in_every_run(
+    tiny_folder: Path, tmp_path: Path
+) -> None:
+    from unsee.eval.detectors import Detection
+
+    class Mine:
+        """Of which a new version says no more than the old one."""
+
+        name, kind, labels = "mine", "object", None
+        protocol: dict[str, Any] = {}
+
+        def __init__(self, label: str) -> None:
+            self.label = label
+
+        def __call__(self, images: Any) -> list[Detection]:
+            return [Detection((self.label,), {self.label: 1.0}) for _ in images]
+
+    erasure = erase(tiny_folder, "cat", anchor="knife", kind="object", check=False)
+    rows = tuple(Prompt(f"p{i}", "a cat", i, {"object": "cat"}) for i in range(2))
+    for label, rate in (("cat", 1.0), ("dog", 0.0)):
+        report = audit(
+            tiny_folder, erasure, out=tmp_path / label, suite=Suite("it", rows), steps=1,
+            detectors=[Mine(label)],
+        )  # fmt: skip
+        (target,) = (c for c in report.outcomes[0].comparisons if c.role == "target")
+        assert target.base.value == rate
