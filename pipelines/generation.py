@@ -5,9 +5,10 @@ A video is drawn as an image is, and some of its frames stand for it, which repo
 
 import logging
 import warnings
-from collections.abc import Iterator, Sequence, Set
+from collections.abc import Callable, Iterator, Sequence, Set
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -19,10 +20,13 @@ from ..processes import Processes, appears, processes
 from ..prompts import Prompt
 from ..store import Made, Store
 from .architectures import family_of
-from .parts import arguments, default, described
+from .parts import Parts, arguments, default, described
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+Developed = Callable[[], "tuple[Image, ...]"]
+"""What gives an image, or a video's frames, out of what a pipeline has drawn."""
 
 
 def generate(
@@ -95,7 +99,7 @@ def generate(
                     # Changed since, or made meanwhile by another process
                     made = gallery.made(missing)
                     missing = [p for p in missing if p.id not in made]
-                images: list[tuple[Image, ...]] = []
+                images: list[Developed] = []
                 if missing:
                     images, at_once = _drawn(pipe, batch, at_once, guidance, steps)
                 put = [(p, i) for p, i in zip(batch, images, strict=False) if p in missing]
@@ -157,7 +161,7 @@ def _in_turns(
     with ThreadPoolExecutor(1) as writer:
         written: Future[list[tuple[str, Made]]] | None = None
         for number, turn in enumerate(rounds):
-            put: list[tuple[Prompt, tuple[Image, ...]]] = []
+            put: list[tuple[Prompt, Developed]] = []
             if several.rank < len(turn):
                 batch = turn[several.rank]
                 images, at_once = _drawn(pipe, batch, at_once, guidance, steps)
@@ -173,10 +177,10 @@ def _in_turns(
 
 
 def _written(
-    gallery: Gallery, images: "Sequence[tuple[Prompt, tuple[Image, ...]]]", at_once: int
+    gallery: Gallery, images: "Sequence[tuple[Prompt, Developed]]", at_once: int
 ) -> list[tuple[str, Made]]:
     """Writes images, and gives what is to be noted of them."""
-    return [(p.id, gallery.write(p, *frames, batch_size=at_once)) for p, frames in images]
+    return [(p.id, gallery.write(p, *image(), batch_size=at_once)) for p, image in images]
 
 
 def _taken(gallery: Gallery, unmade: Set[str], store: Store) -> set[str]:
@@ -200,26 +204,26 @@ _ASKING, _DRAWING, _FIRST = range(3)
 
 def _write(
     gallery: Gallery,
-    images: "Sequence[tuple[Prompt, tuple[Image, ...]]]",
+    images: "Sequence[tuple[Prompt, Developed]]",
     batch: int,
     store: Store | None,
     at_once: int,
 ) -> int:
     """Puts images into their gallery, and gives how many the batch has with those there were."""
-    for prompt, frames in images:
-        gallery.put(prompt, *frames, batch_size=at_once, store=store)
+    for prompt, image in images:
+        gallery.put(prompt, *image(), batch_size=at_once, store=store)
     return batch
 
 
 def _drawn(
     pipe: Any, batch: Sequence[Prompt], at_once: int, guidance: float | None, steps: int | None
-) -> "tuple[list[tuple[Image, ...]], int]":
+) -> "tuple[list[Developed], int]":
     """A batch's images, and how many at a time fit into memory.
 
     Warns:
         UserWarning: Fewer fit than were to.
     """
-    first, images = batch[0], []
+    first, images = batch[0], list[Developed]()
     todo = list(batch)
     while todo:
         now = todo[:at_once]
@@ -252,12 +256,29 @@ def _drawn(
     return images, at_once
 
 
-def _images(pipe: Any, **settings: Any) -> "list[tuple[Image, ...]]":
-    """As ``Parts.images``, of a call; of what is not described, what the pipeline says itself."""
+def _images(pipe: Any, **settings: Any) -> "list[Developed]":
+    """As ``Parts.images``, of a call; of what is not described, what the pipeline says itself.
+
+    Where the pipeline makes its pictures as diffusers' own do, that is left to who writes them.
+    """
+    from diffusers.image_processor import VaeImageProcessor as Processor
+
     if family_of(type(pipe)) is None:
-        return [(image,) for image in pipe(**arguments(settings)).images]
+        return [partial(tuple, (image,)) for image in pipe(**arguments(settings)).images]
     parts = described(pipe)
-    return parts.images(pipe(**parts.call(output_type="pil", **settings)))
+    processor = getattr(pipe, "image_processor", None)
+    usual = isinstance(processor, Processor) and (
+        type(processor).postprocess is Processor.postprocess
+    )
+    if not usual or type(parts).images is not Parts.images:
+        found = parts.images(pipe(**parts.call(output_type="pil", **settings)))
+        return [partial(tuple, frames) for frames in found]
+    rows = pipe(**parts.call(output_type="pt", **settings)).images
+
+    def developed(row: torch.Tensor) -> "tuple[Image, ...]":
+        return tuple(Processor.numpy_to_pil(Processor.pt_to_numpy(row[None])))
+
+    return [partial(developed, row) for row in rows]
 
 
 def pictured(pipe: Any) -> str:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
+import numpy as np
 import pytest
 import torch
 from diffusers.utils.peft_utils import recurse_remove_peft_layers
@@ -32,6 +33,7 @@ from unsee.pipelines.generation import cut, own
 from unsee.pipelines.guidance import Guided, Start
 from unsee.pipelines.parts import Parts, default, described
 from unsee.pipelines.watch import put_on
+from unsee.prompts import Prompt, Suite
 from unsee.tests.families import GUIDED, PIPELINES, build, calling
 
 each = pytest.mark.parametrize("name", list(PIPELINES))
@@ -614,3 +616,29 @@ def test_the_table_in_the_docs_is_what_the_tests_show() -> None:
     text = PAGE.read_text(encoding="utf-8")
     shown = text.partition("<!-- table -->")[2].partition("<!-- end of table -->")[0].strip()
     assert shown == table(), f"docs/architectures.md should have:\n\n{table()}"
+
+
+@pytest.mark.parametrize("name", ["stable-diffusion", "pixart-sigma", "flux-2-klein"])
+def test_a_gallerys_image_is_the_pipelines_own(name: str, tmp_path: Path) -> None:
+    pipe = build(name)
+    suite = Suite("two", tuple(Prompt(f"p{i}", text, i) for i, text in enumerate(PROMPTS)))
+    gallery = unsee.generate_gallery(pipe, (), suite, tmp_path, steps=2)
+    parts = described(pipe)
+    settings = gallery.made_by
+    assert settings is not None
+    made = parts.images(
+        pipe(
+            **parts.call(
+                prompt=list(PROMPTS),
+                generator=[torch.Generator().manual_seed(i) for i in range(len(PROMPTS))],
+                steps=2,
+                guidance=settings.guidance,
+                output_type="pil",
+            )
+        )
+    )
+    for prompt, (image,) in zip(gallery, made, strict=True):
+        with Image.open(gallery.image_path(prompt)) as file:
+            apart = np.asarray(file, int) - np.asarray(image.convert("RGB"), int)
+        # A level of 255 is what the processor's arithmetic may round otherwise
+        assert np.abs(apart).max() <= 1 and file.mode == image.mode

@@ -327,7 +327,7 @@ def test_a_detector_of_ours_is_asked_once_about_an_image_in_all_runs(
 def test_a_detector_of_somebody_elses_is_asked_in_every_run(
     tiny_folder: Path, tmp_path: Path
 ) -> None:
-    from unsee.eval.detectors import Detection
+    from unsee.eval.detectors import Detection, Unscored
 
     class Mine:
         """Of which a new version says no more than the old one."""
@@ -338,7 +338,7 @@ def test_a_detector_of_somebody_elses_is_asked_in_every_run(
         def __init__(self, label: str) -> None:
             self.label = label
 
-        def __call__(self, images: Any) -> list[Detection]:
+        def __call__(self, images: Any) -> list[Detection | Unscored]:
             return [Detection((self.label,), {self.label: 1.0}) for _ in images]
 
     erasure = erase(tiny_folder, "cat", anchor="knife", kind="object", check=False)
