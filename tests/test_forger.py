@@ -106,9 +106,9 @@ def gallery(folder: Path, page: Any, samples: bytes | None = None) -> Path:
 
 PROMPT = Prompt("a", "a cat", 1, {"object": "cat"}, "pets", 7.5, 20, 512, 512, "accuracy", "cat")
 SAMPLES = (json.dumps(PROMPT.to_json()) + "\n").encode()
-# Which had no weight
+# Which had no weight, and no number of layers
 USED_1 = plain(Used("cat", "uce", {"ridge": 0.5}, "1" * 64, 10, 1.5, 100))
-del USED_1["weight"]
+del USED_1["weight"], USED_1["layers"]
 
 HEAD: dict[str, Any] = {
     "format": 2,
