@@ -666,7 +666,7 @@ def verify(
         else:
             checked.append("the model's weights")
         if against is not None and "erased" in made:
-            other = _against(source, against)
+            other = source.of_another(against)
             theirs = made["erased"].model
             if difference := MadeBy(model=theirs).difference(MadeBy(model=other.known)):
                 wrong.append(f"{against} is not what was audited: another {difference}.")
@@ -841,7 +841,7 @@ class _Task:
         targets = _targets(name, loaded, against, concepts, kind)
         asked = _Asked.of(name, targets, suite, size, where, detectors, metrics)
         source = Source.of(base, loading)
-        other = source if against is None else _against(source, against)
+        other = source if against is None else source.of_another(against)
         settings = {"batch_size": batch_size, **source.generation(guidance, steps)}
         return cls(source, other, loaded, asked, settings)
 
@@ -906,18 +906,6 @@ def _targets(
 def _named(model: Any) -> str:
     """What is audited, by its name."""
     return str(model) if isinstance(model, (str, Path)) else type(model).__name__
-
-
-def _against(base: Source, other: Any) -> Source:
-    """What somebody made of the base, to be drawn with."""
-    from .pipelines.foreign import against
-
-    how = base.loading.drawing
-    pipe = against(base.pipe, other, **{name: how[name] for name in ("dtype", "device", "config")})
-    named = isinstance(other, (str, Path))
-    # What a pipeline that was given shares with it is the giver's
-    ours = base.ours and named
-    return Source(pipe, str(other) if named else name_of(other), base.loading, ours, base.moved)
 
 
 def _sides(erasures: Any, against: Any) -> tuple[Any, Any]:

@@ -70,6 +70,22 @@ class Source:
         moved = accelerator(how.device) if how.offload else None
         return cls(load_pipeline(model, **how.drawing, **unchecked(name)), name, how, True, moved)
 
+    def of_another(self, other: Any) -> "Source":
+        """What somebody made of this model, to be drawn with: see ``pipelines.foreign``.
+
+        Raises:
+            InputError: It cannot be read, does not fit this model, or has a safety checker.
+        """
+        from .pipelines.foreign import against
+
+        name, how = name_of(other), self.loading.drawing
+        named = isinstance(other, (str, Path))
+        loading = {part: how[part] for part in ("dtype", "device")} | unchecked(name)
+        pipe = against(self.pipe, other, config=how["config"], **loading)
+        _check_unchecked(pipe)
+        # What a pipeline that was given shares with it is the giver's
+        return Source(pipe, name, self.loading, self.ours and named, self.moved)
+
     @cached_property
     def known(self) -> Model:
         """By what its images are known."""

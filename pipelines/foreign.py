@@ -42,13 +42,15 @@ _BEFORE = (
 _COMPVIS = "model.diffusion_model."
 
 
-def against(pipe: Any, other: Any, **loading: Any) -> Any:
+def against(pipe: Any, other: Any, *, config: Any = None, **loading: Any) -> Any:
     """A pipeline of what somebody made of a model, to be judged beside the model.
 
     Args:
         pipe: The model's pipeline, which is left as it was; what it has that the other lacks is
             shared.
         other: A pipeline, or one of the forms above.
+        config: For a checkpoint of a whole model, as ``load_pipeline`` has it; None is the model's
+            own folder.
         loading: How a whole pipeline is loaded: see ``load_pipeline``.
 
     Raises:
@@ -72,7 +74,7 @@ def against(pipe: Any, other: Any, **loading: Any) -> Any:
             )
         name = str(pipe.name_or_path)
         folder = MODELS[name] if name in MODELS else name
-        return load_pipeline(path, **{**loading, "config": loading.get("config") or folder})
+        return load_pipeline(path, config=config or folder, **loading)
     return _with_weights(pipe, path, tensors)
 
 

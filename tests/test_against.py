@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 import torch
 from diffusers import EulerDiscreteScheduler
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from huggingface_hub import constants
 from safetensors.torch import load_file, save_file
+from transformers import CLIPConfig, CLIPImageProcessor
 
 from unsee import (
     InputError,
@@ -488,3 +490,30 @@ def test_an_erasure_that_is_there_twice_is_refused(folder: Path, tmp_path: Path)
         audit(folder, [erasure, f"{tmp_path / 'it.safetensors'}:0.5"], out=tmp_path, **SETTINGS)
     with pytest.raises(InputError, match="there twice"):
         generate_gallery(folder, [erasure, erasure], SUITE, tmp_path / "x")
+
+
+def test_no_safety_checker_makes_the_erased_images_black(folder: Path, tmp_path: Path) -> None:
+    tiny = {
+        "hidden_size": 8, "intermediate_size": 16, "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }  # fmt: skip
+    config = CLIPConfig(
+        text_config=tiny, vision_config=tiny | {"image_size": 32, "patch_size": 16},
+        projection_dim=8,
+    )  # fmt: skip
+    checker = StableDiffusionSafetyChecker(config)
+    checker.concept_embeds_weights.data.fill_(-2.0)  # it finds everything unsafe
+    pipe = load_pipeline(folder, device="cpu")
+    for weight in pipe.unet.parameters():
+        weight.data.mul_(1.1)
+    pipe.register_modules(
+        safety_checker=checker,
+        feature_extractor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size=32),
+    )
+    pipe.save_pretrained(tmp_path / "theirs")
+    report = audit(folder, against=tmp_path / "theirs", out=tmp_path / "run", **CAT, **SETTINGS)
+    assert report.coverage["erased"].blank == 0
+    assert "safety_checker" not in report.erased["model"]["components"]
+    # One that is in a pipeline is the giver's to take out
+    with pytest.raises(InputError, match="set its safety_checker to None"):
+        audit(folder, against=pipe, out=tmp_path / "given", **CAT, **SETTINGS)
