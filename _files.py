@@ -105,6 +105,10 @@ def write_atomically(path: Path, data: bytes | str) -> None:
             raise
 
 
+_NO_LINKS = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EMLINK}
+"""What a file system says that has no links, or no more of one file."""
+
+
 def write_new(path: Path, text: str) -> bool:
     """Writes a whole file where there is none, and says whether there was none.
 
@@ -124,7 +128,9 @@ def write_new(path: Path, text: str) -> bool:
                 if path.parent.is_dir():
                     continue
                 raise
-            except (OSError, NotImplementedError):
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
                 os.replace(part, path)
             return True
         finally:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from .._errors import InputError
+from .._settings import shown
 from .architectures import FAMILIES, family_of, from_text
 from .modules import check_readable, uncompiled
 from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows, other_schedule
@@ -249,7 +250,8 @@ class Parts(ABC):
         for stream in self.streams():
             if (count := len(stream.tokens(text))) > stream.room:
                 raise InputError(
-                    f"{text!r} is {count} tokens long and the tokenizer cuts after {stream.room}: "
+                    f"{shown(text)} is {count} tokens long and the tokenizer cuts after "
+                    f"{stream.room}: "
                     "shorten it."
                 )
 

@@ -166,7 +166,7 @@ def test_a_published_fid_of_few_prompts_is_refused_before_a_model_is_loaded(
         raise AssertionError("a model was loaded")
 
     bomb = unsee.erase("emoji", "bomb", check=False)
-    monkeypatch.setattr("unsee.flow._pipeline", loaded)
+    monkeypatch.setattr("unsee.drawing.Source.of", loaded)
     with pytest.raises(InputError, match="on 30000 images, and the prompts that must stay are"):
         unsee.audit("emoji", bomb, out=tmp_path / "out", metrics=[spec])
     assert not (tmp_path / "out").exists()

@@ -30,7 +30,7 @@ def commands() -> Iterator[list[str]]:
 
 
 COMMANDS = list(commands())
-ELSEWHERE = r"path/to|MODEL|\.csv|demo|owner/"
+ELSEWHERE = r"path/to|MODEL|BASE|RUN|\.csv|demo|owner/"
 # A command by its name alone is a word in a sentence.
 BUILT_IN = [words for words in COMMANDS if words[1:] and not re.search(ELSEWHERE, str(words))]
 BENCHMARKS = sorted(set(re.findall(r"`(?:python -m lab\.)?(bench_\w+)(?:\.py)?([^`]*)`", README)))
