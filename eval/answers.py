@@ -202,7 +202,7 @@ class Answers:
         for sha256, some in for_others.items():
             with suppress(OSError):  # of a store that cannot be written to
                 place = self._shared(sha256)
-                there = place.read_text("utf-8") if place.exists() else ""
+                there = place.read_text(encoding="utf-8") if place.exists() else ""
                 append(place, "".join(text for text in some if text not in there))
 
 
