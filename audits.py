@@ -32,6 +32,7 @@ from .prompts.concept import read_mapping
 from .store import Store
 
 if TYPE_CHECKING:
+    from .eval.answers import Answers
     from .eval.detectors import Detector
     from .eval.leaderboard import Leaderboard
     from .eval.metrics import Metric
@@ -107,8 +108,6 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
-    from .eval.audit import compare
-    from .eval.page import write
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
@@ -135,35 +134,30 @@ def audit(
         return gallery
 
     erased_gallery, base_gallery = (made(what, *drawn) for what, drawn in task.sides.items())
-    report = several.by_first(compare)(
+    notes = (
+        *asked.suite.notes,
+        *source.pictured(),
+        *_noted(base_gallery, erased_gallery),
+        *doubted,
+    )
+    return _reported(
         base_gallery,
         erased_gallery,
         asked.concepts,
+        out,
+        kept,
+        phases,
+        several,
+        images,
         detectors=asked.detectors,
         metrics=asked.metrics,
         suite_name=asked.suite.name,
         suite_source=asked.suite.source,
-        notes=(
-            *asked.suite.notes,
-            *source.pictured(),
-            *_noted(base_gallery, erased_gallery),
-            *doubted,
-        ),
-        base_answers=kept["base"],
-        erased_answers=kept["erased"],
+        notes=notes,
         limits=limits,
         command=command,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_bytes=peak_bytes(),
         progress=progress,
     )
-    if report is None:
-        return _of_first(out, several)
-    phases.done("detectors and metrics")
-    report = dataclasses.replace(report, seconds=phases.seconds)
-    write(report, out, base_gallery, erased_gallery, images=images, progress=progress)
-    several.share(None)
-    return report
 
 
 @dataclass(frozen=True)
@@ -253,14 +247,9 @@ def plan_each(
         InputError: As ``audit_each``.
     """
     source = Source.of(base, loading)
-    usual: dict[str, Any] = {
-        "where": "", "batch_size": 8, "guidance": None, "steps": None, "suite": None,
-        "size": None, "detectors": None, "metrics": None, "kind": None,
-    }  # fmt: skip
-    usual |= {name: value for name, value in options.items() if name in usual}
     total, known = Plan(0, 0, None, None, 0), set[str]()
     for name, given in _each(each, out, concepts):
-        task = _Task.of(source, **given, **usual, loading=None)
+        task = _Task.of(source, **given, **options)
         total += _planned(task, Path(out) / name, known)
     return total
 
@@ -508,17 +497,13 @@ def audit_images(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
-    from .eval.audit import compare
     from .eval.folder import open_folder
-    from .eval.page import write
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
     out = Path(out)
-    check_folder(out)
-    check_folder(out / "report_files")
-    check_ours(out, REPORT, "report")
+    _check_out(out)
     sides = {
         side: open_folder(Path(folder), None if table is None else Path(table))
         for side, folder in (("base", base), ("erased", erased))
@@ -526,29 +511,23 @@ def audit_images(
     eyes = [find_detector(d, sides["base"].prompts) for d in detectors]
     rulers = [find_metric(m) for m in metrics]
     each_once(eyes, rulers)
-    report = several.by_first(compare)(
+    return _reported(
         sides["base"],
         sides["erased"],
         find_concepts(concepts, "", kind=kind),
+        out,
+        {side: Answers(out / side / "answers.jsonl") for side in sides},
+        phases,
+        several,
+        images,
         detectors=eyes,
         metrics=rulers,
         suite_name=str(base),
         notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
-        base_answers=Answers(out / "base" / "answers.jsonl"),
-        erased_answers=Answers(out / "erased" / "answers.jsonl"),
         limits=limits,
         command=command,
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_bytes=peak_bytes(),
         progress=progress,
     )
-    if report is None:
-        return _of_first(out, several)
-    phases.done("detectors and metrics")
-    report = dataclasses.replace(report, seconds=phases.seconds)
-    write(report, out, sides["base"], sides["erased"], images=images, progress=progress)
-    several.share(None)
-    return report
 
 
 @checked
@@ -820,21 +799,24 @@ class _Task:
         out: Path,
         against: Any,
         concepts: str | Concept | Sequence[str | Concept],
-        kind: str | None,
-        suite: str | Suite | Sequence[str | Suite] | None,
-        size: int | None,
-        where: str,
-        detectors: "Sequence[str | Detector] | None",
-        metrics: Sequence[str] | None,
-        batch_size: int,
-        guidance: float | None,
-        steps: int | None,
-        loading: Loading | None,
+        kind: str | None = None,
+        suite: str | Suite | Sequence[str | Suite] | None = None,
+        size: int | None = None,
+        where: str = "",
+        detectors: "Sequence[str | Detector] | None" = None,
+        metrics: Sequence[str] | None = None,
+        batch_size: int = 8,
+        guidance: float | None = None,
+        steps: int | None = None,
+        loading: Loading | None = None,
+        **rest: Any,
     ) -> "_Task":
-        """Its arguments, as ``audit`` has them, read and checked, and the model loaded."""
-        check_folder(out)
-        check_folder(out / "report_files")
-        check_ours(out, REPORT, "report")
+        """Its arguments, as ``audit`` has them, read and checked, and the model loaded.
+
+        Args:
+            rest: What else ``audit`` takes, which changes no image.
+        """
+        _check_out(out)
         erasures, against = _sides(erasures, against)
         loaded = loaded_erasures(erasures)
         name = base.name if isinstance(base, Source) else name_of(base)
@@ -852,13 +834,59 @@ class _Task:
         return {"erased": (self.other, self.erasures), "base": (self.source, ())}
 
 
-def _of_first(out: Path, several: Processes) -> "Report":
-    """The report that the first of several processes writes."""
+def _reported(
+    base: Gallery,
+    erased: Gallery,
+    concepts: Sequence[Concept],
+    out: Path,
+    answers: "Mapping[str, Answers]",
+    phases: "_Phases",
+    several: Processes,
+    images: bool,
+    progress: Progress,
+    **record: Any,
+) -> "Report":
+    """The report of two galleries, made and written by the first of several processes.
+
+    Args:
+        answers: Earlier ones, of "base" and of "erased".
+        record: As ``eval.audit.compare``.
+    """
+    from .eval.audit import compare
+    from .eval.page import write
     from .eval.report import Report
 
-    several.share(None)  # until it has
-    appears(out / "report.json")
-    return Report.load(out / "report.json")
+    report = several.by_first(compare)(
+        base,
+        erased,
+        concepts,
+        base_answers=answers["base"],
+        erased_answers=answers["erased"],
+        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        peak_bytes=peak_bytes(),
+        progress=progress,
+        **record,
+    )
+    if report is None:
+        several.share(None)  # until the first has written it
+        appears(out / "report.json")
+        return Report.load(out / "report.json")
+    phases.done("detectors and metrics")
+    report = dataclasses.replace(report, seconds=phases.seconds)
+    write(report, out, base, erased, images=images, progress=progress)
+    several.share(None)
+    return report
+
+
+def _check_out(out: Path) -> None:
+    """Makes sure that a report can be written into a folder, and over nothing of anybody else's.
+
+    Raises:
+        InputError: It cannot.
+    """
+    check_folder(out)
+    check_folder(out / "report_files")
+    check_ours(out, REPORT, "report")
 
 
 class _Phases:

@@ -17,12 +17,14 @@ class Listed:
         run: Where it is, and when it was begun last.
         verdict: Its report's; "images" for a gallery, "not finished", or "gone".
         images: How many its galleries have.
+        held: The SHA-256 of each of them.
         bytes: Of all its files. Images that other runs have too, as links, are counted in each.
     """
 
     run: Run
     verdict: str
     images: int
+    held: frozenset[str]
     bytes: int
 
 
@@ -47,7 +49,7 @@ class Shelf:
 def shelf(store: Store) -> Shelf:
     """Looks at every run that the store knows of, and at what it holds."""
     runs = [_listed(run) for run in store.runs()]
-    held = _held(listed.run for listed in runs)
+    held = _held(runs)
     there = list(store.images())
     free = [(key, size) for key, made, size in there if made.sha256 not in held]
     return Shelf(
@@ -67,7 +69,7 @@ def prune(store: Store) -> Shelf:
     found = shelf(store)
     for key in found.free:
         store.forget(key)
-    held = _held(listed.run for listed in found.runs)
+    held = _held(found.runs)
     for sha256 in store.answered():
         if sha256 not in held:
             store.answers(sha256).unlink(missing_ok=True)
@@ -78,10 +80,9 @@ def prune(store: Store) -> Shelf:
     return found
 
 
-def _held(runs: Iterable[Run]) -> set[str]:
+def _held(runs: Iterable[Listed]) -> frozenset[str]:
     """The SHA-256 of every image that a run has."""
-    every = (gallery.hashes() for run in runs for gallery in galleries(run.path))
-    return {sha256 for hashes in every for sha256 in hashes.values()}
+    return frozenset().union(*(listed.held for listed in runs))
 
 
 def galleries(path: Path) -> Iterator[Gallery]:
@@ -97,7 +98,7 @@ def galleries(path: Path) -> Iterator[Gallery]:
 def _listed(run: Run) -> Listed:
     from .eval.report import Report
 
-    images = sum(len(gallery.hashes()) for gallery in galleries(run.path))
+    images = [sha256 for gallery in galleries(run.path) for sha256 in gallery.hashes().values()]
     size = sum(f.stat().st_size for f in run.path.rglob("*") if f.is_file())
     if not run.path.is_dir():
         verdict = "gone"
@@ -108,4 +109,4 @@ def _listed(run: Run) -> Listed:
             verdict = Report.load(run.path / "report.json").verdict.value
         except InputError:
             verdict = "not finished"
-    return Listed(run, verdict, images, size)
+    return Listed(run, verdict, len(images), frozenset(images), size)

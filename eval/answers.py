@@ -106,6 +106,8 @@ class Answers:
         self._path = path
         self._shared = shared
         self._known: dict[tuple[str, str, str], tuple[Detection, int]] = {}
+        self._others: dict[str, dict[tuple[str, str], Detection]] = {}
+        """By an image what other runs know of it: by detector and protocol."""
         if path is None:
             return
         try:
@@ -156,19 +158,10 @@ class Answers:
         """
         if self._shared is None or not _ours(detector):
             return None
-        try:
-            lines = self._shared(sha256).read_bytes().splitlines()
-        except OSError:
-            return None
-        for line in lines:
-            with suppress(InputError):
-                answer = Answer.from_json(loads(line, "a line"), "a line")
-                wanted = (sha256, detector.name, protocol)
-                if (answer.sha256, answer.detector, answer.protocol) == wanted and _follows(
-                    answer.found, detector
-                ):
-                    return answer.found
-        return None
+        if sha256 not in self._others:
+            self._others[sha256] = _read(self._shared(sha256), sha256)
+        found = self._others[sha256].get((detector.name, protocol))
+        return None if found is None or not _follows(found, detector) else found
 
     def protocols(self, sha256: str, detector: str) -> tuple[str, ...]:
         """The fingerprints of the protocols by which there are a detector's answers of an image.
@@ -184,26 +177,40 @@ class Answers:
         Args:
             detectors: Whose they are; what those of ours say is kept for other runs too.
         """
-        lines: dict[str, list[str]] = {}
-        common = {detector.name for detector in detectors if _ours(detector)}
+        lines: list[str] = []
         for_others: dict[str, list[str]] = {}
+        common = {detector.name for detector in detectors if _ours(detector)}
         for answer in answers:
             key = (answer.sha256, answer.detector, answer.protocol)
-            if key not in self._known:
-                self._known[key] = (answer.found, 0)
-                text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
-                lines.setdefault(answer.sha256, []).append(text)
-                if answer.detector in common:
-                    for_others.setdefault(answer.sha256, []).append(text)
+            if key in self._known:
+                continue
+            self._known[key] = (answer.found, 0)
+            text = json.dumps(answer.to_json(), ensure_ascii=False, allow_nan=False) + "\n"
+            lines.append(text)
+            known = self._others.get(answer.sha256, {}).get(key[1:])
+            if answer.detector in common and known != answer.found:
+                for_others.setdefault(answer.sha256, []).append(text)
         if self._path is not None and lines:
-            append(self._path, "".join(text for some in lines.values() for text in some))
-        if self._shared is None:
-            return
-        for sha256, some in for_others.items():
-            with suppress(OSError):  # of a store that cannot be written to
-                place = self._shared(sha256)
-                there = place.read_text(encoding="utf-8") if place.exists() else ""
-                append(place, "".join(text for text in some if text not in there))
+            append(self._path, "".join(lines))
+        if self._shared is not None:
+            for sha256, some in for_others.items():
+                with suppress(OSError):  # of a store that cannot be written to
+                    append(self._shared(sha256), "".join(some))
+
+
+def _read(shared: Path, sha256: str) -> dict[tuple[str, str], Detection]:
+    """The last answers about an image in a file that runs share; no other line counts."""
+    try:
+        lines = shared.read_bytes().splitlines()
+    except OSError:
+        return {}
+    found = {}
+    for line in lines:
+        with suppress(InputError):
+            answer = Answer.from_json(loads(line, "a line"), "a line")
+            if answer.sha256 == sha256:
+                found[answer.detector, answer.protocol] = answer.found
+    return found
 
 
 def _follows(found: Detection, detector: Detector) -> bool:

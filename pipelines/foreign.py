@@ -143,8 +143,8 @@ def _with_weights(pipe: Any, path: Path, tensors: Mapping[str, Tensor]) -> Any:
     """
     best: tuple[int, str, dict[str, Tensor]] = (-1, "", {})
     for name, component in _components(pipe):
+        theirs = component.state_dict()
         for named in _readings(component, tensors):
-            theirs = component.state_dict()
             fits = {
                 key: tensor
                 for key, tensor in named.items()

@@ -78,7 +78,8 @@ def generate(
     at_once = batch_size
     with Claims(gallery.path / "gallery.json") as claims, ThreadPoolExecutor(1) as writer:
         claims.take(_ASKING, wait=True)
-        unmade = {prompt.id for prompt in gallery.unmade()}
+        # Of these another process may have made some meanwhile
+        unmade = {prompt.id for prompt in todo} - gallery.made(todo)
         # Where another process is at it already, it has asked the store
         if claims.take(_DRAWING) and store is not None:
             unmade -= _taken(gallery, unmade, store)
