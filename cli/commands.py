@@ -461,7 +461,13 @@ def audit(
         with warnings_in_words(), progress() as show:
             if dry_run:
                 plans = [
-                    plan_each(base, comparison.each, out=out / name, **comparison.options)
+                    plan_each(
+                        base,
+                        comparison.each,
+                        out=out / name,
+                        loading=loading,
+                        **comparison.options,
+                    )
                     for name, base in comparison.bases.items()
                 ]
             else:

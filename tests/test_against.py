@@ -469,6 +469,12 @@ def test_a_file_says_a_whole_comparison(
     }  # fmt: skip
     half = json.loads((tmp_path / "runs/tiny/half/report.json").read_text())
     assert half["erased"]["erasures"][0]["weight"] == 0.5
+    # A dry run is of the model as it would be loaded: in another type no image is there yet
+    code, out, err = run("audit", "--from", "it/all.yaml", "-o", "runs-2", "--dry-run")
+    assert code == 0 and "12 images, 12 of them" in out, err
+    words = ("--dtype", "bfloat16", "-o", "runs-2", "--dry-run")
+    code, out, err = run("audit", "--from", "it/all.yaml", *words)
+    assert code == 0 and "12 images, 4 of them" in out, err
     for fault, message in (
         ("bases: {}\neach: {a: b}\n", "names nothing under base"),
         ("bases: {a: b}\n", "lacks 'each'"),
