@@ -33,10 +33,10 @@ from ..pipelines.parts import Parts
 from ..pipelines.schedule import SPAN
 from ..pipelines.text import Text
 from ..prompts import Concept
+from ..training.loop import check_run, every_phrase_fits, train
+from ..training.record import run, trained
+from ..training.student import autocast, check_store, encoded, frozen, precision, select, student
 from . import Eraser
-from .esd import encoded, every_phrase_fits, select
-from .record import run, trained
-from .training import autocast, check_run, check_store, frozen, precision, student, train
 
 
 @dataclass(frozen=True)

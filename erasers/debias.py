@@ -36,7 +36,7 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
 from ..records import Debiased
-from .record import lowrank
+from ..training.record import lowrank
 from .uce import UCE, Gathered, edits, embeddings, gather, paired
 
 if TYPE_CHECKING:

@@ -23,12 +23,11 @@ A term of our own holds the student at the same points to the teacher on prompts
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from .._errors import InputError
@@ -37,80 +36,15 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..pipelines.text import Text
 from ..prompts import Concept
+from ..training.loop import check_run, check_schedule, every_phrase_fits, train
+from ..training.record import run, trained
+from ..training.student import autocast, check_store, encoded, frozen, precision, select, student
 from . import Eraser
-from .record import run, trained
-from .training import (
-    autocast,
-    check_run,
-    check_schedule,
-    check_store,
-    frozen,
-    precision,
-    student,
-    train,
-)
 
 
 def target(concept: Tensor, empty: Tensor, anchor: Tensor, eta: float) -> Tensor:
     """ε*(x_t, a) − η(ε*(x_t, c) − ε*(x_t, ∅)), which the student is to predict under c."""
     return anchor - eta * (concept - empty)
-
-
-def every_phrase_fits(concepts: Sequence[Concept], iterations: int, batch_size: int) -> None:
-    """Sees to it that a training has at least a sample for each phrase.
-
-    Raises:
-        InputError: It has not, and some of the phrases would never be learnt.
-    """
-    phrases = sum(len(concept.phrases) for concept in concepts)
-    if phrases > iterations * batch_size:
-        raise InputError(
-            f"{phrases} phrases are to go, and {iterations} iterations with a batch_size of "
-            f"{batch_size} show the model only {iterations * batch_size} samples: set iterations "
-            f"to {math.ceil(phrases / batch_size)} or more."
-        )
-
-
-def select(
-    parts: Parts, variant: str, pattern: str = "*", *, everything: bool = False
-) -> list[str]:
-    """The layers of the denoiser that a variant trains, by name.
-
-    Args:
-        parts: The base model.
-        variant: ``x``, the attention in which image and text meet; ``x-strict``, of it what reads
-            the text; ``u``, all but that attention; ``blocks``, the transformer blocks; ``all``.
-        pattern: Of these, the names that match, as file names do: ``mid_block.*``.
-        everything: Whether norms are layers too, which a LoRA cannot change.
-
-    Raises:
-        InputError: There is no such layer.
-    """
-    found = [
-        name
-        for name, module in parts.layers(variant).items()
-        if (_has_weight(module) if everything else _takes_lora(module))
-        and fnmatchcase(name, pattern)
-    ]
-    if not found:
-        raise InputError(
-            f"No layer of the {type(parts.denoiser).__name__} is selected by variant {variant!r} "
-            f"with layers {pattern!r}: nothing would be trained."
-        )
-    return found
-
-
-def encoded(parts: Parts, prompts: Sequence[str | None], batch: int = 64) -> Text:
-    """Any number of prompts, so many of which go through the text encoder at a time."""
-    return Text.cat([parts.encode(prompts[i : i + batch]) for i in range(0, len(prompts), batch)])
-
-
-def _has_weight(module: nn.Module) -> bool:
-    return isinstance(module._parameters.get("weight"), nn.Parameter)
-
-
-def _takes_lora(module: nn.Module) -> bool:
-    return isinstance(module, nn.Linear) or isinstance(module, nn.Conv2d) and module.groups == 1
 
 
 @dataclass(frozen=True)

@@ -32,8 +32,8 @@ from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts, Stream
 from ..prompts import CONCEPTS, Concept
 from ..prompts.concept import read_yaml
+from ..training.record import lowrank
 from . import Eraser
-from .record import lowrank
 from .uce import (
     Place,
     Rows,

@@ -24,7 +24,7 @@ from ..pipelines.identity import same_sample
 from ..pipelines.kinds.lowrank import has_biases
 from ..prompts import Concept
 from ..records import Base, Component, Measured
-from .record import Svd, thinned, versions
+from ..training.record import Svd, thinned, versions
 
 
 @dataclass(frozen=True)

@@ -25,8 +25,8 @@ from .._settings import NotNegative, Positive, Range, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts
 from ..prompts import Concept
+from ..training.record import lowrank
 from . import Eraser
-from .record import lowrank
 from .uce import UCE, Rows, thin, times
 
 

@@ -41,8 +41,8 @@ from ..pipelines.parts import Encoder, Parts
 from ..pipelines.text import Text
 from ..prompts import Concept
 from ..records import Record
+from ..training.record import encode_concepts, guidance
 from . import Eraser
-from .record import encode_concepts, guidance
 
 
 @dataclass(frozen=True)

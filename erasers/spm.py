@@ -33,9 +33,10 @@ from ..pipelines.parts import Parts
 from ..pipelines.transport import overlap, similarity
 from ..prompts import Concept
 from ..records import Transport
+from ..training.loop import check_schedule, every_phrase_fits
+from ..training.student import encoded
 from . import Eraser
-from .esd import ESD, encoded, every_phrase_fits
-from .training import check_schedule
+from .esd import ESD
 
 # Words of the vocabulary that are looked at where nothing is kept.
 WORDS = 512

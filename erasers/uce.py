@@ -32,8 +32,8 @@ from .._settings import NotNegative, Positive, Rest, check
 from ..pipelines.erasure import Erasure
 from ..pipelines.parts import Parts, Stream
 from ..prompts import Concept
+from ..training.record import lowrank
 from . import Eraser
-from .record import lowrank
 
 
 def multiplier(

@@ -274,6 +274,10 @@ class Parts(ABC):
         Raises:
             InputError: A tokenizer would cut one of them.
         """
+        return self.encode_with_gradient(texts, negative=negative)
+
+    def encode_with_gradient(self, texts: Sequence[str | None], *, negative: bool = False) -> Text:
+        """As ``encode``, for what learns in a text encoder or at its embeddings."""
         words = [text or "" for text in texts]
         for text in words:
             self.check_fits(text)
@@ -409,6 +413,29 @@ class Parts(ABC):
     def latent_shape(self, height: int | None = None, width: int | None = None) -> tuple[int, ...]:
         """The shape of one image's latents, of so many pixels; None is the model's own size."""
         ...
+
+    @torch.no_grad()
+    def latents(self, images: "Sequence[Image]") -> Tensor:
+        """The latents of images, as the pipeline draws them, shape (n, *latent_shape).
+
+        Raises:
+            InputError: How this autoencoder's latents are scaled is not known here.
+        """
+        vae, processor = self.pipe.vae, self.pipe.image_processor
+        scale = vae.config.get("scaling_factor")
+        if scale is None or vae.config.get("latents_mean") is not None:
+            raise InputError(
+                f"How a {type(vae).__name__} turns an image into latents is not described: take "
+                "what needs no images."
+            )
+        rows, columns = (n * self.pipe.vae_scale_factor for n in self.latent_shape()[-2:])
+        pixels = processor.preprocess(list(images), height=rows, width=columns)
+        found = vae.encode(pixels.to(vae.device, vae.dtype))
+        # Its mean, where it is a distribution
+        own = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+        shift = vae.config.get("shift_factor") or 0.0
+        latents: Tensor = (own - shift) * scale
+        return latents
 
     @abstractmethod
     def predict(self, latents: Tensor, t: Tensor, text: Text) -> Tensor:

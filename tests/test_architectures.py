@@ -25,7 +25,6 @@ from unsee import contract
 from unsee._errors import InputError
 from unsee.contract import PROMPTS, STEPS, apart
 from unsee.erasers import ERASERS
-from unsee.erasers.esd import select
 from unsee.eval.detectors import Detection, Unscored, highest
 from unsee.pipelines import load_pipeline, load_text_side, parts_of
 from unsee.pipelines.architectures import SIBLINGS
@@ -35,6 +34,7 @@ from unsee.pipelines.parts import Parts, default, described
 from unsee.pipelines.watch import put_on
 from unsee.prompts import Prompt, Suite
 from unsee.tests.families import GUIDED, PIPELINES, build, calling
+from unsee.training.student import select
 
 each = pytest.mark.parametrize("name", list(PIPELINES))
 _built = functools.cache(build)

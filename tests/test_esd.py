@@ -18,14 +18,14 @@ from torch import Tensor
 from unsee._errors import InputError
 from unsee.cli import main
 from unsee.erasers.effect import effect
-from unsee.erasers.esd import ESD, select, target
+from unsee.erasers.esd import ESD, target
 from unsee.erasers.leco import leco
-from unsee.erasers.record import factors
-from unsee.erasers.training import lora, masters
 from unsee.flow import erase, make_eraser
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 from unsee.records import Loss
+from unsee.training.record import factors
+from unsee.training.student import lora, masters, select
 
 VAN_GOGH = Concept("van gogh", "style", anchor="art", keep=("monet",))
 BOMB = Concept("bomb", keep=("hammer", "dog"))

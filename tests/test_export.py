@@ -23,12 +23,12 @@ from torch import Tensor, nn
 import unsee
 from unsee import Concept, Erasure, InputError
 from unsee.erasers import ERASERS
-from unsee.erasers.record import lowrank
 from unsee.pipelines.card import card
 from unsee.pipelines.export import TARGETS, Target
 from unsee.pipelines.names import COMFYUI, KOHYA, PUBLISHED_XL, of_unet
 from unsee.pipelines.parts import described
 from unsee.tests.families import PIPELINES, build
+from unsee.training.record import lowrank
 
 PROMPTS = ("a painting by van gogh", "a photo of a dog")
 UNETS = ("stable-diffusion", "stable-diffusion-xl")

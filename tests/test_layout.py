@@ -26,7 +26,9 @@ LAYERS: dict[str, set[str]] = {
     "gallery": {*FOUNDATION, "store", "prompts", "records"},
     "pipelines": {*FOUNDATION, "store", "processes", "prompts", "records", "gallery"},
 }
-LAYERS["erasers"] = {*LAYERS["pipelines"], "pipelines"}
+LAYERS["training"] = {*LAYERS["pipelines"], "pipelines"}
+LAYERS["attacks"] = {*LAYERS["training"], "training"}
+LAYERS["erasers"] = {*LAYERS["attacks"], "attacks"}
 LAYERS["eval"] = {*FOUNDATION, "prompts", "gallery"}
 LAYERS["drawing"] = {*LAYERS["erasers"], "erasers"}
 LAYERS["flow"] = {*LAYERS["drawing"], "drawing", "eval"}

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from unsee._errors import InputError
-from unsee.erasers import training
-from unsee.erasers.training import train
+from unsee.training import loop as training
+from unsee.training.loop import train
 
 STEPS = 6
 

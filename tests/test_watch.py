@@ -21,12 +21,12 @@ from torch import Tensor
 
 import unsee
 from unsee._errors import InputError
-from unsee.erasers.record import dense
 from unsee.erasers.sld import SLD
 from unsee.erasers.uce import UCE
 from unsee.pipelines import Erasure, load_pipeline, parts_of
 from unsee.prompts import Concept
 from unsee.records import Transport
+from unsee.training.record import dense
 
 CONCEPT = Concept("van gogh", "style", phrases=("van gogh", "bomb"), keep=("monet",))
 KINDS = ("lowrank", "transport", "dense", "guidance")

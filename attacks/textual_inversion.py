@@ -1,0 +1,214 @@
+"""Textual inversion: one learnt word that draws the concept, whatever its own words now do.
+
+Pham et al., "Circumventing Concept Erasure Methods For Text-to-Image Generative Models", ICLR 2024
+(https://arxiv.org/abs/2308.01508), after Gal et al., "An Image is Worth One Word", ICLR 2023
+(https://arxiv.org/abs/2208.01618). With x_t an image of the concept under the noise n at a time t,
+τ the text encoder, and v the embedding of a token S* that stands where the concept's phrase stood,
+
+    min over v of ‖n − ε_θ(x_t, t, τ("… S* …"; v))‖²
+
+with the erasure in θ, which stays as it is. Where the model predicts v or x₀, or is a flow model,
+its own target stands for n.
+
+The latents, noises and times are drawn once, before the first step, and the text encoder runs once
+a step, on the prompts that the step reads.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from .._errors import InputError
+from .._reading import plain
+from .._settings import Count, NotNegative, Positive, check
+from ..pipelines.parts import Parts
+from ..pipelines.schedule import SPAN
+from ..pipelines.text import Text
+from ..pipelines.watch import active
+from ..prompts import Concept, Prompt
+from ..training import search
+from ..training.record import versions
+from ..training.student import frozen
+from . import Attack, Control, Draw, Look
+from .attacked import Attacked, Record, Spent
+from .kinds.text import put_in
+from .kinds.token import file_names
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class TextualInversion(Attack):
+    """Textual inversion of what was erased.
+
+    The defaults are ours: they did well on the built-in model. ``presets``: "cce" is the authors'
+    code for Stable Diffusion 1.4: the rate is its 5e-3 times batch and accumulation, 16, as its
+    ``--scale_lr`` has it, and a step here is one of its optimiser's, of 16 samples. That code
+    draws 25 images of the concept, flips them, and puts the token into 27 templates of its own;
+    here it stands in the prompts of the images.
+
+    Attributes:
+        vectors: Tokens that are learnt together.
+        start: The word whose embedding the search begins at.
+        steps: Of Adam; the rungs are at the whole, a half, a quarter … of them.
+        rungs: How many of these there are, beside that of no budget.
+        lr: Adam's learning rate.
+        weight_decay: AdamW's; 0 is Adam.
+        batch_size: Samples a step.
+    """
+
+    vectors: Count = 1
+    start: str = "object"
+    steps: Count = 160
+    rungs: Count = 4
+    lr: Positive = 2e-2
+    weight_decay: NotNegative = 0.0
+    batch_size: Count = 8
+
+    touches = "embedding"
+    controls: ClassVar[tuple[Control, ...]] = ("positive", "novel")
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "cce": {
+            "start": "art",
+            "steps": 5000,
+            "rungs": 6,
+            "lr": 0.08,
+            "weight_decay": 0.01,
+            "batch_size": 16,
+        },
+    }
+
+    def __post_init__(self) -> None:
+        check(self)
+
+    def fit(
+        self,
+        parts: Parts,
+        concept: Concept,
+        rows: Sequence[Prompt],
+        images: "Sequence[Image]",
+        base: Callable[[], AbstractContextManager[Parts]],
+        look: Look,
+        draw: Draw,
+        *,
+        seed: int = 0,
+        progress: Callable[[float], None] = lambda done: None,
+    ) -> Iterator[Attacked]:
+        """As ``Attack.fit``.
+
+        Raises:
+            InputError: A guide is on, which steers no single prediction; or no gradient goes back
+                through the text encoders.
+        """
+        if guides := [one.name for one in active(parts.pipe) if one.kind == "guidance"]:
+            raise InputError(
+                f"The erasure {guides[0]!r} steers guidance, and textual inversion takes its "
+                "gradient through single predictions: attack it by words or completion."
+            )
+        vectors = {
+            name: nn.Parameter(rows)
+            for name, rows in search.like(parts.pipe, self.start, self.vectors).items()
+        }
+        if not vectors:
+            raise InputError(
+                f"A {type(parts.pipe).__name__} has no text encoder whose tokens a tokenizer "
+                "knows: textual inversion cannot learn one."
+            )
+        names = {own: known for known, own in file_names(parts.pipe).items()}
+        words = search.words(self.vectors)
+
+        def found(spent: Spent) -> Attacked:
+            record = Record(
+                attack="textual-inversion",
+                kind="token",
+                touches=self.touches,
+                settings=plain(self),
+                concept=concept,
+                seed=seed,
+                spent=spent,
+                text=words if spent.steps else None,
+                versions=versions(),
+            )
+            if not spent.steps:
+                return Attacked(record)
+            tensors = {names[name]: rows.detach().clone() for name, rows in vectors.items()}
+            return Attacked(record, tensors)
+
+        yield found(Spent())
+        given = len(images)
+        for steps in self._learn(parts, concept, rows, images, vectors, words, seed, progress):
+            # A row forward and back is three rows forward
+            spent = 3 * steps * self.batch_size
+            yield found(Spent(rows=spent, steps=steps, images=given))
+
+    @property
+    def marks(self) -> list[int]:
+        """The steps at which it is looked at."""
+        return sorted({max(1, self.steps >> i) for i in range(self.rungs)})
+
+    def _learn(
+        self,
+        parts: Parts,
+        concept: Concept,
+        rows: Sequence[Prompt],
+        images: "Sequence[Image]",
+        vectors: dict[str, nn.Parameter],
+        words: str,
+        seed: int,
+        progress: Callable[[float], None],
+    ) -> Iterator[int]:
+        """The steps at whose ends the vectors are to be looked at."""
+        draw = torch.Generator().manual_seed(seed)
+        shape = (self.steps, self.batch_size)
+        order = torch.randint(len(images), shape, generator=draw)
+        times = torch.randint(SPAN, shape, generator=draw)
+        schedule = parts.schedule(2)
+        latents = parts.latents(images).float().cpu()
+        prompts = [put_in(row.prompt, concept, words) for row in rows]
+        optimizer = torch.optim.AdamW(vectors.values(), lr=self.lr, weight_decay=self.weight_decay)
+        marks = set(self.marks)
+        for step in range(self.steps):
+            noise = torch.randn((self.batch_size, *latents.shape[1:]), generator=draw)
+            which, t = order[step], times[step]
+            x = schedule.noised(latents[which], noise, t)
+            goal = schedule.truth(latents[which], noise, t)
+            with ExitStack() as stack:
+                stack.enter_context(frozen(parts.denoiser))
+                for module in search.encoders(parts.pipe).values():
+                    stack.enter_context(frozen(module))
+                stack.enter_context(search.learnt(parts.pipe, vectors))
+                said = list(dict.fromkeys(prompts[i] for i in which.tolist()))
+                text = parts.encode_with_gradient(said)
+                _check_learns(text, parts)
+                each = torch.tensor([said.index(prompts[i]) for i in which.tolist()])
+                text = text[each]
+                device = text.first.device
+                made = parts.predict(x.to(text.first), t.to(device), text)
+                loss = functional.mse_loss(made.float(), goal.to(device))
+                loss.backward()
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+            progress((step + 1) / self.steps)
+            if step + 1 in marks:
+                yield step + 1
+
+
+def _check_learns(text: Text, parts: Parts) -> None:
+    """Makes sure that a gradient goes back through the text encoders.
+
+    Raises:
+        InputError: It does not.
+    """
+    found = [v for v in text.inputs.values() if isinstance(v, Tensor)]
+    listed = [one for v in text.inputs.values() if isinstance(v, list) for one in v]
+    if not any(tensor.requires_grad for tensor in (*found, *listed)):
+        raise InputError(
+            f"No gradient goes back through the text encoders of a {type(parts.pipe).__name__}: "
+            "textual inversion cannot learn a token there."
+        )
