@@ -16,9 +16,6 @@ if TYPE_CHECKING:
     from .audits import audit_each as audit_each
     from .audits import audit_images as audit_images
     from .audits import compare as compare
-    from .audits import plan_audit as plan_audit
-    from .audits import plan_each as plan_each
-    from .audits import verify as verify
     from .eval.report import Report as Report
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
@@ -33,6 +30,9 @@ if TYPE_CHECKING:
     from .pipelines.watch import Active as Active
     from .pipelines.watch import active as active
     from .pipelines.watch import remove as remove
+    from .plans import plan_audit as plan_audit
+    from .plans import plan_each as plan_each
+    from .verifying import verify as verify
 
 __version__ = version("unsee")
 
@@ -46,9 +46,9 @@ _EXPORTS = {
     "audit_each": ".audits",
     "audit_images": ".audits",
     "audit_all": ".audits",
-    "plan_each": ".audits",
+    "plan_each": ".plans",
     "compare": ".audits",
-    "plan_audit": ".audits",
+    "plan_audit": ".plans",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
@@ -58,7 +58,7 @@ _EXPORTS = {
     "push": ".flow",
     "remove": ".pipelines.watch",
     "score": ".flow",
-    "verify": ".audits",
+    "verify": ".verifying",
 }
 
 __all__ = [

@@ -439,17 +439,10 @@ def audit(
     loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
-    from ..audits import (
-        Comparison,
-        audit,
-        audit_all,
-        audit_each,
-        audit_images,
-        named_subjects,
-        plan_audit,
-        plan_each,
-    )
+    from ..audits import audit, audit_all, audit_each, audit_images
     from ..pipelines.erasure import weighted
+    from ..plans import plan_all, plan_audit, plan_each
+    from ..tasks import Comparison, named_subjects
 
     if plan:
         if model or erasure or against or images or each or concept or suite or detector or metric:
@@ -460,22 +453,13 @@ def audit(
         hush()
         with warnings_in_words(), progress() as show:
             if dry_run:
-                plans = [
-                    plan_each(
-                        base,
-                        comparison.each,
-                        out=out / name,
-                        loading=loading,
-                        **comparison.options,
-                    )
-                    for name, base in comparison.bases.items()
-                ]
+                planned = plan_all(comparison, out=out, loading=loading)
             else:
                 every = audit_all(
                     comparison, out=out, loading=loading, command=command(), progress=show
                 )
         if dry_run:
-            print_plan(sum(plans[1:], plans[0]))
+            print_plan(planned)
             raise typer.Exit
         for name, runs in every.items():
             for what, report in runs.items():
@@ -635,7 +619,7 @@ def verify(
     loading: Loading,
 ) -> None:
     """Recompute an audit from its images and answers. Exits with 1 if anything differs."""
-    from ..audits import verify
+    from ..verifying import verify
 
     hush()
     with warnings_in_words(), progress() as show:
@@ -761,9 +745,10 @@ def demo(
     size: Size = None,
 ) -> None:
     """Erase an object from the built-in model by three methods, and compare them."""
-    from ..audits import COMPARISON, REPORT, audit_each, compare
+    from ..audits import COMPARISON, audit_each, compare
     from ..flow import find_concepts
     from ..pipelines import load_pipeline
+    from ..tasks import REPORT
 
     (concept,) = find_concepts(DEMO_CONCEPT, "emoji")
     files = {method: out / f"{method}.safetensors" for method in DEMO}

@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..audits import Plan
     from ..eval.folder import FolderScore
     from ..eval.leaderboard import Leaderboard
     from ..eval.report import Report
     from ..eval.verify import Verified
+    from ..plans import Plan
     from ..records import Measured
 
 Part = str | tuple[str, str]

@@ -32,9 +32,11 @@ LAYERS["erasers"] = {*LAYERS["attacks"], "attacks"}
 LAYERS["eval"] = {*FOUNDATION, "prompts", "gallery"}
 LAYERS["drawing"] = {*LAYERS["erasers"], "erasers"}
 LAYERS["flow"] = {*LAYERS["drawing"], "drawing", "eval"}
-LAYERS["audits"] = {*LAYERS["flow"], "flow"}
+LAYERS["tasks"] = {*LAYERS["flow"], "flow"}
+LAYERS["plans"] = LAYERS["audits"] = {*LAYERS["tasks"], "tasks"}
+LAYERS["verifying"] = {*LAYERS["audits"], "audits"}
 LAYERS["runs"] = {*FOUNDATION, "store", "prompts", "gallery", "eval"}
-LAYERS["cli"] = {*LAYERS["audits"], "audits", "runs"}
+LAYERS["cli"] = {*LAYERS["verifying"], "verifying", "plans", "runs"}
 LAYERS["contract"] = {*LAYERS["flow"], "flow"}
 LAYERS["__init__"] = LAYERS["cli"] - {"cli"}
 LAYERS["__main__"] = {"cli"}
