@@ -78,11 +78,9 @@ def export(images: list[Image.Image], names: list[str], path: Path = FILE) -> No
     """One file: the features in fp16, and under "config" in the header what they are of."""
     judge = Judge.load()
     config = {"objects": names, "judge_sha256": judge.protocol["weights_sha256"]}
-    save_file(
-        {"features": judge.features(images).half().contiguous()},
-        path,
-        {"format": "pt", "config": json.dumps(config)},
-    )
+    # No "format" beside it: safetensors writes several keys in an order that changes by the run
+    header = {"config": json.dumps(config)}
+    save_file({"features": judge.features(images).half().contiguous()}, path, header)
     path.chmod(0o644)  # safetensors gives its files to their owner alone
 
 
