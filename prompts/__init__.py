@@ -7,6 +7,7 @@ from .._errors import InputError
 from .._registry import Registry, unknown
 from . import grid, suite, table
 from .concept import KINDS, Concept, read_mapping
+from .control import CONTROLS, Control, find_control
 from .suite import TESTS, Prompt, Suite, join, read_list
 from .where import NoColumn
 
@@ -152,14 +153,17 @@ def check_suite(name: str, *, where: str = "") -> tuple[tuple[Prompt, ...], list
 
 __all__ = [
     "CONCEPTS",
+    "CONTROLS",
     "KINDS",
     "SUITES",
     "TESTS",
     "Concept",
+    "Control",
     "Prompt",
     "Suite",
     "check_suite",
     "find_concept",
+    "find_control",
     "find_suite",
     "find_suites",
     "join",

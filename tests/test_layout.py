@@ -16,7 +16,7 @@ import unsee
 
 ROOT = Path(__file__).parents[1]
 # Each may import what stands before it: a folder, or a module at the root.
-FOUNDATION = ("_errors", "_files", "_settings", "_reading", "_registry")
+FOUNDATION = ("_errors", "_files", "_settings", "_reading", "_registry", "_images")
 LAYERS: dict[str, set[str]] = {
     **{name: set(FOUNDATION[:i]) for i, name in enumerate(FOUNDATION)},
     "store": {*FOUNDATION},
