@@ -68,7 +68,7 @@ class Asked:
             find_detector(d, found.prompts) for d in detectors or ("emoji/object", "emoji/style")
         ]
         usual = EMOJI_METRICS if model == "emoji" else ()
-        rulers = [find_metric(m) for m in metrics or usual]
+        rulers = [find_metric(m) for m in (usual if metrics is None else metrics)]
         each_once(eyes, rulers)
         check_published(rulers, len(divide(concepts, found.prompts, eyes).keep), KEPT)
         return cls(concepts, found, eyes, rulers)
