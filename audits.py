@@ -108,6 +108,8 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
+    from .eval.audit import installed
+    from .eval.metrics.shared import SharedFeatures
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
@@ -155,6 +157,7 @@ def audit(
         suite_source=asked.suite.source,
         notes=notes,
         limits=limits,
+        features=None if store is None else SharedFeatures(store.features, installed()),
         command=command,
         progress=progress,
     )

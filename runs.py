@@ -66,6 +66,8 @@ def prune(store: Store) -> Shelf:
 
     Folders of runs stay as they are. What is removed is made again where it is wanted again.
     """
+    from .eval.metrics.shared import prune as prune_rows
+
     found = shelf(store)
     for key in found.free:
         store.forget(key)
@@ -73,6 +75,8 @@ def prune(store: Store) -> Shelf:
     for sha256 in store.answered():
         if sha256 not in held:
             store.answers(sha256).unlink(missing_ok=True)
+    for file in store.networks():
+        prune_rows(file, held)
     for listed in found.runs:
         if listed.verdict == "gone":
             store.forget_run(listed.run.path)
