@@ -68,6 +68,8 @@ def prune(store: Store) -> Shelf:
 
     Folders of runs stay as they are. What is removed is made again where it is wanted again.
     """
+    from .eval.metrics.shared import prune as prune_rows
+
     found = shelf(store)
     for key in found.free:
         store.forget(key)
@@ -79,6 +81,8 @@ def prune(store: Store) -> Shelf:
     for key in store.attacks():
         if key not in attacked:
             shutil.rmtree(store.attack(key), ignore_errors=True)
+    for file in store.networks():
+        prune_rows(file, held)
     for listed in found.runs:
         if listed.verdict == "gone":
             store.forget_run(listed.run.path)

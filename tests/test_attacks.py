@@ -252,7 +252,7 @@ def test_a_step_is_adams_on_the_formula_written_out(pipe: Any, images: list[Imag
     attack = TextualInversion(steps=1, rungs=1, batch_size=2, start="hammer", lr=0.01)
     parts = described(pipe)
 
-    def none(*_: Any) -> Any:
+    def none(prompts: Sequence[Prompt] = ()) -> Any:
         raise AssertionError("Textual inversion neither draws nor lifts the erasure.")
 
     *_, found = attack.fit(parts, CONCEPT, ROWS, images, none, Looking(), none, seed=3)
