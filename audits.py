@@ -101,6 +101,8 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
+    from .eval.audit import installed
+    from .eval.metrics.shared import SharedFeatures
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
@@ -157,6 +159,7 @@ def audit(
         suite_source=asked.suite.source,
         notes=notes,
         limits=limits,
+        features=None if store is None else SharedFeatures(store.features, installed()),
         command=command,
         progress=progress,
     )

@@ -41,6 +41,7 @@ from .statistics import Score
 
 if TYPE_CHECKING:
     from .metrics import Metric
+    from .metrics.shared import SharedFeatures
 
 AGAIN = "Remove the line, and its image is asked about again."
 
@@ -254,12 +255,13 @@ def each_once(detectors: Sequence[Detector], metrics: "Sequence[Metric]") -> Non
 
 @dataclass(frozen=True)
 class Side:
-    """A gallery to look at: who is asked, and where the answers are kept."""
+    """A gallery to look at: who is asked, and where answers and features are kept."""
 
     gallery: Gallery
     detectors: Sequence[Detector] = ()
     metrics: "Sequence[Metric]" = ()
     answers: Answers = field(default_factory=Answers)
+    features: "SharedFeatures | None" = None
 
     def __post_init__(self) -> None:
         each_once(self.detectors, self.metrics)
@@ -409,6 +411,8 @@ class _Looking:
     def __init__(self, side: Side) -> None:
         self._side = side
         self._protocols = {d.name: fingerprint(d.protocol) for d in side.detectors}
+        shared = side.features
+        self._known = {m.name: shared.by(m) for m in side.metrics} if shared else {}
         self._rows: dict[str, ImageAnswers] = {}
         self._taken: dict[str, dict[str, Taken]] = {metric.name: {} for metric in side.metrics}
         self.seen = Seen(self._rows, self._taken)
@@ -465,6 +469,8 @@ class _Looking:
         self, metric: "Metric", pictures: Sequence[Picture], partners: Sequence[Picture]
     ) -> list[Any]:
         """What a metric takes from each picture, or from each picture and its partner."""
+        if known := self._known.get(metric.name):
+            return known.of(pictures)
         if not metric.paired:
             return ask(metric.look, pictures)
         by_id = {p.prompt.id: p for p in partners}

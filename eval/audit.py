@@ -15,6 +15,7 @@ from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
 from .detectors import Detector, says
 from .images import Unscored
 from .metrics import Metric, Published, biased_last, check_published
+from .metrics.shared import SharedFeatures
 from .report import (
     Cost,
     Coverage,
@@ -57,6 +58,7 @@ def compare(
     limits: Limits | None = None,
     base_answers: Answers | None = None,
     erased_answers: Answers | None = None,
+    features: SharedFeatures | None = None,
     command: str = "",
     date: str = "",
     seconds: Mapping[str, float] | None = None,
@@ -89,6 +91,7 @@ def compare(
         limits: Of the verdict.
         base_answers, erased_answers: Earlier answers, used where the image and the protocol are
             the same; the new ones are added to them.
+        features: What networks made of images in earlier runs, likewise.
         command, date, seconds, peak_bytes, versions: For the record; versions are read from what
             is installed when not given.
         progress: Told "images measured", how many are done, and of how many.
@@ -102,8 +105,8 @@ def compare(
     check_published(metrics, len(divide(concepts, base.prompts, detectors).keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
-        Side(erased, detectors, metrics, erased_answers or Answers()),
-        Side(base, detectors, alone, base_answers or Answers()),
+        Side(erased, detectors, metrics, erased_answers or Answers(), features),
+        Side(base, detectors, alone, base_answers or Answers(), features),
         batch_size=batch_size,
         progress=progress,
     )

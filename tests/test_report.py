@@ -234,7 +234,7 @@ def test_a_frechet_distance_of_few_images_is_in_the_file_and_in_no_figure(tmp_pa
 
 def test_a_published_distance_is_of_both_galleries_to_real_images_on_kept_rows_alone() -> None:
     base, erased = (Gallery.open(GOLDEN / side) for side in ("base", "erased"))
-    features, real = Sparse(2)._features, GOLDEN / "base" / "images"
+    features, real = Sparse(2).features, GOLDEN / "base" / "images"
 
     def of(least: int) -> Report:
         return compare(
