@@ -1,5 +1,6 @@
 """The audit: a base model and an erased one on the same prompts and seeds, and what follows."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -8,6 +9,7 @@ from platform import python_version
 from typing import Any, Literal
 
 from .._errors import InputError
+from .._reading import many
 from .._reading import plain as as_json
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
@@ -127,6 +129,7 @@ def compare(
     )
 
 
+@many()
 def conclude(
     base: Gallery,
     erased: Gallery,
@@ -384,13 +387,32 @@ def _shown(
         if isinstance(answer, Unscored):
             said[d.name] = Said(answer.seen, {}, answer.reason)
             continue
-        best = sorted(answer.scores.items(), key=lambda item: (-item[1], item[0]))
-        wanted = {fold(prompt.labels.get(d.kind, ""))}
-        top = best[:TOP] + [(k, v) for k, v in best[TOP:] if fold(k) in wanted]
-        scores = {label: float(f"{score:.6g}") for label, score in top}
-        said[d.name] = Said(tuple(answer.labels), scores)
+        wanted = fold(prompt.labels.get(d.kind, ""))
+        said[d.name] = Said(tuple(answer.labels), _best(answer.scores, wanted))
     image = gallery.image_path(prompt).relative_to(gallery.path).as_posix()
     return Shown(image, answers.sha256, answers.blank, said)
+
+
+def _best(scores: Mapping[str, float], wanted: str) -> dict[str, float]:
+    """The ``TOP`` highest scores, the highest first, and that of the label that is wanted."""
+    every = scores.items()
+    # All need not be put in order by name to find the few
+    least = min(sorted([v for _, v in every])[-TOP:], default=0.0)
+    high = [item for item in every if item[1] >= least]
+    best = dict(sorted(high, key=lambda item: (-item[1], item[0]))[:TOP])
+    if wanted:
+        best |= {label: scores[label] for label in _folded(tuple(scores)).get(wanted, ())}
+    # Below 10, what is rounded to five digits after the point has six at most
+    return {k: v if -10 < v < 10 else float(f"{v:.6g}") for k, v in best.items()}
+
+
+@functools.lru_cache(256)
+def _folded(labels: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Labels by how they are compared."""
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        found.setdefault(fold(label), []).append(label)
+    return found
 
 
 def _warnings(report: Report) -> list[str]:
