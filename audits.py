@@ -33,6 +33,7 @@ from .store import Store
 
 if TYPE_CHECKING:
     from .eval.answers import Answers
+    from .eval.audit import About
     from .eval.detectors import Detector
     from .eval.leaderboard import Leaderboard
     from .eval.metrics import Metric
@@ -108,6 +109,7 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
+    from .eval.audit import About
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
@@ -151,11 +153,8 @@ def audit(
         images,
         detectors=asked.detectors,
         metrics=asked.metrics,
-        suite_name=asked.suite.name,
-        suite_source=asked.suite.source,
-        notes=notes,
         limits=limits,
-        command=command,
+        about=About(asked.suite.name, asked.suite.source, notes, command),
         progress=progress,
     )
 
@@ -497,6 +496,7 @@ def audit_images(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
+    from .eval.audit import About
     from .eval.folder import open_folder
     from .eval.verdict import Limits
 
@@ -522,10 +522,12 @@ def audit_images(
         images,
         detectors=eyes,
         metrics=rulers,
-        suite_name=str(base),
-        notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
         limits=limits,
-        command=command,
+        about=About(
+            str(base),
+            notes=(FINISHED, *_otherwise(sides["base"], sides["erased"])),
+            command=command,
+        ),
         progress=progress,
     )
 
@@ -844,13 +846,14 @@ def _reported(
     several: Processes,
     images: bool,
     progress: Progress,
-    **record: Any,
+    about: "About",
+    **measured: Any,
 ) -> "Report":
     """The report of two galleries, made and written by the first of several processes.
 
     Args:
         answers: Earlier ones, of "base" and of "erased".
-        record: As ``eval.audit.compare``.
+        about, measured: As ``eval.audit.compare``.
     """
     from .eval.audit import compare
     from .eval.page import write
@@ -862,10 +865,13 @@ def _reported(
         concepts,
         base_answers=answers["base"],
         erased_answers=answers["erased"],
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_bytes=peak_bytes(),
+        about=dataclasses.replace(
+            about,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            peak_bytes=peak_bytes(),
+        ),
         progress=progress,
-        **record,
+        **measured,
     )
     if report is None:
         several.share(None)  # until the first has written it

@@ -3,7 +3,7 @@
 import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from platform import python_version
 from typing import Any, Literal
@@ -46,6 +46,32 @@ PACKAGES = (
 ).split()
 
 
+@dataclass(frozen=True)
+class About:
+    """What a report says of its making, which no image says.
+
+    Attributes:
+        suite_name, suite_source: What the suite is called, and where it is from.
+        notes: Warnings beside the report's own.
+        command, date: As the report has them.
+        seconds: What took how long.
+        peak_bytes: The most memory that was held at once, by where.
+        versions: Package to version; None is what is installed.
+    """
+
+    suite_name: str = ""
+    suite_source: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    date: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] | None = None
+
+
+NOTHING = About()
+
+
 def compare(
     base: Gallery,
     erased: Gallery,
@@ -53,17 +79,10 @@ def compare(
     *,
     detectors: Sequence[Detector],
     metrics: Sequence[Metric] = (),
-    suite_name: str = "",
-    suite_source: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
     limits: Limits | None = None,
+    about: About = NOTHING,
     base_answers: Answers | None = None,
     erased_answers: Answers | None = None,
-    command: str = "",
-    date: str = "",
-    seconds: Mapping[str, float] | None = None,
-    peak_bytes: Mapping[str, int] | None = None,
-    versions: Mapping[str, str] | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Report:
@@ -86,13 +105,10 @@ def compare(
             the verdict goes by the worst.
         metrics: Those that need no reference are taken over the kept rows and over each target's;
             those that do, over the kept rows, the base's being the reference.
-        suite_name, suite_source: For the record: what the suite is called and where it is from.
-        notes: Warnings of the report beside its own.
         limits: Of the verdict.
+        about: What the report says that no image does.
         base_answers, erased_answers: Earlier answers, used where the image and the protocol are
             the same; the new ones are added to them.
-        command, date, seconds, peak_bytes, versions: For the record; versions are read from what
-            is installed when not given.
         progress: Told "images measured", how many are done, and of how many.
 
     Raises:
@@ -101,7 +117,8 @@ def compare(
     """
     metrics = biased_last(metrics)
     _same_prompts(base, erased)
-    check_published(metrics, len(divide(concepts, base.prompts, detectors).keep), KEPT)
+    rows = divide(concepts, base.prompts, detectors)
+    check_published(metrics, len(rows.keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
         Side(erased, detectors, metrics, erased_answers or Answers()),
@@ -114,18 +131,11 @@ def compare(
         erased,
         before,
         after,
-        concepts,
+        rows,
         detectors=detectors,
         metrics=metrics,
-        suite_name=suite_name,
-        suite_source=suite_source,
-        notes=notes,
         limits=limits,
-        command=command,
-        date=date,
-        seconds=seconds,
-        peak_bytes=peak_bytes,
-        versions=versions,
+        about=about,
     )
 
 
@@ -135,31 +145,25 @@ def conclude(
     erased: Gallery,
     before: Seen,
     after: Seen,
-    concepts: Sequence[Concept],
+    rows: Rows,
     *,
     detectors: Sequence[Detector],
     metrics: Sequence[Metric] = (),
-    suite_name: str = "",
-    suite_source: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
     limits: Limits | None = None,
-    command: str = "",
-    date: str = "",
-    seconds: Mapping[str, float] | None = None,
-    peak_bytes: Mapping[str, int] | None = None,
-    versions: Mapping[str, str] | None = None,
+    about: About = NOTHING,
 ) -> Report:
     """What follows from what was seen in both galleries: all of ``compare`` but the looking.
 
     Args:
         before, after: What was found in the base's images and in the erased model's.
+        rows: The galleries' prompts, as ``divide`` has them.
+        detectors, metrics, limits, about: As ``compare``.
 
     Raises:
-        InputError: As ``compare``.
+        InputError: The galleries are of different prompts.
     """
     limits = limits or Limits()
     _same_prompts(base, erased)
-    rows = divide(concepts, base.prompts, detectors)
     sides = {"base": before.rows, "erased": after.rows}
     measured = _measure(before, after, rows, metrics)
     holes = _holes(sides, measured)
@@ -176,13 +180,13 @@ def conclude(
         verdict=overall([o.verdict for o in outcomes]),
         warnings=(),
         suite=SuiteRecord(
-            name=suite_name,
-            sha256=Suite(suite_name or "suite", base.prompts).sha256,
+            name=about.suite_name,
+            sha256=Suite(about.suite_name or "suite", base.prompts).sha256,
             n=len(base),
             target=len(base) - len(rows.keep) - len(rows.aside),
             keep=len(rows.keep),
             aside=len(rows.aside),
-            source=dict(suite_source or {}),
+            source=dict(about.suite_source),
         ),
         coverage={
             side: _coverage(found, [d.name for d in detectors]) for side, found in sides.items()
@@ -195,11 +199,11 @@ def conclude(
         costs=tuple(_costs(erased)),
         detectors={d.name: Protocol(d.kind, plain(d.protocol)) for d in detectors},
         metrics={m.name: plain(m.protocol) for m in metrics},
-        command=command,
-        date=date,
-        seconds=dict(seconds or {}),
-        peak_bytes=dict(peak_bytes or {}),
-        versions=dict(versions if versions is not None else installed()),
+        command=about.command,
+        date=about.date,
+        seconds=dict(about.seconds),
+        peak_bytes=dict(about.peak_bytes),
+        versions=dict(installed() if about.versions is None else about.versions),
         samples=tuple(
             Sample(
                 p,
@@ -211,7 +215,7 @@ def conclude(
             for p in base
         ),
     )
-    return replace(report, warnings=(*notes, *_warnings(report)))
+    return replace(report, warnings=(*about.notes, *_warnings(report)))
 
 
 def installed() -> dict[str, str]:

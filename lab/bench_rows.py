@@ -52,6 +52,7 @@ from unsee.eval.detectors import Box, checked, fingerprint, highest
 from unsee.eval.images import read
 from unsee.eval.page import render
 from unsee.eval.report import Report
+from unsee.eval.rows import divide
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
 
@@ -298,7 +299,8 @@ def report(folder: Path, pairs: int) -> dict[str, float]:
     seen = look(Side(erased, EYES, (), after), Side(base, EYES, (), before))
     done("look")
     phases["look"] -= phases["images"]
-    found = conclude(base, erased, seen[1], seen[0], [Concept("objects 3")], detectors=EYES)
+    rows = divide([Concept("objects 3")], base.prompts, EYES)
+    found = conclude(base, erased, seen[1], seen[0], rows, detectors=EYES)
     done("conclude")
     found.save(folder / "report.json")
     done("report")
