@@ -304,7 +304,9 @@ def report(folder: Path, pairs: int) -> dict[str, float]:
     done("conclude")
     found.save(folder / "report.json")
     done("report")
-    (folder / "report.html").write_text(render(found, base, erased, images=False))
+    (folder / "report.html").write_text(
+        render(found, base, erased, images=False), encoding="utf-8"
+    )
     done("page")
     return phases
 
