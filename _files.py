@@ -7,7 +7,7 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -83,14 +83,20 @@ def file_stem(names: Iterable[str]) -> str:
     return stem
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file or nothing: beside it first, then renamed over it."""
+def write_atomically(path: Path, data: bytes | str | Callable[[], Iterable[str]]) -> None:
+    """Writes a whole file or nothing: beside it first, then renamed over it.
+
+    Args:
+        path: The file.
+        data: What it holds, or what gives it in parts.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                for part in data() if callable(data) else (data,):
+                    file.write(part.encode() if isinstance(part, str) else part)
             try:
                 os.chmod(name, 0o644)
                 os.replace(name, path)
@@ -284,7 +290,7 @@ def check_ours(out: Path, marks: Mapping[str, str], what: str) -> None:
     for name, mark in marks.items():
         file = out / name
         try:
-            ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
+            ours = not file.exists() or mark.encode() in file.read_bytes()
         except OSError as error:
             raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
         if not ours:

@@ -23,7 +23,7 @@ from .._files import write_atomically
 from .._reading import plain
 from .._settings import shown
 from . import words
-from .attack import Rung
+from .attack import Rung, Way
 from .report import Report
 from .rows import CHIEF, Comparison, unit
 from .statistics import Between, Rate, Score, between
@@ -446,8 +446,8 @@ def _attack_cell(reports: Sequence[Report], attack: str) -> Cell:
         return Cell(None, note=f"tried on {len(ours)} of {concepts} concepts alone")
     ways = [o.value for o in ours]
     one = len(ours) == 1
-    if (silent := ways.count("not informative")) or "probe" in ways:
-        way = "not informative" if silent else "probe"
+    silent: tuple[Way, ...] = ("not informative", "probe")
+    if way := next((w for w in silent if w in ways), None):
         return Cell(None, note=way if one else f"{way} on {ways.count(way)} of {len(ours)}")
     back = [o for o in ours if o.value == "comes back"]
     said = "held" if not back else "comes back" if one else f"{len(back)} of {len(ours)} come back"

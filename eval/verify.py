@@ -56,7 +56,7 @@ from .attack import (
     told,
     worst,
 )
-from .audit import conclude
+from .audit import About, conclude
 from .detectors import (
     DETECTORS,
     Detection,
@@ -70,6 +70,7 @@ from .images import Taken, Unscored
 from .metrics import METRICS, Metric, find_metric
 from .page import FILES, attack_gallery, write
 from .report import FORMAT, Measurement, Protocol, Report, Said, Sample, SuiteRecord
+from .rows import divide
 from .rows import names as labels_of
 from .rows import seen as sees
 from .statistics import Score
@@ -368,17 +369,19 @@ def verify(
             erased,
             seen["base"],
             seen["erased"],
-            run.concepts or (),
+            divide(run.concepts or (), base.prompts, instruments.detectors),
             detectors=instruments.detectors,
             metrics=metrics,
-            suite_name=given.suite.name,
-            suite_source=given.suite.source,
             limits=given.limits,
-            command=given.command,
-            date=given.date,
-            seconds=given.seconds,
-            peak_bytes=given.peak_bytes,
-            versions=given.versions,
+            about=About(
+                suite_name=given.suite.name,
+                suite_source=given.suite.source,
+                command=given.command,
+                date=given.date,
+                seconds=given.seconds,
+                peak_bytes=given.peak_bytes,
+                versions=given.versions,
+            ),
         )
     except InputError as error:
         found.append(str(error))

@@ -301,7 +301,7 @@ def test_one_name_of_two_settings_is_refused_and_another_name_is_another_column(
 
 
 def test_what_was_found_elsewhere_must_be_the_same_and_is_said_to_be() -> None:
-    elsewhere = {"fitted_on": "another model (uce)"}
+    elsewhere: dict[str, Any] = {"fitted_on": "another model (uce)"}
     one = with_attack(REPORT, 30, **elsewhere)
     board = leaderboard({"a": [one], "b": [with_attack(REPORT, 30)]})
     assert board.entries[0].cells["attack:learnt"].note.endswith("fitted on another model (uce)")
