@@ -194,6 +194,15 @@ class Attacked:
         return cls(record, tensors, page.seconds)
 
 
+def holds_attack(path: Path) -> bool:
+    """Whether a file says that it is what an attack found."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ENTRY in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
+
+
 @dataclass(frozen=True)
 class _Page:
     """The header's entry."""
