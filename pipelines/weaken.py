@@ -177,6 +177,9 @@ class Late:
 
     def __init__(self, pipe: Any, step: int, then: Words | None) -> None:
         self.pipe, self.step, self.then = pipe, step, then
+        rereads = then is not None or bool(_on(pipe, ENCODERS))
+        if rereads:
+            self.parts = described(pipe)
         self.listener = listener_of(pipe)
         # whether the loop that goes on is past the step
         self.on = False
@@ -185,8 +188,7 @@ class Late:
         self.pairs: list[tuple[Heard, Heard]] = []
         # the text of the last call, and what was read in its place
         self.last: tuple[Text, Text] | None = None
-        if then is not None or _on(pipe, ENCODERS):
-            self.parts = described(pipe)
+        if rereads:
             denoiser = self.parts.denoiser
             # before the hooks of guides, which are to see the text that is read
             self.handle = denoiser.register_forward_pre_hook(

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+import unsee
 from unsee import InputError
 from unsee.attacks import ATTACKS, Attack, beside_weights
 from unsee.attacks.attacked import Attacked, Spent
@@ -215,3 +216,18 @@ def test_probes_decide_nothing_and_of_what_lies_beside_the_weights_it_is_said(
     assert "'van gogh' is a file beside the base model, and who does not load it has" in said
     both = [Active("a", "guidance", "sld"), Active("b", "dense", "uce")]
     assert "'a' and 'b' are files beside" in beside_weights(both)
+
+
+@pytest.mark.slow
+def test_on_the_built_in_model_its_rungs_are_of_the_steps_that_are_drawn(tmp_path: Path) -> None:
+    file = tmp_path / "knife.safetensors"
+    unsee.erase("emoji", "kitchen knife", method="uce", check=False).save(file)
+    for steps, rungs in ((None, [0, 1, 2, 3]), (8, [0, 1])):
+        report = unsee.attack(
+            "emoji", file, out=tmp_path / f"{steps}", attacks="completion", size=4, steps=steps
+        )
+        (found,) = report.attacks
+        assert [rung.steps for rung in found.rungs] == rungs
+        assert [[c.name for c in rung.controls] for rung in found.rungs[1:]] == [["supplied"]] * (
+            len(rungs) - 1
+        )
