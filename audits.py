@@ -22,6 +22,7 @@ from .tasks import Comparison, Task, check_out, each_alone
 if TYPE_CHECKING:
     from .attacks import Attack
     from .eval.answers import Answers
+    from .eval.audit import About
     from .eval.detectors import Detector
     from .eval.leaderboard import Leaderboard
     from .eval.report import Report
@@ -101,6 +102,8 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
+    from .eval.audit import About, installed
+    from .eval.metrics.shared import SharedFeatures
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
@@ -153,11 +156,9 @@ def audit(
         attacked=attacked if tried else None,
         detectors=asked.detectors,
         metrics=asked.metrics,
-        suite_name=asked.suite.name,
-        suite_source=asked.suite.source,
-        notes=notes,
         limits=limits,
-        command=command,
+        features=None if store is None else SharedFeatures(store.features, installed()),
+        about=About(asked.suite.name, asked.suite.source, notes, command),
         progress=progress,
     )
 
@@ -321,6 +322,7 @@ def audit_images(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
+    from .eval.audit import About
     from .eval.folder import open_folder
     from .eval.verdict import Limits
 
@@ -346,10 +348,12 @@ def audit_images(
         images,
         detectors=eyes,
         metrics=rulers,
-        suite_name=str(base),
-        notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
         limits=limits,
-        command=command,
+        about=About(
+            str(base),
+            notes=(FINISHED, *_otherwise(sides["base"], sides["erased"])),
+            command=command,
+        ),
         progress=progress,
     )
 
@@ -405,15 +409,16 @@ def _reported(
     several: Processes,
     images: bool,
     progress: Progress,
+    about: "About",
     attacked: "Callable[[Report], Report] | None" = None,
-    **record: Any,
+    **measured: Any,
 ) -> "Report":
     """The report of two galleries, made and written by the first of several processes.
 
     Args:
         answers: Earlier ones, of "base" and of "erased".
         attacked: Gives it with what attacks came to, which all processes work at.
-        record: As ``eval.audit.compare``.
+        about, measured: As ``eval.audit.compare``.
     """
     from .eval.audit import compare
     from .eval.page import write
@@ -425,10 +430,13 @@ def _reported(
         concepts,
         base_answers=answers["base"],
         erased_answers=answers["erased"],
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_bytes=peak_bytes(),
+        about=dataclasses.replace(
+            about,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            peak_bytes=peak_bytes(),
+        ),
         progress=progress,
-        **record,
+        **measured,
     )
     phases.done("detectors and metrics")
     if attacked is not None:

@@ -134,11 +134,11 @@ class Attack(Protocol):
             found: What the attack came to, with the looks that it spent.
             parts, rows, look, draw, seed: As ``fit``.
         """
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no control of random inputs.")
 
     def supplied(self, found: "Attacked") -> "Attacked":
         """The control ``supplied``: the same input, finished under the anchor's prompt."""
-        raise NotImplementedError
+        raise AssertionError(f"{type(self).__name__} has no control of supplied inputs.")
 
 
 def beside_weights(on: "Sequence[Active]") -> str:

@@ -39,16 +39,18 @@ class Completion(Attack):
     """Completion of what the base began.
 
     How much of a picture is there after k steps goes by the noise that is left, and a sampler
-    goes through the same noise in however many steps. So rungs are shares of the steps: 1, 2 and 3
-    of 20 by default, as what the built-in model has made in 4 of 20 ends as the concept under the
-    anchor's prompt too. ``presets``: "wace" has the paper's 5 and 10 of 50.
+    goes through the same noise in however many steps. So rungs are shares of the steps, by default
+    2, 3 and 4 of 20: of a kitchen knife that UCE erased from the built-in model, the first step
+    alone brought back none of 32, and nobody saw one under the anchor's prompt either; what the
+    base makes in more than 4 is ended as the concept under any prompt. ``presets``: "wace" has the
+    paper's 5 and 10 of 50.
 
     Attributes:
         shares: Of the sampler's steps, those that the base makes; each is rounded to whole steps,
             and is one at least.
     """
 
-    shares: tuple[Share, ...] = (0.05, 0.1, 0.15)
+    shares: tuple[Share, ...] = (0.1, 0.15, 0.2)
 
     touches = "latents"
     controls: ClassVar[tuple[Control, ...]] = ("supplied",)
@@ -107,7 +109,7 @@ class Completion(Attack):
         """The steps at which the erasure comes on, of so many, from the least on.
 
         >>> Completion().steps(20), Completion().steps(50), Completion().steps(4)
-        ([1, 2, 3], [2, 5, 8], [1])
+        ([2, 3, 4], [5, 8, 10], [1])
         """
         return sorted({max(1, round(share * of)) for share in self.shares if share})
 
