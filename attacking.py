@@ -235,6 +235,8 @@ class Target:
                 (row := texts[i % len(texts)]),
                 id=f"{row.id}-{i // len(texts)}",
                 seed=(row.seed + FURTHER * (1 + i // len(texts))) % 2**63,
+                # What comes on at a step has to know of how many
+                steps=row.steps or self.settings["steps"],
             )
             for i in range(count)
         ]
@@ -517,7 +519,7 @@ def _fitted(
         "attack": type(attack).__name__,
         "settings": plain(attack),
         "concept": concept.to_json(),
-        "rows": [[row.prompt, row.seed] for row in given.rows],
+        "rows": [[row.prompt, row.seed, row.steps] for row in given.rows],
         "images": hashes,
         "seed": target.seed,
         "detectors": [d.name for d in target.detectors],

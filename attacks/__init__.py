@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..pipelines.parts import Parts
+    from ..pipelines.watch import Active
     from ..prompts import Concept, Prompt
     from .attacked import Attacked
 
@@ -65,6 +66,7 @@ class Attack(Protocol):
         per_prompt: Whether it is fitted to each prompt: it is then given every prompt of the
             target in the suite, at other seeds, and measured at the suite's own.
         decides: Whether the verdict goes by it. A probe is a curve that decides nothing.
+        of_weights: Whether it is about what a checkpoint's weights hold: see ``beside_weights``.
         presets: Settings by name, such as an author's published ones.
     """
 
@@ -74,6 +76,7 @@ class Attack(Protocol):
     controls: ClassVar[tuple[Control, ...]] = ("positive",)
     per_prompt: ClassVar[bool] = False
     decides: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @property
@@ -138,10 +141,34 @@ class Attack(Protocol):
         raise AssertionError(f"{type(self).__name__} has no control of supplied inputs.")
 
 
+def beside_weights(on: "Sequence[Active]") -> str:
+    """What is to be said beside an attack on weights (``Attack.of_weights``), in a sentence.
+
+    Args:
+        on: What is on in the pipeline that was attacked.
+
+    Returns:
+        '' where all of it is part of the weights.
+    """
+    loose = [repr(one.name) for one in on if one.kind != "weights"]
+    if not loose:
+        return ""
+    one = len(loose) == 1
+    return (
+        f"{' and '.join(loose)} {'is a file' if one else 'are files'} beside the base model, and "
+        f"who does not load {'it' if one else 'them'} has the base: an attack on weights speaks "
+        "of a checkpoint into which they were merged."
+    )
+
+
 ATTACKS: Registry[type[Attack]] = Registry(
     "attack",
     "unsee.attacks",
     {
+        "completion": "unsee.attacks.completion:Completion",
+        "quantise": "unsee.attacks.quantise:Quantise",
+        "scale": "unsee.attacks.scale:Scale",
+        "stack": "unsee.attacks.stack:Stack",
         "textual-inversion": "unsee.attacks.textual_inversion:TextualInversion",
     },
 )
@@ -149,4 +176,4 @@ ATTACKS: Registry[type[Attack]] = Registry(
 DEFAULT = ("words", "textual-inversion", "completion")
 """The attacks that ``default`` names."""
 
-__all__ = ["ATTACKS", "Attack", "Control", "Draw", "Look", "Touch"]
+__all__ = ["ATTACKS", "Attack", "Control", "Draw", "Look", "Touch", "beside_weights"]

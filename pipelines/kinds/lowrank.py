@@ -137,8 +137,11 @@ class Adapter:
         self.component, self.adapter = component, name
         denoiser: Any = component_of(pipe, component)
         self.denoiser = denoiser
+        self.share = 1.0
+        # the layers' active adapters while it is weighed to nothing
+        self.others: dict[Any, tuple[list[str], list[str]]] = {}
         self.transport: Transported | None = None
-        active = {layer: list(layer.active_adapters) for layer in self.tuners()}
+        active = {layer: list(layer.active_adapters) for layer in tuners(denoiser)}
         # By the layers' own names
         tensors = {
             f"{own_name(denoiser, layer)}.lora_{end}": erasure.tensors[key]
@@ -155,7 +158,7 @@ class Adapter:
             warnings.filterwarnings("ignore", "`lora_bias=True` was passed", UserWarning)
             _inject(denoiser, self.adapter, tensors)
         # Not set_adapters, which would put the scales of the others back to 1.
-        for layer in self.tuners():
+        for layer in tuners(denoiser):
             ours = [self.adapter] if self.adapter in layer.scaling else []
             layer.set_adapter([*active.get(layer, ()), *ours])
         found = places(denoiser, sorted({key.rpartition(".lora_")[0] for key in tensors}))
@@ -189,12 +192,6 @@ class Adapter:
     def alone(self) -> bool:
         return self.transport is not None
 
-    def tuners(self) -> Iterator[Any]:
-        """The denoiser's layers that have adapters, anybody's."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
-        return (m for m in self.denoiser.modules() if isinstance(m, BaseTunerLayer))
-
     @property
     def originals(self) -> Mapping[str, Tensor]:
         """What the weights were that dense erasures have changed."""
@@ -227,7 +224,7 @@ class Adapter:
             if (
                 layer.disable_adapters
                 or adapter not in layer.active_adapters
-                or layer.scaling[adapter] != place.scale
+                or layer.scaling[adapter] != place.scale * self.share
             ):
                 off = True
         return self.switch_on() if off else None
@@ -238,14 +235,33 @@ class Adapter:
             layer = place.layer
             # Those that were switched off with it stay so.
             others = [] if layer.disable_adapters else layer.active_adapters
-            weakened |= layer.scaling[self.adapter] != place.scale
-            layer.scaling[self.adapter] = place.scale
+            scale = place.scale * self.share
+            weakened |= layer.scaling[self.adapter] != scale
+            layer.scaling[self.adapter] = scale
             if self.adapter not in others or layer.disable_adapters:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     layer.set_adapter([*(o for o in others if o != self.adapter), self.adapter])
                     layer.enable_adapters(True)
         return "was given another weight" if weakened else "was switched off"
+
+    def weigh(self, share: float) -> None:
+        if share == self.share:
+            return
+        before, self.share = self.share, share
+        for place in self.layers:
+            layer = place.layer
+            if share and self.adapter in layer.scaling:
+                layer.scaling[self.adapter] = place.scale * share
+            if share == 0:
+                active = list(layer.active_adapters)
+                left = [name for name in active if name != self.adapter]
+                self.others[layer] = (active, left)
+                _activate(layer, left)
+            elif before == 0:
+                active, left = self.others.pop(layer)
+                now = list(layer.active_adapters)
+                _activate(layer, active if now == left else [*now, self.adapter])
 
     def off(self) -> None:
         if any(self.adapter in place.layer.merged_adapters for place in self.layers):
@@ -255,21 +271,7 @@ class Adapter:
             )
         if self.transport is not None:
             self.transport.off()
-        # Those that are there now: more may have come since, and it may be gone.
-        there = list(getattr(self.denoiser, "peft_config", None) or ())
-        if there == [self.adapter]:
-            unload(self.denoiser)
-        elif self.adapter in there:
-            active = {
-                layer: [name for name in layer.active_adapters if name != self.adapter]
-                for layer in self.tuners()
-            }
-            with warnings.catch_warnings():
-                # peft switches another on in its place, which is not meant here.
-                warnings.simplefilter("ignore")
-                _delete(self.denoiser, self.adapter)
-            for layer, names in active.items():
-                layer.set_adapter(names)
+        take_out(self.denoiser, self.adapter)
 
     def write(self, state: dict[str, Tensor]) -> None:
         if self.transport is not None:
@@ -294,6 +296,14 @@ class Adapter:
                 bias, more = state[f"{name}.bias"], layer.lora_B[self.adapter].bias.detach()
                 more = more.float().to(bias.device) * place.scale
                 state[f"{name}.bias"] = (bias.float() + more).to(bias.dtype)
+
+
+def _activate(layer: Any, names: list[str]) -> None:
+    """Lets these LoRAs of a layer act and no others, and what can be trained stay as it is."""
+    flags = [(parameter, parameter.requires_grad) for parameter in layer.parameters()]
+    layer.set_adapter(names)
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
 
 
 def _inject(denoiser: Any, name: str, state: dict[str, Tensor]) -> None:
@@ -338,6 +348,38 @@ def unload(denoiser: Any) -> None:
     if getattr(denoiser, "_hf_peft_config_loaded", False):
         # By this, transformers knows that a text encoder has a LoRA.
         denoiser._hf_peft_config_loaded = False
+
+
+def take_out(denoiser: Any, name: str) -> None:
+    """Takes one LoRA out of a denoiser, if it is there, and leaves the others as they are."""
+    # Those that are there now: more may have come since.
+    there = list(getattr(denoiser, "peft_config", None) or ())
+    if there == [name]:
+        unload(denoiser)
+    elif name in there:
+        active = {
+            layer: [other for other in layer.active_adapters if other != name]
+            for layer in tuners(denoiser)
+        }
+        with warnings.catch_warnings():
+            # peft switches another on in its place, which is not meant here.
+            warnings.simplefilter("ignore")
+            _delete(denoiser, name)
+        for layer, names in active.items():
+            layer.set_adapter(names)
+        # What no LoRA is around any more is itself again
+        bare = {layer for layer in active if not layer.scaling}
+        for parent in list(denoiser.modules()):
+            for key, child in list(parent.named_children()):
+                if child in bare:
+                    setattr(parent, key, base_layer(child))
+
+
+def tuners(denoiser: nn.Module) -> Iterator[Any]:
+    """A component's layers that have LoRAs, anybody's."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return (m for m in denoiser.modules() if isinstance(m, BaseTunerLayer))
 
 
 def _delete(denoiser: Any, name: str) -> None:
