@@ -11,6 +11,7 @@ from .gallery import Gallery
 from .prompts import Concept, Prompt, Suite
 
 if TYPE_CHECKING:
+    from .audits import attack as attack
     from .audits import audit as audit
     from .audits import audit_all as audit_all
     from .audits import audit_each as audit_each
@@ -42,6 +43,7 @@ _EXPORTS = {
     "Loading": ".pipelines.loading",
     "Report": ".eval.report",
     "active": ".pipelines.watch",
+    "attack": ".audits",
     "audit": ".audits",
     "audit_each": ".audits",
     "audit_images": ".audits",
@@ -72,6 +74,7 @@ __all__ = [
     "Report",
     "Suite",
     "active",
+    "attack",
     "audit",
     "audit_all",
     "audit_each",

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
-from ._files import file_stem
+from ._files import append, file_stem, read_text
 from ._reading import plain
 from ._registry import unknown
 from ._settings import check, hints_of, read
@@ -27,14 +27,17 @@ from .drawing import Progress, Source
 from .gallery import Gallery
 from .processes import appears, processes
 from .prompts import Concept, Prompt, Suite
-from .store import Store, content_key
+from .prompts.control import CONTROLS, Control, find_control
+from .store import FITTED, Store, content_key
+from .tasks import Task
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
     from .attacks.attacked import Attacked
     from .eval.attack import Answers as Seen
-    from .eval.attack import AttackOutcome, Control
+    from .eval.attack import AttackOutcome
+    from .eval.attack import Control as Held
     from .eval.detectors import Detector
     from .eval.report import Report
     from .eval.verdict import Limits
@@ -134,17 +137,46 @@ class Tried:
 
 @dataclass(frozen=True)
 class Novel:
-    """Images of something that the model never saw, and who knows it: the control ``novel``.
+    """The control ``novel``: what the model never saw, and who knows it."""
 
-    Attributes:
-        name: What it is called.
-        images: Of it.
-        detector: Sees it.
-    """
-
-    name: str
-    images: "Sequence[Image]"
+    control: Control
     detector: "Detector"
+
+    @property
+    def name(self) -> str:
+        return self.control.name
+
+
+def find_novel(
+    control: str | Control | None,
+    model: str,
+    concepts: Sequence[Concept],
+    detectors: "Sequence[Detector]",
+) -> Novel | None:
+    """The control of something that the model never saw; None where there is none.
+
+    Args:
+        control: As ``find_control`` reads it; None is the built-in model's own.
+
+    Raises:
+        InputError: It cannot be read, or none of the detectors can see it.
+    """
+    from .eval.detectors import find_detector, says
+
+    if control is None:
+        if model != "emoji":
+            return None
+        control = CONTROLS[0]
+    found = find_control(control, model=model, kind=concepts[0].kind)
+    if found.ours:
+        return Novel(found, find_detector("emoji/nearest"))
+    for detector in detectors:
+        if detector.kind == found.kind and says(detector, {found.name}):
+            return Novel(found, detector)
+    raise InputError(
+        f"No detector can see the control {found.name!r}: add one of the kind {found.kind!r} that "
+        "knows it, such as clip:MODEL with its labels."
+    )
 
 
 @dataclass(frozen=True)
@@ -232,8 +264,15 @@ class Given:
     images: "Sequence[Image]"
 
     def of(self, concept: Concept, novel: Novel) -> "Given":
-        """The same rows of something that the model never saw, with its images in turn."""
-        images = [novel.images[i % len(novel.images)] for i in range(len(self.rows))]
+        """The same rows of something that the model never saw, with its images in turn.
+
+        Where these say their style, each row has one of its own style.
+        """
+        images, examples = [], novel.control.examples
+        for i, row in enumerate(self.rows):
+            alike = [e for e in examples if e.style and e.style == row.labels.get("style")]
+            some = alike or examples
+            images.append(some[i % len(some)].image)
         return Given([_renamed(row, concept, novel) for row in self.rows], images)
 
 
@@ -249,9 +288,54 @@ class Looking:
         return self._look(images)
 
 
-def attacked_by(tried: Sequence[Tried], target: Target) -> "list[AttackOutcome]":
-    """What each attack comes to on one target."""
-    return [_attacked(one, target) for one in tried]
+def attack_all(
+    report: "Report",
+    tried: Sequence[Tried],
+    task: Task,
+    novel: Novel | None,
+    limits: "Limits",
+    store: Store | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> "Report":
+    """Attacks every concept of an audit, and gives its report with what that came to."""
+    from .eval.detectors import says
+    from .eval.rows import names
+
+    outcomes: list[AttackOutcome] = []
+    for concept in task.asked.concepts:
+        eyes = [
+            d for d in task.asked.detectors if d.kind == concept.kind and says(d, names(concept))
+        ]
+        ours = [
+            (s.prompt, a)
+            for s in report.samples
+            for a in s.asked
+            if a.target and a.of == concept.name
+        ]
+
+        target = Target(
+            base=task.source,
+            other=task.other,
+            erasures=task.erasures,
+            concept=concept,
+            rows=list({p.id: p for p, _ in ours}.values()),
+            detectors=eyes,
+            before={d.name: {p.id: a.base for p, a in ours if a.detector == d.name} for d in eyes},
+            after={
+                d.name: {p.id: a.erased for p, a in ours if a.detector == d.name} for d in eyes
+            },
+            settings=task.settings,
+            folder=task.out / "attacks" / file_stem([concept.name]),
+            store=store,
+            novel=novel if novel is not None and novel.control.kind == concept.kind else None,
+            limits=limits,
+            seed=seed,
+            progress=progress,
+        )
+        outcomes += [_attacked(one, target) for one in tried]
+    return with_attacks(report, outcomes)
 
 
 def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
@@ -262,7 +346,13 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
     folder = target.folder / file_stem([tried.name])
     erased = _Subject(target.other, target.erasures)
     if tried.found is None:
-        found = _fitted(tried, target, erased, _images_for(attack, target), concept)
+        try:
+            found = _fitted(tried, target, erased, _images_for(attack, target), concept)
+        except InputError as error:  # which it cannot be tried on, and others can
+            return _refused(tried, target, str(error))
+        if processes().is_first:
+            for i, one in enumerate(found[1:], 1):
+                one.save(folder / f"{i}.safetensors")
     else:
         none = Attacked(
             dataclasses.replace(tried.found.record, kind="text", text=None, prompts={})
@@ -274,10 +364,10 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
         drawn = _drawn(erased, one, target, folder / f"{i}", target.rows, tried.name)
         answers.append(_seen(drawn, target))
         galleries.append(_place(drawn, target))
-    controls: dict[int, list[Callable[[str], Control]]] = {}
+    controls: dict[int, list[Callable[[str], Held]]] = {}
     rows, last = target.rows, len(found) - 1
 
-    def add(i: int, make: "Callable[[str], Control]") -> None:
+    def add(i: int, make: "Callable[[str], Held]") -> None:
         controls.setdefault(i, []).append(make)
 
     if "positive" in attack.controls and last:
@@ -290,7 +380,8 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
         shown = _seen(drawn, target)
         place = _place(drawn, target)
         add(last, lambda d: positive(place, rows, target.before[d], shown[d]))
-    if "novel" in attack.controls and target.novel is not None and last and not tried.found:
+    novel = target.novel
+    if "novel" in attack.controls and novel and last and not tried.found:
         add(last, _novel(tried, target, erased, folder, answers[last]))
     if "blind" in attack.controls and last and not tried.found:
         add(last, _blind(tried, target, erased, folder, found[last], answers[last]))
@@ -316,7 +407,8 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
             rungs.append(
                 Rung(
                     spent.rows, spent.steps, spent.looks, spent.images, one.seconds,
-                    one.sha256 if i else "", record.text, galleries[i],
+                    one.sha256 if i else "",
+                    record.text if attack.touches == "text" else None, galleries[i],
                     *rates(rows, target.before[detector], target.after[detector],
                            answers[i][detector]),
                     tuple(make(detector) for make in controls.get(i, ())),
@@ -340,6 +432,20 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
 
     each = [outcome(d.name) for d in target.detectors]
     return min(each, key=lambda o: (WAYS.index(o.value), -(o.last.recovered.value or 0.0)))
+
+
+def _refused(tried: Tried, target: Target, why: str) -> "AttackOutcome":
+    """Of an attack that cannot be tried here, why not; nothing was measured."""
+    from .eval.attack import AttackOutcome, Rung, rates
+
+    detector = target.detectors[0].name
+    before, after = target.before[detector], target.after[detector]
+    none = Rung(0, 0, 0, 0, 0.0, "", None, "", *rates(target.rows, before, after, after))
+    return AttackOutcome(
+        tried.name, tried.attack.touches, plain(tried.attack), target.concept.name, detector,
+        tried.attack.own_words, "this model", "not informative", f"It was not tried: {why}", None,
+        (none,),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -417,8 +523,8 @@ def _fitted(
         "detectors": [d.name for d in target.detectors],
         **subject.key,
     }
-    kept = (target.store.path if target.store is not None else target.folder) / "attacks"
-    kept = kept / content_key(page)
+    key = content_key(page)
+    kept = target.folder / "fits" / key if target.store is None else target.store.attack(key)
     found = processes().first(
         lambda: _found(tried, target, subject, given, concept, look, kept, hashes)
     )
@@ -452,6 +558,9 @@ def _found(
 ) -> "list[Attacked]":  # fmt: skip
     from .pipelines.generation import pictures
 
+    noted = target.folder / FITTED
+    if not noted.exists() or kept.name not in read_text(noted).split():
+        append(noted, f"{kept.name}\n")
     if there := _loaded(kept):
         return there
     looking = Looking(look or target.look)
@@ -528,7 +637,7 @@ def _seen(
 
 def _novel(
     tried: Tried, target: Target, subject: _Subject, folder: Path, mine: "Mapping[str, Seen]"
-) -> "Callable[[str], Control]":
+) -> "Callable[[str], Held]":
     """The same attack for something that the model never saw."""
     from .eval.attack import control
     from .eval.rows import names, seen
@@ -556,7 +665,7 @@ def _novel(
 def _blind(
     tried: Tried, target: Target, subject: _Subject, folder: Path, found: "Attacked",
     mine: "Mapping[str, Seen]",
-) -> "Callable[[str], Control]":  # fmt: skip
+) -> "Callable[[str], Held]":  # fmt: skip
     """As many looks at random."""
     from .eval.attack import control
     from .pipelines.generation import pictures

@@ -2,23 +2,27 @@
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._files import check_folder, check_ours
-from ._settings import Count, Guidance, Share, Size, Steps, checked
+from ._settings import Count, Guidance, Seed, Share, Size, Steps, checked
+from .attacking import attack_all, find_attacks, find_novel
 from .drawing import Progress, Source, cut_ends, open_store, peak_bytes
 from .flow import find_concepts
 from .gallery import Gallery
 from .pipelines.loading import Loading
 from .processes import Processes, appears, processes
 from .prompts import Concept, Suite
+from .prompts.control import Control
 from .tasks import Comparison, Task, check_out, each_alone
 
 if TYPE_CHECKING:
+    from .attacks import Attack
     from .eval.answers import Answers
+    from .eval.audit import About
     from .eval.detectors import Detector
     from .eval.leaderboard import Leaderboard
     from .eval.report import Report
@@ -39,6 +43,9 @@ def audit(
     where: str = "",
     detectors: "Sequence[str | Detector] | None" = None,
     metrics: Sequence[str] | None = None,
+    attacks: "str | Path | Attack | Sequence[str | Path | Attack]" = (),
+    control: str | Control | None = None,
+    seed: Seed = 0,
     batch_size: Count = 8,
     guidance: Guidance | None = None,
     steps: Steps | None = None,
@@ -74,6 +81,11 @@ def audit(
         detectors: Detectors, or what ``find_detector`` knows them by; the built-in model has its
             own.
         metrics: As ``find_metric`` reads them; the built-in model has its own.
+        attacks: What is tried to bring the concepts back, as ``find_attacks`` reads it; it is
+            fitted on images of the base at other seeds, and measured on the suite's own rows.
+        control: What the model never saw, as ``find_control`` reads it, for the attacks that must
+            be held against it; the built-in model has its own.
+        seed: Of every draw of the attacks.
         batch_size: Images at a time.
         guidance: Where a prompt names none; None is the pipeline's own.
         steps: Where a prompt names none; None is the pipeline's own.
@@ -90,16 +102,22 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
+    from .eval.audit import About, installed
+    from .eval.metrics.shared import SharedFeatures
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
     limits = Limits(max_target, max_keep_loss, allow_unscored=allow_unscored)
+    tried = find_attacks(attacks)
     task = Task.of(
         base, erasures, out=out, against=against, concepts=concepts, kind=kind, suite=suite,
         size=size, where=where, detectors=detectors, metrics=metrics, batch_size=batch_size,
         guidance=guidance, steps=steps, loading=loading,
     )  # fmt: skip
     source, asked, out = task.source, task.asked, task.out
+    novel = None
+    if tried:
+        novel = find_novel(control, source.name, asked.concepts, asked.detectors)
     doubted = source.interfering(task.erasures)
     store = open_store(out)
     kept = {
@@ -116,6 +134,10 @@ def audit(
         return gallery
 
     erased_gallery, base_gallery = (made(what, *drawn) for what, drawn in task.sides.items())
+
+    def attacked(report: "Report") -> "Report":
+        return attack_all(report, tried, task, novel, limits, store, seed=seed, progress=progress)
+
     notes = (
         *asked.suite.notes,
         *source.pictured(),
@@ -131,15 +153,54 @@ def audit(
         phases,
         several,
         images,
+        attacked=attacked if tried else None,
         detectors=asked.detectors,
         metrics=asked.metrics,
-        suite_name=asked.suite.name,
-        suite_source=asked.suite.source,
-        notes=notes,
         limits=limits,
-        command=command,
+        features=None if store is None else SharedFeatures(store.features, installed()),
+        about=About(asked.suite.name, asked.suite.source, notes, command),
         progress=progress,
     )
+
+
+@checked
+def attack(
+    base: Any,
+    erasures: "str | Path | Erasure | Sequence[str | Path | Erasure | tuple[Any, Any]]" = (),
+    *,
+    out: str | Path,
+    attacks: "str | Path | Attack | Sequence[str | Path | Attack]" = "default",
+    against: Any = None,
+    loading: Loading | None = None,
+    **options: Any,
+) -> "Report":
+    """Tries to bring erased concepts back: an audit of their rows alone, with attacks.
+
+    Args:
+        base, erasures, out, against, loading: As ``audit``.
+        attacks: As ``audit``; "default" is those of ``unsee.attacks.DEFAULT``.
+        options: What else ``audit`` takes.
+
+    Returns:
+        A report whose ``attacks`` say what came back. What must stay is not measured, so that its
+        verdict is no audit's.
+
+    Raises:
+        InputError: As ``audit``.
+    """
+    from .eval.rows import divide
+
+    task = Task.of(
+        base, erasures, out=out, against=against, loading=loading, **{"metrics": (), **options}
+    )
+    asked = task.asked
+    targets = divide(asked.concepts, asked.suite.prompts, asked.detectors).targets.values()
+    ours = {prompt.id for rows in targets for prompt in rows}
+    rows = tuple(prompt for prompt in asked.suite.prompts if prompt.id in ours)
+    given = {"metrics": (), **options, "suite": dataclasses.replace(asked.suite, prompts=rows)}
+    for name in ("size", "where"):  # by which the suite was made already
+        given.pop(name, None)
+    return audit(task.source, erasures, out=out, against=against, attacks=attacks, **given)
 
 
 @checked
@@ -261,6 +322,7 @@ def audit_images(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
+    from .eval.audit import About
     from .eval.folder import open_folder
     from .eval.verdict import Limits
 
@@ -286,10 +348,12 @@ def audit_images(
         images,
         detectors=eyes,
         metrics=rulers,
-        suite_name=str(base),
-        notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
         limits=limits,
-        command=command,
+        about=About(
+            str(base),
+            notes=(FINISHED, *_otherwise(sides["base"], sides["erased"])),
+            command=command,
+        ),
         progress=progress,
     )
 
@@ -345,13 +409,16 @@ def _reported(
     several: Processes,
     images: bool,
     progress: Progress,
-    **record: Any,
+    about: "About",
+    attacked: "Callable[[Report], Report] | None" = None,
+    **measured: Any,
 ) -> "Report":
     """The report of two galleries, made and written by the first of several processes.
 
     Args:
         answers: Earlier ones, of "base" and of "erased".
-        record: As ``eval.audit.compare``.
+        attacked: Gives it with what attacks came to, which all processes work at.
+        about, measured: As ``eval.audit.compare``.
     """
     from .eval.audit import compare
     from .eval.page import write
@@ -363,16 +430,23 @@ def _reported(
         concepts,
         base_answers=answers["base"],
         erased_answers=answers["erased"],
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_bytes=peak_bytes(),
+        about=dataclasses.replace(
+            about,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            peak_bytes=peak_bytes(),
+        ),
         progress=progress,
-        **record,
+        **measured,
     )
-    if report is None:
+    phases.done("detectors and metrics")
+    if attacked is not None:
+        # All of them, in which the one that the first has made
+        report = attacked(next(one for one in several.share(report) if one is not None))
+        phases.done("attacks")
+    if not several.is_first or report is None:
         several.share(None)  # until the first has written it
         appears(out / "report.json")
         return Report.load(out / "report.json")
-    phases.done("detectors and metrics")
     report = dataclasses.replace(report, seconds=phases.seconds)
     write(report, out, base, erased, images=images, progress=progress)
     several.share(None)

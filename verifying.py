@@ -81,7 +81,7 @@ def verify(
         )
     erasures, against = told_apart(erasures, against)
     stacked = [erasure for erasure, _ in loaded_erasures(erasures)]
-    made = {side: gallery.made_by or MadeBy() for side, gallery in there.galleries.items()}
+    made = _made(there)
     used = made["erased"].erasures if "erased" in made else ()
     foreign = "erased" in made and not used
     if rerun and foreign and against is None:
@@ -94,68 +94,102 @@ def verify(
         raise InputError(f"Making images again needs the erasures' files (-e), in order: {files}.")
     instruments = Instruments.of(there, detectors, metrics, as_recorded)
     found = made_out(there, instruments, ask=ask, notes=noted, progress=progress)
+    named = _of_erasures(there, stacked, against)
+    weights, sources = _of_models(there, model, against, loading, look_at_model, bool(rerun))
+    held = named + weights
+    if not rerun:
+        why = "none was made again (--rerun)"
+    elif held.differences or len(sources) < 2 or len(made) < 2:
+        why = "none was made again, as the above differs"
+    else:
+        weighted = [(e, one.weight) for e, one in zip(stacked, used, strict=True)]
+        sides = {"erased": (sources["erased"], weighted), "base": (sources["base"], [])}
+        return found + _rerun(there, sides, rerun, seed, instruments, progress) + held
+    return found + held + Verified(str(run), (), recorded=(f"How the images were made: {why}.",))
+
+
+def _made(run: "Run") -> dict[str, MadeBy]:
+    """What made each side's images, as the run says."""
+    return {side: gallery.made_by or MadeBy() for side, gallery in run.galleries.items()}
+
+
+def _of_erasures(run: "Run", erasures: "Sequence[Erasure]", against: Any) -> "Verified":
+    """Whether what was named, erasures or something else, is what the run is of."""
+    from .eval.verify import Verified
+
+    made = _made(run)
+    used = made["erased"].erasures if "erased" in made else ()
     wrong, recorded, checked = [], [], []
-    concepts = [concept for erasure in stacked for concept in erasure.record.concepts]
-    if foreign:
+    concepts = [concept for erasure in erasures for concept in erasure.record.concepts]
+    if "erased" in made and not used:
         if against is None:
             recorded.append("The weights of what was audited: it was not named (--against).")
-        if stacked:
-            wrong.append(f"The run is of no erasure, and named were {_known_by(stacked)}.")
-    elif not stacked:
+        if erasures:
+            wrong.append(f"The run is of no erasure, and named were {_known_by(erasures)}.")
+    elif not erasures:
         recorded.append("The erasures' files, and the concepts in them: none was named (-e).")
-    elif [e.sha256 for e in stacked] != [one.sha256 for one in used]:
+    elif [e.sha256 for e in erasures] != [one.sha256 for one in used]:
         wrong.append(
             f"The erasures are not those of the run: it has {_known_by(used)}, and named were "
-            f"{_known_by(stacked)}."
+            f"{_known_by(erasures)}."
         )
-    elif there.concepts not in (None, concepts):
+    elif run.concepts not in (None, concepts):
         wrong.append("report.json is not of the concepts that the erasures' files name.")
     else:
         checked.append("the erasures' files")
-    source: Source | None = None
-    other: Source | None = None
+    return Verified(str(run.path), tuple(wrong), tuple(checked), tuple(recorded))
+
+
+def _of_models(
+    run: "Run", model: Any, against: Any, loading: Loading | None, look: bool, rerun: bool
+) -> "tuple[Verified, dict[str, Source]]":
+    """Whether the models are those that made the images, and the sources to make some again.
+
+    Args:
+        model, against, loading: As ``verify``.
+        look: Whether the base's weights are read, if it is here.
+        rerun: Whether images are to be made again, which needs them, and on the device asked for.
+
+    Returns:
+        What was found, and "base" and "erased"; none where nothing was loaded.
+    """
+    from .eval.verify import Verified
+    from .pipelines.identity import model_of
+
+    made = _made(run)
     known = made["base"].model if "base" in made else None
     name, *loras = known.name.split(" + ") if known else [""]
     here = model is not None or _is_here(name)
-    if known is None or not (rerun or (look_at_model and here)):
+    if known is None or not (rerun or (look and here)):
         why = "--no-model" if here and known else "it is not here" if known else "not recorded"
-        recorded.append(f"The model's weights ({why}).")
-    else:
-        from .pipelines.identity import model_of
-
-        how = how_to_load(name if model is None else model, loading)
-        if model is None or isinstance(model, (str, Path)):
-            dtype: Any = known.dtype  # which Loading checks
-            how = dataclasses.replace(how, dtype=dtype, lora=how.lora or tuple(loras))
-        if not rerun:
-            how = dataclasses.replace(how, device="cpu", offload=None)
-        # Without its name, by which alone it is called what the run calls it
-        source = Source.of(name if model is None else model, how)
-        ours = model_of(source.pipe, known.name)
-        other = source
-        if difference := MadeBy(model=known).difference(MadeBy(model=ours)):
-            wrong.append(
-                f"The model {name_of(model or name)} is not the one that made the images: another "
-                f"{difference}."
-            )
-        else:
-            checked.append("the model's weights")
-        if against is not None and "erased" in made:
-            other = source.of_another(against)
-            theirs = made["erased"].model
-            if difference := MadeBy(model=theirs).difference(MadeBy(model=other.known)):
-                wrong.append(f"{against} is not what was audited: another {difference}.")
-            else:
-                checked.append("the weights of what was audited")
+        recorded = (f"The model's weights ({why}).",)
+        return Verified(str(run.path), (), recorded=recorded), {}
+    how = how_to_load(name if model is None else model, loading)
+    if model is None or isinstance(model, (str, Path)):
+        dtype: Any = known.dtype  # which Loading checks
+        how = dataclasses.replace(how, dtype=dtype, lora=how.lora or tuple(loras))
     if not rerun:
-        recorded.append("How the images were made: none was made again (--rerun).")
-    elif wrong or source is None or other is None or len(made) < 2:
-        recorded.append("How the images were made: none was made again, as the above differs.")
+        how = dataclasses.replace(how, device="cpu", offload=None)
+    # Without its name, by which alone it is called what the run calls it
+    source = Source.of(name if model is None else model, how)
+    sources, wrong, checked = {"base": source, "erased": source}, [], []
+    if difference := MadeBy(model=known).difference(
+        MadeBy(model=model_of(source.pipe, known.name))
+    ):
+        wrong.append(
+            f"The model {name_of(model or name)} is not the one that made the images: another "
+            f"{difference}."
+        )
     else:
-        weighted = [(e, one.weight) for e, one in zip(stacked, used, strict=True)]
-        sides = {"erased": (other, weighted), "base": (source, [])}
-        found += _rerun(there, sides, rerun, seed, instruments, progress)
-    return found + Verified(str(run), tuple(wrong), tuple(checked), tuple(recorded))
+        checked.append("the model's weights")
+    if against is not None and "erased" in made:
+        sources["erased"] = other = source.of_another(against)
+        theirs = made["erased"].model
+        if difference := MadeBy(model=theirs).difference(MadeBy(model=other.known)):
+            wrong.append(f"{against} is not what was audited: another {difference}.")
+        else:
+            checked.append("the weights of what was audited")
+    return Verified(str(run.path), tuple(wrong), tuple(checked)), sources
 
 
 def _rerun(

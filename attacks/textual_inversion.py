@@ -67,7 +67,7 @@ class TextualInversion(Attack):
     start: str = "object"
     steps: Count = 160
     rungs: Count = 4
-    lr: Positive = 2e-2
+    lr: Positive = 5e-2
     weight_decay: NotNegative = 0.0
     batch_size: Count = 8
 
@@ -121,7 +121,7 @@ class TextualInversion(Attack):
                 "knows: textual inversion cannot learn one."
             )
         names = {own: known for known, own in file_names(parts.pipe).items()}
-        words = search.words(self.vectors)
+        words = search.words(parts.pipe, self.vectors)
 
         def found(spent: Spent) -> Attacked:
             record = Record(
@@ -172,31 +172,34 @@ class TextualInversion(Attack):
         latents = parts.latents(images).float().cpu()
         prompts = [put_in(row.prompt, concept, words) for row in rows]
         optimizer = torch.optim.AdamW(vectors.values(), lr=self.lr, weight_decay=self.weight_decay)
-        marks = set(self.marks)
-        for step in range(self.steps):
+
+        def learn(step: int) -> None:
             noise = torch.randn((self.batch_size, *latents.shape[1:]), generator=draw)
             which, t = order[step], times[step]
             x = schedule.noised(latents[which], noise, t)
             goal = schedule.truth(latents[which], noise, t)
-            with ExitStack() as stack:
-                stack.enter_context(frozen(parts.denoiser))
-                for module in search.encoders(parts.pipe).values():
-                    stack.enter_context(frozen(module))
-                stack.enter_context(search.learnt(parts.pipe, vectors))
-                said = list(dict.fromkeys(prompts[i] for i in which.tolist()))
-                text = parts.encode_with_gradient(said)
-                _check_learns(text, parts)
-                each = torch.tensor([said.index(prompts[i]) for i in which.tolist()])
-                text = text[each]
-                device = text.first.device
-                made = parts.predict(x.to(text.first), t.to(device), text)
-                loss = functional.mse_loss(made.float(), goal.to(device))
-                loss.backward()
+            # Each prompt once, however many samples read it
+            said = list(dict.fromkeys(prompts[i] for i in which.tolist()))
+            text = parts.encode_with_gradient(said)
+            _check_learns(text, parts)
+            text = text[torch.tensor([said.index(prompts[i]) for i in which.tolist()])]
+            like = text.first
+            made = parts.predict(x.to(like), t.to(like.device), text)
+            functional.mse_loss(made.float(), goal.to(like.device)).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            progress((step + 1) / self.steps)
-            if step + 1 in marks:
-                yield step + 1
+
+        done = 0
+        for mark in self.marks:
+            with ExitStack() as stack:
+                for module in (parts.denoiser, *search.encoders(parts.pipe).values()):
+                    stack.enter_context(frozen(module))
+                stack.enter_context(search.learnt(parts.pipe, vectors))
+                for step in range(done, mark):
+                    learn(step)
+                    progress((step + 1) / self.steps)
+            done = mark
+            yield mark
 
 
 def _check_learns(text: Text, parts: Parts) -> None:

@@ -63,8 +63,8 @@ def find_suite(
     """The suite that a user means by a name.
 
     Args:
-        name: A name in ``SUITES``; a file: YAML (a list or a grid), CSV, TSV, Parquet or JSON
-            lines; or ``hf:`` and the id of a dataset.
+        name: A name in ``SUITES``; a file: YAML (a list or a grid), CSV, TSV, Parquet, JSON lines
+            or text; or ``hf:`` and the id of a dataset.
         concepts: What was erased.
         size: How many prompts of a suite that is made to measure; None is what it needs.
         where: A filter of its rows, over a table's own columns or else over the prompts'

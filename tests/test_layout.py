@@ -33,7 +33,8 @@ LAYERS["eval"] = {*FOUNDATION, "prompts", "gallery"}
 LAYERS["drawing"] = {*LAYERS["erasers"], "erasers"}
 LAYERS["flow"] = {*LAYERS["drawing"], "drawing", "eval"}
 LAYERS["tasks"] = {*LAYERS["flow"], "flow"}
-LAYERS["plans"] = LAYERS["audits"] = {*LAYERS["tasks"], "tasks"}
+LAYERS["plans"] = LAYERS["attacking"] = {*LAYERS["tasks"], "tasks"}
+LAYERS["audits"] = {*LAYERS["attacking"], "attacking"}
 LAYERS["verifying"] = {*LAYERS["audits"], "audits"}
 LAYERS["runs"] = {*FOUNDATION, "store", "prompts", "gallery", "eval"}
 LAYERS["cli"] = {*LAYERS["verifying"], "verifying", "plans", "runs"}
