@@ -169,7 +169,9 @@ ATTACKS: Registry[type[Attack]] = Registry(
         "quantise": "unsee.attacks.quantise:Quantise",
         "scale": "unsee.attacks.scale:Scale",
         "stack": "unsee.attacks.stack:Stack",
+        "ring-a-bell": "unsee.attacks.ring_a_bell:RingABell",
         "textual-inversion": "unsee.attacks.textual_inversion:TextualInversion",
+        "words": "unsee.attacks.words:Words",
     },
 )
 
