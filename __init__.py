@@ -11,14 +11,12 @@ from .gallery import Gallery
 from .prompts import Concept, Prompt, Suite
 
 if TYPE_CHECKING:
+    from .audits import attack as attack
     from .audits import audit as audit
     from .audits import audit_all as audit_all
     from .audits import audit_each as audit_each
     from .audits import audit_images as audit_images
     from .audits import compare as compare
-    from .audits import plan_audit as plan_audit
-    from .audits import plan_each as plan_each
-    from .audits import verify as verify
     from .eval.report import Report as Report
     from .flow import erase as erase
     from .flow import generate_gallery as generate_gallery
@@ -33,6 +31,9 @@ if TYPE_CHECKING:
     from .pipelines.watch import Active as Active
     from .pipelines.watch import active as active
     from .pipelines.watch import remove as remove
+    from .plans import plan_audit as plan_audit
+    from .plans import plan_each as plan_each
+    from .verifying import verify as verify
 
 __version__ = version("unsee")
 
@@ -42,13 +43,14 @@ _EXPORTS = {
     "Loading": ".pipelines.loading",
     "Report": ".eval.report",
     "active": ".pipelines.watch",
+    "attack": ".audits",
     "audit": ".audits",
     "audit_each": ".audits",
     "audit_images": ".audits",
     "audit_all": ".audits",
-    "plan_each": ".audits",
+    "plan_each": ".plans",
     "compare": ".audits",
-    "plan_audit": ".audits",
+    "plan_audit": ".plans",
     "erase": ".flow",
     "export": ".pipelines.export",
     "generate_gallery": ".flow",
@@ -58,7 +60,7 @@ _EXPORTS = {
     "push": ".flow",
     "remove": ".pipelines.watch",
     "score": ".flow",
-    "verify": ".audits",
+    "verify": ".verifying",
 }
 
 __all__ = [
@@ -72,6 +74,7 @@ __all__ = [
     "Report",
     "Suite",
     "active",
+    "attack",
     "audit",
     "audit_all",
     "audit_each",

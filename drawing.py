@@ -1,5 +1,6 @@
 """A model with erasures in it, and a suite's images that it draws into a gallery."""
 
+import dataclasses
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -23,6 +24,7 @@ from .store import OFF, Store
 if TYPE_CHECKING:
     import torch
 
+    from .attacks.attacked import Attacked
     from .pipelines.erasure import Erasure
 
 Progress = Callable[[str, int, int], None]
@@ -150,6 +152,8 @@ class Source:
         what: str,
         store: Store | None,
         progress: Progress,
+        *,
+        attacked: "Attacked | None" = None,
     ) -> Gallery:
         """Makes a suite's images, or those that are still missing.
 
@@ -157,12 +161,15 @@ class Source:
             settings: As ``made_by``.
             what: Whose images they are, in words.
             store: What images are shared through, if they are ours to share.
+            attacked: An attack on it all; the suite is attacked already.
         """
         from .pipelines import generate
 
         # The model is known by its weights as they are without the erasures
         made_by = self.made_by(erasures, suite, settings)
-        with self._stacked(erasures):
+        if attacked is not None and attacked.changes_model:
+            made_by = dataclasses.replace(made_by, attack=attacked.sha256)
+        with self._stacked(erasures, attacked):
             gallery = _started(out, made_by, suite.prompts)
             made = 0
             shared = store if self.ours else None
@@ -172,13 +179,17 @@ class Source:
         return gallery
 
     @contextmanager
-    def _stacked(self, erasures: "Sequence[tuple[Erasure, float]]") -> Iterator[None]:
+    def _stacked(
+        self, erasures: "Sequence[tuple[Erasure, float]]", attacked: "Attacked | None" = None
+    ) -> Iterator[None]:
         """With erasures in it, and its weights offloaded behind them if that is wanted."""
         from .pipelines.load import offloaded
 
         with ExitStack() as stack:
             for erasure, weight in erasures:
                 stack.enter_context(erasure.applied(self.pipe, weight))
+            if attacked is not None:
+                stack.enter_context(attacked.applied(self.pipe))
             stack.enter_context(offloaded(self.pipe, self.loading.offload, self.moved))
             yield
 

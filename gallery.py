@@ -94,6 +94,7 @@ class MadeBy:
         batch_size: Images at a time. Images are the same byte for byte where it is the same, and
             the device; a few differ by a level of 255 where not.
         device: Where it ran.
+        attack: SHA-256 of an attack that changed more than the prompts; empty without one.
     """
 
     model: Model | None = None
@@ -105,6 +106,9 @@ class MadeBy:
     cut: tuple[str, ...] = ()
     batch_size: Annotated[int, Range(least=1)] | None = None
     device: str | None = None
+    attack: str = ""
+
+    later: ClassVar[tuple[str, ...]] = ("attack",)
 
     def key(self) -> dict[str, Any]:
         """All that the images depend on, by its name in words."""
@@ -116,6 +120,7 @@ class MadeBy:
             found |= {f"scheduler's {name}": v for name, v in self.model.scheduler.items()}
         found["erasures"] = [erasure.key for erasure in self.erasures]
         found |= {"guidance": self.guidance, "steps": self.steps}
+        found |= {"attack": self.attack} if self.attack else {}
         return found | {f"version of {name}": v for name, v in self.versions.items()}
 
     def image_key(self, prompt: Prompt) -> str:

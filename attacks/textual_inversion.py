@@ -17,6 +17,7 @@ a step, on the prompts that the step reads.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -66,7 +67,7 @@ class TextualInversion(Attack):
     start: str = "object"
     steps: Count = 160
     rungs: Count = 4
-    lr: Positive = 2e-2
+    lr: Positive = 5e-2
     weight_decay: NotNegative = 0.0
     batch_size: Count = 8
 
@@ -156,26 +157,28 @@ class TextualInversion(Attack):
         """The steps at whose ends the vectors are to be looked at."""
         prompts = [put_in(row.prompt, concept, words) for row in rows]
         optimizer = torch.optim.AdamW(vectors.values(), lr=self.lr, weight_decay=self.weight_decay)
-        marks = halves(self.steps, self.rungs)
         samples = noised(parts, images, self.steps, self.batch_size, seed)
-        for step, now in enumerate(samples):
+
+        def learn() -> None:
+            now = next(samples)
             which = now.which.tolist()
-            with ExitStack() as stack:
-                stack.enter_context(frozen(parts.denoiser))
-                for module in search.encoders(parts.pipe).values():
-                    stack.enter_context(frozen(module))
-                stack.enter_context(search.learnt(parts.pipe, vectors))
-                said = list(dict.fromkeys(prompts[i] for i in which))
-                text = parts.encode_with_gradient(said)
-                _check_learns(text, parts)
-                each = torch.tensor([said.index(prompts[i]) for i in which])
-                text = text[each]
-                loss(parts, now, text).backward()
+            # Each prompt once, however many samples read it
+            said = list(dict.fromkeys(prompts[i] for i in which))
+            text = parts.encode_with_gradient(said)
+            _check_learns(text, parts)
+            loss(parts, now, text[[said.index(prompts[i]) for i in which]]).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
-            progress((step + 1) / self.steps)
-            if step + 1 in marks:
-                yield step + 1
+
+        for before, mark in pairwise([0, *halves(self.steps, self.rungs)]):
+            with ExitStack() as stack:
+                for module in (parts.denoiser, *search.encoders(parts.pipe).values()):
+                    stack.enter_context(frozen(module))
+                stack.enter_context(search.learnt(parts.pipe, vectors))
+                for step in range(before, mark):
+                    learn()
+                    progress((step + 1) / self.steps)
+            yield mark
 
 
 def _check_learns(text: Text, parts: Parts) -> None:

@@ -16,7 +16,26 @@ from .._settings import Count, fit, hints_of, read
 from ..pipelines.loading import Loading
 from ..prompts import YAML
 from . import looking, runs
-from .options import BatchSize, Erasures, Guidance, Model, Size, Steps, Where, loads
+from .options import (
+    Against,
+    AllowUnscored,
+    BatchSize,
+    Concepts,
+    Control,
+    Detectors,
+    Erasures,
+    Guidance,
+    Kind,
+    MaxTarget,
+    Model,
+    NoImages,
+    Seed,
+    Size,
+    Steps,
+    Suites,
+    Where,
+    loads,
+)
 from .terminal import (
     audit_of,
     command,
@@ -24,6 +43,7 @@ from .terminal import (
     hush,
     look_at,
     next_,
+    print_attacks,
     print_leaderboard,
     print_plan,
     print_report,
@@ -358,14 +378,7 @@ def audit(
         str | None, typer.Argument(help="The base, as every command takes a model.")
     ] = None,
     erasure: Erasures = None,
-    against: Annotated[
-        list[str] | None,
-        typer.Option(
-            metavar="OTHER",
-            help="What anybody made of the base: a pipeline's folder, weights of a UNet, "
-            "transformer or text encoder (diffusers' names or CompVis'), a LoRA, a checkpoint.",
-        ),
-    ] = None,
+    against: Against = None,
     each: Annotated[
         bool,
         typer.Option("--each", help="Judge each -e and each --against alone, in a folder each."),
@@ -392,64 +405,45 @@ def audit(
     table: Annotated[
         Path | None, typer.Option(help="For --images: CSV or JSONL with prompts and labels.")
     ] = None,
-    concept: Annotated[
-        list[str] | None,
-        typer.Option(help="What was erased, where no erasure says it; may be repeated."),
-    ] = None,
-    kind: Annotated[
-        str | None, typer.Option(help="What a concept of your own is: object, style, ...")
-    ] = None,
+    concept: Concepts = None,
+    kind: Kind = None,
     out: Annotated[
         Path, typer.Option("-o", "--out", help="The folder for images and report.")
     ] = Path("runs/audit"),
-    suite: Annotated[
-        list[str] | None,
-        typer.Option(help="A suite's name or file; may be repeated.", show_default="the model's"),
-    ] = None,
+    suite: Suites = None,
     size: Size = None,
     where: Where = "",
-    detector: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="NAME, NAME:MODEL?setting=value or a YAML file; may be repeated.",
-            show_default="the model's",
-        ),
-    ] = None,
+    detector: Detectors = None,
     metric: Annotated[
         list[str] | None,
         typer.Option(help="NAME or NAME:ARGUMENT; may be repeated.", show_default="the model's"),
     ] = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="An attack to try as well: NAME, NAME:PRESET, NAME?setting=value, or default "
+            "(words, textual-inversion and completion); may be repeated."
+        ),
+    ] = None,
+    control: Control = None,
+    seed: Seed = 0,
     guidance: Guidance = None,
     steps: Steps = None,
     batch_size: BatchSize = 8,
-    max_target: Annotated[
-        float,
-        typer.Option(help="The share of images in which the target may still be recognised."),
-    ] = 0.10,
+    max_target: MaxTarget = 0.10,
     max_keep_loss: Annotated[
         float, typer.Option(help="The share by which the rates of what must stay may fall.")
     ] = 0.10,
-    allow_unscored: Annotated[
-        bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
-    ] = False,
-    no_images: Annotated[
-        bool, typer.Option("--no-images", help="Leave images out of the report's page.")
-    ] = False,
+    allow_unscored: AllowUnscored = False,
+    no_images: NoImages = False,
     *,
     loading: Loading,
 ) -> None:
     """Measure what is left of the concepts. Exits with 0 if they, and only they, are gone."""
-    from ..audits import (
-        Comparison,
-        audit,
-        audit_all,
-        audit_each,
-        audit_images,
-        named_subjects,
-        plan_audit,
-        plan_each,
-    )
+    from ..audits import audit, audit_all, audit_each, audit_images
     from ..pipelines.erasure import weighted
+    from ..plans import plan_all, plan_audit, plan_each
+    from ..tasks import Comparison, named_subjects
 
     if plan:
         if model or erasure or against or images or each or concept or suite or detector or metric:
@@ -460,22 +454,13 @@ def audit(
         hush()
         with warnings_in_words(), progress() as show:
             if dry_run:
-                plans = [
-                    plan_each(
-                        base,
-                        comparison.each,
-                        out=out / name,
-                        loading=loading,
-                        **comparison.options,
-                    )
-                    for name, base in comparison.bases.items()
-                ]
+                planned = plan_all(comparison, out=out, loading=loading)
             else:
                 every = audit_all(
                     comparison, out=out, loading=loading, command=command(), progress=show
                 )
         if dry_run:
-            print_plan(sum(plans[1:], plans[0]))
+            print_plan(planned)
             raise typer.Exit
         for name, runs in every.items():
             for what, report in runs.items():
@@ -497,7 +482,7 @@ def audit(
             raise InputError(
                 "--images are finished: leave out --dry-run, as nothing is to be made."
             )
-        given = (model, erasure, against, suite, where, size, guidance, steps)
+        given = (model, erasure, against, suite, where, size, attack, control, guidance, steps)
         if any(value not in (None, "") for value in given) or each or loading != Loading():
             raise InputError(
                 "--images judges what is finished: leave out MODEL and whatever says how images "
@@ -522,7 +507,10 @@ def audit(
             "suite": suite,
             "size": size,
             "where": where,
-            "metrics": metric,
+            "metrics": metric or None,
+            "attacks": attack or (),
+            "control": control,
+            "seed": seed,
             "batch_size": batch_size,
             "guidance": guidance,
             "steps": steps,
@@ -559,6 +547,85 @@ def audit(
         print_report(report)
         look_at(out / name / "report.html", browser=True)
     raise typer.Exit(max(report.exit_code for report in reports.values()))
+
+
+@app.command()
+@loads
+def attack(
+    model: Annotated[str, typer.Argument(help="The base, as every command takes a model.")],
+    erasure: Erasures = None,
+    attack: Annotated[
+        list[str] | None,
+        typer.Option(
+            "-a",
+            "--attack",
+            help="NAME, NAME:PRESET or NAME?setting=value; may be repeated.",
+            show_default="words, textual-inversion and completion",
+        ),
+    ] = None,
+    given: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--with",
+            metavar="FILE",
+            help="What an attack found before, on this model or on another; may be repeated.",
+        ),
+    ] = None,
+    against: Against = None,
+    concept: Concepts = None,
+    kind: Kind = None,
+    out: Annotated[
+        Path, typer.Option("-o", "--out", help="The folder for images and report.")
+    ] = Path("runs/attack"),
+    suite: Suites = None,
+    size: Size = None,
+    where: Where = "",
+    detector: Detectors = None,
+    control: Control = None,
+    seed: Seed = 0,
+    guidance: Guidance = None,
+    steps: Steps = None,
+    batch_size: BatchSize = 8,
+    max_target: MaxTarget = 0.10,
+    allow_unscored: AllowUnscored = False,
+    no_images: NoImages = False,
+    *,
+    loading: Loading,
+) -> None:
+    """Try to bring erased concepts back. Exits with 1 if one comes back."""
+    from ..audits import attack as tried
+
+    if len(against or []) > 1:
+        raise InputError("One model is attacked at a time: name one with --against.")
+    hush()
+    with warnings_in_words(), progress() as show:
+        report = tried(
+            model,
+            erasure or [],
+            against=against[0] if against else None,
+            attacks=[*(attack or []), *(given or [])] or "default",
+            concepts=concept or [],
+            kind=kind,
+            out=out,
+            suite=suite,
+            size=size,
+            where=where,
+            detectors=detector,
+            control=control,
+            seed=seed,
+            guidance=guidance,
+            steps=steps,
+            batch_size=batch_size,
+            max_target=max_target,
+            allow_unscored=allow_unscored,
+            images=not no_images,
+            loading=loading,
+            command=command(),
+            progress=show,
+        )
+    print_attacks(report)
+    look_at(out / "report.html", browser=True)
+    raise typer.Exit(int(any(one.value == "comes back" for one in report.attacks)))
 
 
 @app.command()
@@ -635,7 +702,7 @@ def verify(
     loading: Loading,
 ) -> None:
     """Recompute an audit from its images and answers. Exits with 1 if anything differs."""
-    from ..audits import verify
+    from ..verifying import verify
 
     hush()
     with warnings_in_words(), progress() as show:
@@ -761,9 +828,10 @@ def demo(
     size: Size = None,
 ) -> None:
     """Erase an object from the built-in model by three methods, and compare them."""
-    from ..audits import COMPARISON, REPORT, audit_each, compare
+    from ..audits import COMPARISON, audit_each, compare
     from ..flow import find_concepts
     from ..pipelines import load_pipeline
+    from ..tasks import REPORT
 
     (concept,) = find_concepts(DEMO_CONCEPT, "emoji")
     files = {method: out / f"{method}.safetensors" for method in DEMO}

@@ -44,8 +44,54 @@ Guidance = Annotated[
     float | None,
     typer.Option(help="Scale of classifier-free guidance.", show_default="the model's"),
 ]
+Seed = Annotated[int, typer.Option(min=0, help="Random seed.")]
 Steps = Annotated[
     int | None, typer.Option(min=1, help="Denoising steps.", show_default="the model's")
+]
+
+Against = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="OTHER",
+        help="What anybody made of the base: a pipeline's folder, weights of a UNet, transformer "
+        "or text encoder (diffusers' names or CompVis'), a LoRA, a checkpoint.",
+    ),
+]
+Concepts = Annotated[
+    list[str] | None,
+    typer.Option(help="What was erased, where no erasure says it; may be repeated."),
+]
+Kind = Annotated[
+    str | None, typer.Option(help="What a concept of your own is: object, style, ...")
+]
+Suites = Annotated[
+    list[str] | None,
+    typer.Option(help="A suite's name or file; may be repeated.", show_default="the model's"),
+]
+Detectors = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="NAME, NAME:MODEL?setting=value or a YAML file; may be repeated.",
+        show_default="the model's",
+    ),
+]
+Control = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME=FOLDER",
+        help="Images of something that the model never saw, which no attack should bring back.",
+        show_default="for emoji, a wrench",
+    ),
+]
+MaxTarget = Annotated[
+    float,
+    typer.Option(help="The share of images in which the target may still be recognised."),
+]
+AllowUnscored = Annotated[
+    bool, typer.Option("--allow-unscored", help="Give a verdict even if images are unscored.")
+]
+NoImages = Annotated[
+    bool, typer.Option("--no-images", help="Leave images out of the report's page.")
 ]
 
 

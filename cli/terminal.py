@@ -19,11 +19,11 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from ..audits import Plan
     from ..eval.folder import FolderScore
     from ..eval.leaderboard import Leaderboard
     from ..eval.report import Report
     from ..eval.verify import Verified
+    from ..plans import Plan
     from ..records import Measured
 
 Part = str | tuple[str, str]
@@ -187,10 +187,25 @@ def print_report(report: "Report") -> None:
         took = f"{cost.seconds:.1f} s, " if cost.seconds is not None else ""
         times = f", times {cost.weight}" if cost.weight != 1 else ""
         say(f"{cost.method} of {cost.name}{times}: {took}{words.bytes_(cost.bytes)}")
+    print_attacks(report)
     for warning in report.warnings[:WARNINGS]:
         say(("With care:", "yellow"), " ", warning)
     if (more := len(report.warnings) - WARNINGS) > 0:
         say((f"{more} more in the report.", "dim"))
+
+
+TONES = {"comes back": "bold red", "held": "green", "not informative": "yellow", "probe": "dim"}
+"""Of what an attack says."""
+
+
+def print_attacks(report: "Report") -> None:
+    """What each attack came to, a line each."""
+    several = len({one.concept for one in report.attacks}) > 1
+    for one in report.attacks:
+        of = f" of “{one.concept}”" if several else ""
+        say((f"{one.title}{of}: {one.value}.", TONES[one.value]), " ", one.detail)
+        if one.effort is not None:
+            say(("  The least that brings it back:", "dim"), " ", one.rungs[one.effort].cost, ".")
 
 
 def print_score(found: "FolderScore") -> None:

@@ -31,7 +31,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 FORMAT = 2
 """Of score.json."""
 
-FILE = ("file", "file_name", "image", "path", "id")
+FILE = ("file", "file_name", "image", "path", "id", "case_number")
 """The columns in which a table may name an image, the first that is there being it."""
 
 
@@ -363,7 +363,7 @@ def _tabled(folder: Path, table: Path, there: Sequence[Path]) -> Folder:
     prompts: list[Prompt] = []
     files: dict[str, Path] = {}
     for at, row in read_table(table):
-        column = next((c for c in FILE if row.get(c)), None)
+        column = next((c for c in FILE if row.get(c) not in (None, "")), None)
         if column is None:
             raise InputError(
                 f"{table}, {at}: wanted an image's file under one of {', '.join(FILE)}; "

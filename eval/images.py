@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
+from .._images import Blank, rgb
 from ..gallery import Gallery
 from ..prompts import Prompt
 
@@ -20,15 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 T = TypeVar("T")
-
-LEVELS, LOSSY_LEVELS = 2, 12
-"""An image is blank if none of its channels ranges over more levels, of 0 to 255, than this.
-
-The second is for JPEG and WebP. JPEG at qualities from 30 to 95 keeps one colour one colour, and
-spreads an image within two levels over at most 11 (WebP, from 75 on, over at most 12). A line 15
-levels off its paper and a photograph at a twentieth of its light range over 16 or more in JPEG,
-and over 12 or more in PNG.
-"""
 
 
 @dataclass(frozen=True)
@@ -53,7 +45,7 @@ class Picture:
             for it in metrics.
         sha256: Of the file's bytes; None when there is no file. Of a frame it is that of its
             size and pixels.
-        blank: Whether it is of one colour (``LEVELS``) or wholly transparent; of a video, whether
+        blank: Whether it is of one colour or wholly transparent (``rgb``); of a video, whether
             all its frames are. A decoder that failed and a safety checker's black square show no
             concept, and prove nothing by it.
         frames: Of a video, each of its frames; none of an image.
@@ -96,8 +88,7 @@ def read(gallery: Gallery, prompt: Prompt) -> Picture:
     digest = hashlib.sha256(data).hexdigest()
     try:
         with Image.open(io.BytesIO(data)) as file:
-            levels = LOSSY_LEVELS if file.format in ("JPEG", "MPO", "WEBP") else LEVELS
-            found = [_decoded(image, levels) for image in frames_of(file)]
+            found = [_decoded(frame) for frame in frames_of(file)]
     except UnidentifiedImageError:  # whose text has an address of memory in it
         return Picture(prompt, Unscored("unreadable: no image of a kind that is known"), digest)
     except Exception as error:  # Pillow raises OSError, SyntaxError, ValueError and others
@@ -124,21 +115,11 @@ def frames_of(file: "Image") -> "Iterator[Image]":
         yield file
 
 
-def _decoded(file: "Image", levels: int) -> "Image | Unscored":
-    """An open file's image, RGB, unless it is blank."""
-    from PIL import Image
-
-    if not file.has_transparency_data:
-        image = file.convert("RGB")
-    else:
-        clear = file.convert("RGBA")
-        if clear.getchannel("A").getextrema() == (0, 0):
-            return Unscored("blank: wholly transparent")
-        image = Image.alpha_composite(Image.new("RGBA", clear.size, "white"), clear)
-        image = image.convert("RGB")
-    if max(high - low for low, high in _extrema(image)) <= levels:
-        return Unscored("blank: of one colour")
-    return image
+def _decoded(frame: "Image") -> "Image | Unscored":
+    try:
+        return rgb(frame)
+    except Blank as error:
+        return Unscored(f"blank: {error}")
 
 
 def _of_pixels(image: "Image") -> str:
@@ -215,7 +196,3 @@ def _ask(
     if len(images) == 1:
         return [Unscored(why)]
     return [answer for image in images for answer in _ask(function, [image])]
-
-
-def _extrema(image: "Image") -> list[tuple[int, int]]:
-    return [(int(low), int(high)) for low, high in image.getextrema()]  # type: ignore[misc]

@@ -61,6 +61,7 @@ MARKS: Mapping[Value, tuple[str, str]] = {
     "damaged": ("✗", "bad"),
     "not informative": ("?", "warn"),
     "not forgotten": ("✗", "bad"),
+    "comes back": ("✗", "bad"),
     "incomplete": ("!", "warn"),
 }
 """A verdict's sign, which says it without colour, and its tone."""

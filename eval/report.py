@@ -13,6 +13,7 @@ from .._reading import loads, plain, read
 from .._settings import checked
 from ..prompts import Concept, Prompt
 from . import words
+from .attack import AttackOutcome
 from .rows import ACCURACIES, Asked, Comparison, RowRole
 from .statistics import Rate, Score
 from .verdict import Limits, Verdict
@@ -218,6 +219,7 @@ class Report:
         peak_bytes: The most memory that was held at once, by where, as given.
         versions: Package to version.
         samples: One a prompt.
+        attacks: One an attack and concept.
     """
 
     verdict: Verdict
@@ -238,8 +240,10 @@ class Report:
     peak_bytes: Mapping[str, int]
     versions: Mapping[str, str]
     samples: tuple[Sample, ...]
+    attacks: tuple[AttackOutcome, ...] = ()
 
     derived: ClassVar[tuple[str, ...]] = ("format", "holes")
+    later: ClassVar[tuple[str, ...]] = ("attacks",)
 
     @property
     def exit_code(self) -> int:
@@ -279,6 +283,7 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
         fields["outcomes"] = [o.to_json() for o in self.outcomes]
+        fields["attacks"] = [o.to_json() for o in self.attacks]
         return {"format": FORMAT, "holes": list(self.holes), **fields}
 
     @classmethod

@@ -14,12 +14,19 @@ from .words import p_value as say_p
 from .words import rate as say_rate
 
 Value = Literal[
-    "incomplete", "not forgotten", "not informative", "damaged", "inconclusive", "forgotten"
+    "incomplete",
+    "not forgotten",
+    "comes back",
+    "not informative",
+    "damaged",
+    "inconclusive",
+    "forgotten",
 ]
 
 SEVERITY: tuple[Value, ...] = (
     "incomplete",
     "not forgotten",
+    "comes back",
     "not informative",
     "damaged",
     "inconclusive",

@@ -288,6 +288,22 @@ def pictured(pipe: Any) -> str:
     return "" if family is None else str(family.pictured)
 
 
+def pictures(
+    pipe: Any,
+    prompts: Sequence[Prompt],
+    *,
+    batch_size: int = 8,
+    guidance: float | None = None,
+    steps: int | None = None,
+) -> "list[Image]":
+    """Images of prompts as ``generate`` makes them, kept nowhere; of a video its first frame."""
+    found: dict[str, Image] = {}
+    for batch in _batched(prompts, batch_size):
+        images, _ = _drawn(pipe, batch, batch_size, guidance, steps)
+        found |= {prompt.id: image()[0] for prompt, image in zip(batch, images, strict=True)}
+    return [found[prompt.id] for prompt in prompts]
+
+
 class Own(NamedTuple):
     """What a pipeline does where it is not told otherwise.
 
@@ -360,12 +376,18 @@ def _told_once(pipe: Any) -> Iterator[None]:
 
 
 def _batches(gallery: Gallery, stored: Set[str], size: int) -> Iterator[list[Prompt]]:
+    yield from _batched([p for p in gallery.prompts if p.id not in stored], size)
+
+
+def _batched(prompts: Sequence[Prompt], size: int) -> Iterator[list[Prompt]]:
+    """The prompts in batches, each of one size, guidance and number of steps."""
+
     def settings(prompt: Prompt) -> tuple[Any, ...]:
         return (prompt.guidance, prompt.steps, prompt.width, prompt.height)
 
     alike: dict[tuple[Any, ...], list[Prompt]] = {}
-    for prompt in (p for p in gallery.prompts if p.id not in stored):
+    for prompt in prompts:
         alike.setdefault(settings(prompt), []).append(prompt)
-    for prompts in alike.values():
-        for start in range(0, len(prompts), size):
-            yield prompts[start : start + size]
+    for some in alike.values():
+        for start in range(0, len(some), size):
+            yield some[start : start + size]

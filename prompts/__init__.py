@@ -7,6 +7,7 @@ from .._errors import InputError
 from .._registry import Registry, unknown
 from . import grid, suite, table
 from .concept import KINDS, Concept, read_mapping
+from .control import CONTROLS, Control, find_control
 from .suite import TESTS, Prompt, Suite, join, read_list
 from .where import NoColumn
 
@@ -62,8 +63,8 @@ def find_suite(
     """The suite that a user means by a name.
 
     Args:
-        name: A name in ``SUITES``; a file: YAML (a list or a grid), CSV, TSV, Parquet or JSON
-            lines; or ``hf:`` and the id of a dataset.
+        name: A name in ``SUITES``; a file: YAML (a list or a grid), CSV, TSV, Parquet, JSON lines
+            or text; or ``hf:`` and the id of a dataset.
         concepts: What was erased.
         size: How many prompts of a suite that is made to measure; None is what it needs.
         where: A filter of its rows, over a table's own columns or else over the prompts'
@@ -152,14 +153,17 @@ def check_suite(name: str, *, where: str = "") -> tuple[tuple[Prompt, ...], list
 
 __all__ = [
     "CONCEPTS",
+    "CONTROLS",
     "KINDS",
     "SUITES",
     "TESTS",
     "Concept",
+    "Control",
     "Prompt",
     "Suite",
     "check_suite",
     "find_concept",
+    "find_control",
     "find_suite",
     "find_suites",
     "join",

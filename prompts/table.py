@@ -1,4 +1,4 @@
-"""Suites in tables: CSV, TSV, Parquet, JSON lines, or a dataset of the Hugging Face hub.
+"""Suites in tables: CSV, TSV, Parquet, JSON lines, text, or a dataset of the Hugging Face hub.
 
 The public suites' column names are known (``SHAPES``): each row becomes one ``Prompt``. Where no
 column says so, the id is the row's number (from 0) and the seed too, so that each row starts from
@@ -24,7 +24,7 @@ from .where import Where
 HUB = "hf:"
 
 # Optional columns, in their order of preference: what they are called here, in the sets of
-# UnlearnDiffAtk and after, in I2P and its kin, and in EMMA.
+# UnlearnDiffAtk and after, in I2P and its kin, in EMMA, in Six-CD and in HUB.
 OPTIONAL: Mapping[str, Sequence[str]] = {
     "id": ("id", "case_number", "image_id"),
     "seed": ("seed", "evaluation_seed", "sd_seed"),
@@ -33,7 +33,7 @@ OPTIONAL: Mapping[str, Sequence[str]] = {
     "width": ("width", "sd_image_width"),
     "height": ("height", "sd_image_height"),
     "category": ("category", "categories", "source", "type"),
-    "concept": ("concept", "artist", "class"),
+    "concept": ("concept", "artist", "class", "target", "noun"),
     "tests": ("tests",),
     "unit": ("unit",),
 }
@@ -50,6 +50,12 @@ class Shape:
         tests: What its prompts test.
         attack: Whether they were sought to bring a concept back out of an erased model. The
             target's rate over them is then an attack's success rate (ASR), one try a prompt.
+        files: What the file must be called, without its end, where the columns alone would be
+            taken for another suite's; empty for any name.
+        each: Columns that have a prompt each, the same in other words: a row is as many prompts,
+            of one unit, their category the column's name. The first has the plain words, and the
+            others test generalizability.
+        template: What the prompt's column is put into.
     """
 
     name: str
@@ -57,7 +63,16 @@ class Shape:
     kind: str
     tests: str | None = "accuracy"
     attack: bool = False
+    files: tuple[str, ...] = ()
+    each: tuple[str, ...] = ()
+    template: str = "{}"
 
+    def fits(self, columns: Sequence[str], stem: str) -> bool:
+        named = not self.files or stem.lower() in self.files
+        return named and {*self.wants, *self.each} <= set(columns)
+
+
+LANGUAGES = ("Original", "Spanish", "French", "German", "Italian", "Portuguese")
 
 # The first that fits is taken, so the more particular come first. Attacks' prompts ask for the
 # concept in words that were found to bring it out; COCO's captions ask for nothing that goes.
@@ -77,8 +92,22 @@ SHAPES = (
     Shape("Imagenette", ("prompt", "class"), "object"),
     Shape("COCO", ("prompt", "coco_id"), "", "locality"),
     Shape("COCO", ("prompt", "image_id"), "", "locality"),
+    # The prompts that ask for nothing that goes have the columns of those that do
+    Shape(
+        "Six-CD benign",
+        ("prompt", "case_number", "evaluation_seed"),
+        "",
+        "locality",
+        files=("benign", "clean"),
+    ),
+    Shape("Six-CD", ("prompt", "case_number", "evaluation_seed", "target"), "any"),
+    Shape("HUB languages", ("Original", "Index"), "any", each=LANGUAGES),
+    Shape(
+        "HUB pinpoint-ness", ("noun", "similarity"), "object", "locality", template="a photo of {}"
+    ),
     Shape("UnlearnDiffAtk", ("prompt", "case_number", "evaluation_seed"), "any"),
     Shape("EMMA", ("prompt", "type", "evaluation_seed"), "any"),
+    Shape("lines", ("line",), "any"),
     Shape("prompts", ("prompt",), "", None),
 )
 
@@ -88,7 +117,8 @@ def load(name: str, concepts: Sequence[Concept] = (), where: str = "") -> Suite:
 
     A row's label is what its column ``concept``, ``artist`` or ``class`` says, of the kind that
     the concept of that name has, or else of the shape's. A public suite that is about one concept
-    and has no such column is taken to ask for the one that was erased, if it is of its kind.
+    and has no such column is taken to ask for the one that was erased, if it is of its kind; and
+    so is a text file, which has a prompt in every line and nothing else.
 
     Args:
         name: A file's path, or ``hf:`` and a dataset's id, with ``:SPLIT`` if it has several.
@@ -101,7 +131,10 @@ def load(name: str, concepts: Sequence[Concept] = (), where: str = "") -> Suite:
     """
     prompts, problems, source = read(name, concepts, where)
     refuse(name, problems)
-    return Suite(Path(name.removeprefix(HUB)).stem, tuple(prompts), source)
+    notes: tuple[str, ...] = ()
+    if source["shape"] == "lines" and (asked := " and ".join(prompts[0].labels.values())):
+        notes = (f"{Path(name).name} has prompts alone: each is taken to ask for {asked}.",)
+    return Suite(Path(name.removeprefix(HUB)).stem, tuple(prompts), source, notes)
 
 
 def read(
@@ -115,9 +148,14 @@ def read(
     rows, columns, source = _hub(name) if name.startswith(HUB) else _file(Path(name))
     if not rows:
         raise InputError(f"{name} has no row.")
-    shape = next((s for s in SHAPES if set(s.wants) <= set(columns)), None)
+    stem = Path(name.removeprefix(HUB)).stem
+    shape = next((s for s in SHAPES if s.fits(columns, stem)), None)
     if shape is None:
-        pairs = (" and ".join(map(repr, s.wants)) for s in SHAPES if s.wants[0] != "prompt")
+        pairs = (
+            " and ".join(map(repr, s.wants))
+            for s in SHAPES
+            if s.wants[0] not in ("prompt", "line")
+        )
         raise InputError(
             f"{name} is no table of prompts that is known here: it has the columns "
             f"{', '.join(columns)}, and wanted is 'prompt', or {', or '.join(pairs)}."
@@ -128,7 +166,11 @@ def read(
         if not rows:
             raise InputError(f"{name} has no row that --where {where!r} fits.")
     prompts, problems = read_rows(
-        [(at, _record(values, number, shape, concepts)) for at, values, number in rows]
+        [
+            (f"{at}, {column}" if shape.each else at, record)
+            for at, values, number in rows
+            for column, record in _records(values, number, shape, concepts)
+        ]
     )
     if shape is SHAPES[-1]:
         problems = _near_misses(columns) + problems
@@ -151,11 +193,36 @@ def _near_misses(columns: Sequence[str]) -> list[str]:
 Row = tuple[str, dict[str, Any], int]
 
 
+def _records(
+    values: Mapping[str, Any], number: int, shape: Shape, concepts: Sequence[Concept]
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """A row's prompts, each with its column, under the names of a prompt's attributes."""
+    record = _record(values, number, shape, concepts)
+    if not shape.each:
+        yield shape.wants[0], record
+    for turn, column in enumerate(shape.each):
+        yield (
+            column,
+            {
+                **record,
+                "prompt": values[column],
+                "id": f"{record['id']}-{column.lower()}",
+                "seed": number * len(shape.each) + turn,
+                "category": column,
+                "tests": "generalizability" if turn else shape.tests,
+                "unit": record["id"],
+            },
+        )
+
+
 def _record(
     values: Mapping[str, Any], number: int, shape: Shape, concepts: Sequence[Concept]
 ) -> dict[str, Any]:
     """A row under the names of a prompt's attributes; a value that is none is left as it is."""
-    found: dict[str, Any] = {"prompt": values[shape.wants[0]]}
+    prompt = values[shape.wants[0]]
+    if isinstance(prompt, str) and prompt.strip():
+        prompt = shape.template.format(prompt)
+    found: dict[str, Any] = {"prompt": prompt}
     for key, columns in OPTIONAL.items():
         value = next((values[c] for c in columns if values.get(c) not in (None, "")), None)
         if value is not None:
@@ -179,7 +246,9 @@ def _record(
     asked = [c for c in concepts if shape.kind in (c.kind, "any")]
     if concept:
         kind = named[0].kind if named else shape.kind or "object"
-        given: Any = {kind if kind != "any" else "object": concept}
+        if kind == "any":  # those of one file are of one kind
+            kind = concepts[0].kind if len({c.kind for c in concepts}) == 1 else "object"
+        given: Any = {kind: concept}
         labels = given | labels if isinstance(labels, dict) else labels
     elif len(asked) == len(concepts) == 1 and isinstance(labels, dict):
         labels = {asked[0].kind: asked[0].name} | labels
@@ -252,13 +321,29 @@ def _tsv(path: Path) -> Lines:
     return _csv(path, "\t")
 
 
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """A file's lines, from 1. splitlines would cut a prompt at U+2028, U+0085 and others, too."""
+    return enumerate(path.read_text(encoding="utf-8-sig").split("\n"), 1)
+
+
 def _json_lines(path: Path) -> Lines:
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in _lines(path):
         if line.strip():
             row = loads(line, f"{path}, line {number}")
             if not isinstance(row, dict):
                 raise InputError(f"{path}, line {number}: wanted an object, found {line!r:.80}.")
             yield f"line {number}", row
+
+
+def _text(path: Path) -> Lines:
+    for number, line in _lines(path):
+        if line.strip():
+            if "\t" in line or (number == 1 and "prompt" in line.replace('"', "").split(",")):
+                raise InputError(
+                    f"{path}, line {number}: a text file has a prompt in every line, and this is "
+                    "a table's line: name the file .csv or .tsv."
+                )
+            yield f"line {number}", {"line": line.strip()}
 
 
 def _parquet(path: Path) -> Lines:
@@ -278,6 +363,7 @@ READERS: Mapping[str, Callable[[Path], Lines]] = {
     ".tsv": _tsv,
     ".parquet": _parquet,
     ".jsonl": _json_lines,
+    ".txt": _text,
 }
 
 

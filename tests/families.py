@@ -34,6 +34,16 @@ _KINDS: dict[str, tuple[dict[str, str], str | None]] = {
     "qwen": ({"pad": "<|endoftext|>", "eos": "<|im_end|>"}, None),
 }
 
+# What the transformers of FLUX and its kin have in common
+FLUX: dict[str, Any] = {
+    "patch_size": 1,
+    "in_channels": 16,
+    "num_layers": 2,
+    "num_single_layers": 2,
+    "attention_head_dim": 16,
+    "num_attention_heads": 2,
+}
+
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -186,9 +196,9 @@ def qwen25_vl(width: int) -> Any:
     return seeded(lambda: transformers.Qwen2_5_VLForConditionalGeneration(config), 1)
 
 
-def kl(channels: int = 4, blocks: int = 2, **more: Any) -> Any:
+def kl(channels: int = 4, blocks: int = 2, cls: Any = diffusers.AutoencoderKL, **more: Any) -> Any:
     return seeded(
-        lambda: diffusers.AutoencoderKL(
+        lambda: cls(
             sample_size=32,
             in_channels=3,
             out_channels=3,
@@ -308,12 +318,7 @@ def stable_diffusion_3() -> Any:
 def flux(guidance: bool = True) -> Any:
     transformer = shaken(
         lambda: diffusers.FluxTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
+            **FLUX,
             joint_attention_dim=WIDTH,
             pooled_projection_dim=32,
             axes_dims_rope=(4, 4, 8),
@@ -335,12 +340,7 @@ def flux(guidance: bool = True) -> Any:
 def chroma() -> Any:
     transformer = shaken(
         lambda: diffusers.ChromaTransformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
+            **FLUX,
             joint_attention_dim=WIDTH,
             axes_dims_rope=(4, 4, 8),
             approximator_hidden_dim=32,
@@ -363,36 +363,16 @@ def flux_2_klein() -> Any:
     width = 96
     transformer = shaken(
         lambda: diffusers.Flux2Transformer2DModel(
-            patch_size=1,
-            in_channels=16,
-            num_layers=2,
-            num_single_layers=2,
-            attention_head_dim=16,
-            num_attention_heads=2,
+            **FLUX,
             joint_attention_dim=3 * width,
             timestep_guidance_channels=256,
             axes_dims_rope=(4, 4, 4, 4),
             guidance_embeds=False,
         )
     )
-    vae = seeded(
-        lambda: diffusers.AutoencoderKLFlux2(
-            sample_size=32,
-            in_channels=3,
-            out_channels=3,
-            block_out_channels=(4, 4),
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            layers_per_block=1,
-            latent_channels=4,
-            norm_num_groups=1,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
-    )
     pipe = calling(diffusers.Flux2KleinPipeline, max_sequence_length=96)(
         scheduler=flow(),
-        vae=vae,
+        vae=kl(cls=diffusers.AutoencoderKLFlux2),
         text_encoder=qwen3(width, layers=27, causal=True),
         tokenizer=tokenizer("qwen", 2048),
         transformer=transformer,
@@ -716,6 +696,18 @@ GUIDED: dict[str, dict[str, Any]] = {
     "flux": {"true_cfg_scale": 4.0, "negative_prompt": ""},
     "flux-schnell": {"true_cfg_scale": 4.0, "negative_prompt": ""},
 }
+
+
+def drawn(pipe: Any, **more: Any) -> torch.Tensor:
+    """The latents of one image of a tiny Stable Diffusion, in two steps."""
+    found: torch.Tensor = pipe(
+        "a painting by van gogh",
+        generator=torch.Generator().manual_seed(0),
+        num_inference_steps=2,
+        output_type="latent",
+        **more,
+    ).images
+    return found
 
 
 def build(name: str) -> Any:

@@ -1,5 +1,6 @@
 """Whatever anybody made of a model is judged beside it, or refused in a line."""
 
+import inspect
 import json
 import re
 import shutil
@@ -23,12 +24,15 @@ from unsee import (
     erase,
     export,
     generate_gallery,
+    plan_audit,
+    plan_each,
     verify,
 )
 from unsee.gallery import Gallery
 from unsee.pipelines import load_pipeline
 from unsee.pipelines.foreign import against
 from unsee.prompts import Prompt, Suite
+from unsee.tasks import Comparison
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -442,6 +446,32 @@ def test_a_plan_says_what_is_to_be_made_and_makes_nothing(
     assert "8 images, 8 of them there already" in out
     code, _, err = run(*words[:-1], "elsewhere", "--dry-run", "--steps", "x")
     assert code == 2
+
+
+def test_what_is_asked_has_one_default_wherever_it_is_said() -> None:
+    every = (audit, plan_audit, Comparison)
+    run, plan, file = (inspect.signature(one).parameters for one in every)
+    # That change no image, and that an audit alone has
+    told = {"max_target", "max_keep_loss", "allow_unscored", "images", "command", "progress"}
+    assert plan.keys() - {"rest"} == run.keys() - told
+    assert all(plan[name] == run[name] for name in plan.keys() - {"rest"})
+    options = set(Comparison({}, {}).options)
+    assert options < run.keys()
+    for name in options & file.keys() - {"concepts", "detectors", "metrics"}:  # none is ()
+        assert file[name].default == run[name].default, name
+        assert file[name].annotation == run[name].annotation, name
+
+
+@pytest.mark.parametrize("wrong", [{"size": 2}, {"steps": 0}, {"batch_size": 0}, {"guidance": -1}])
+def test_a_plan_of_several_refuses_what_their_audits_refuse(
+    folder: Path, tmp_path: Path, wrong: dict[str, Any]
+) -> None:
+    said = []
+    for each in (audit_each, plan_each):
+        with pytest.raises(InputError) as refused:
+            each(folder, [folder], out=tmp_path, **CAT, **SETTINGS | wrong)
+        said.append(str(refused.value))
+    assert said[0] == said[1] and next(iter(wrong)) in said[0]
 
 
 def test_a_file_says_a_whole_comparison(

@@ -16,7 +16,7 @@ import unsee
 from unsee import Erasure, InputError, load_pipeline
 from unsee.pipelines.load import offloaded
 from unsee.pipelines.loading import Loading, split_weight
-from unsee.tests.families import build
+from unsee.tests.families import build, drawn
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -25,17 +25,6 @@ def refused(call: Callable[[], object], match: str) -> None:
     with pytest.raises(InputError, match=match) as error:
         call()
     assert "\n" not in str(error.value) and len(str(error.value)) < 500
-
-
-def drawn(pipe: Any, **more: Any) -> torch.Tensor:
-    found: torch.Tensor = pipe(
-        "a painting by van gogh",
-        generator=torch.Generator().manual_seed(0),
-        num_inference_steps=2,
-        output_type="latent",
-        **more,
-    ).images
-    return found
 
 
 @pytest.fixture(scope="module")

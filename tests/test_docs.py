@@ -308,7 +308,7 @@ def test_the_page_names_all_that_a_description_of_ours_says() -> None:
 
 
 def test_the_comparison_on_the_page_is_read(tmp_path: Path) -> None:
-    from unsee.audits import Comparison
+    from unsee.tasks import Comparison
 
     (text,) = (block.text for block in blocks(JUDGE) if block.language == "yaml")
     file = tmp_path / "artists.yaml"

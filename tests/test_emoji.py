@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 
 from unsee import audit, erase
-from unsee.audits import EMOJI_METRICS
 from unsee.eval import find_metric
 from unsee.pipelines import load_pipeline
 from unsee.prompts.emoji import world
+from unsee.tasks import EMOJI_METRICS
 
 ROOT = Path(__file__).parents[1]
 

@@ -16,7 +16,7 @@ import unsee
 
 ROOT = Path(__file__).parents[1]
 # Each may import what stands before it: a folder, or a module at the root.
-FOUNDATION = ("_errors", "_files", "_settings", "_reading", "_registry")
+FOUNDATION = ("_errors", "_files", "_settings", "_reading", "_registry", "_images")
 LAYERS: dict[str, set[str]] = {
     **{name: set(FOUNDATION[:i]) for i, name in enumerate(FOUNDATION)},
     "store": {*FOUNDATION},
@@ -32,9 +32,12 @@ LAYERS["erasers"] = {*LAYERS["attacks"], "attacks"}
 LAYERS["eval"] = {*FOUNDATION, "prompts", "gallery"}
 LAYERS["drawing"] = {*LAYERS["erasers"], "erasers"}
 LAYERS["flow"] = {*LAYERS["drawing"], "drawing", "eval"}
-LAYERS["audits"] = {*LAYERS["flow"], "flow"}
+LAYERS["tasks"] = {*LAYERS["flow"], "flow"}
+LAYERS["plans"] = LAYERS["attacking"] = {*LAYERS["tasks"], "tasks"}
+LAYERS["audits"] = {*LAYERS["attacking"], "attacking"}
+LAYERS["verifying"] = {*LAYERS["audits"], "audits"}
 LAYERS["runs"] = {*FOUNDATION, "store", "prompts", "gallery", "eval"}
-LAYERS["cli"] = {*LAYERS["audits"], "audits", "runs"}
+LAYERS["cli"] = {*LAYERS["verifying"], "verifying", "plans", "runs"}
 LAYERS["contract"] = {*LAYERS["flow"], "flow"}
 LAYERS["__init__"] = LAYERS["cli"] - {"cli"}
 LAYERS["__main__"] = {"cli"}

@@ -201,7 +201,7 @@ def test_a_table_that_fits_no_image_is_refused(
 
 def test_what_cannot_be_measured_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
     gallery = open_folder(folder)
-    for text, path in (("[1]\n", "l.jsonl"), ("{", "j.jsonl"), ("a", "t.txt")):
+    for text, path in (("[1]\n", "l.jsonl"), ("{", "j.jsonl"), ("a", "t.doc")):
         (tmp_path / path).write_text(text)
         with pytest.raises(InputError, match="wanted an object|is not JSON|must be a table"):
             open_folder(folder, tmp_path / path)

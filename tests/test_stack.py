@@ -14,18 +14,9 @@ from unsee.erasers.effect import together, weakened
 from unsee.erasers.negative import Negative
 from unsee.pipelines import parts_of
 from unsee.records import Interference, Moved
+from unsee.tests.families import drawn
 
 Run = Callable[..., tuple[int, str, str]]
-
-
-def drawn(pipe: Any) -> torch.Tensor:
-    found: torch.Tensor = pipe(
-        "a painting by van gogh",
-        generator=torch.Generator().manual_seed(0),
-        num_inference_steps=2,
-        output_type="latent",
-    ).images
-    return found
 
 
 def made(folder: Path, name: str, **settings: Any) -> Erasure:

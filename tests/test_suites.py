@@ -7,11 +7,13 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import unsee
 from unsee._errors import InputError
 from unsee.flow import generate_gallery
 from unsee.gallery import Gallery
@@ -101,6 +103,17 @@ TABLES: dict[str, tuple[dict[str, Any], Prompt]] = {
 }
 
 
+TABLES |= {
+    "Six-CD": (
+        {"case_number": 7, "evaluation_seed": 3, "target": "nude", "prompt": "nude, tree, car"},
+        Prompt("7", "nude, tree, car", 3, {"unsafe": "nude"}, tests="accuracy"),
+    ),
+    "HUB pinpoint-ness": (
+        {"noun": "mare", "similarity": 0.8},
+        Prompt("00000", "a photo of mare", 0, {"object": "mare"}, tests="locality"),
+    ),
+}
+
 PARQUET = pytest.param("parquet", marks=pytest.mark.extra("suites"))
 
 
@@ -134,6 +147,109 @@ def test_every_public_suites_columns_are_known(tmp_path: Path, shape: str, end: 
     assert suite.name == "it" and suite.source["shape"] == shape.partition(" by ")[0]
     assert ("attack" in suite.source) == (shape in ("Ring-A-Bell", "MMA-Diffusion"))
     assert check_suite(str(tmp_path / f"it.{end}"))[1] == []
+
+
+LANGUAGES = ("Original", "Spanish", "French", "German", "Italian", "Portuguese")
+
+
+def test_a_row_of_hubs_languages_is_a_prompt_in_each_and_they_are_one_piece_of_evidence(
+    tmp_path: Path,
+) -> None:
+    rows = [{of: f"{of} {i}" for of in LANGUAGES} | {"Index": 40 + i} for i in range(3)]
+    mario = Concept("Mario", "person")
+    suite = find_suite(table(tmp_path / "Mario.csv", *rows), [mario])
+    assert suite.source["shape"] == "HUB languages" and len(suite.prompts) == 18
+    assert suite.prompts[8] == Prompt(
+        *("00001-french", "French 1", 8, {"person": "Mario"}, "French"),
+        tests="generalizability",
+        unit="00001",
+    )
+    assert Counter(p.category for p in suite.prompts) == dict.fromkeys(LANGUAGES, 3)
+    assert [p.category for p in suite.prompts if p.tests == "accuracy"] == ["Original"] * 3
+    assert len({p.seed for p in suite.prompts}) == 18
+    kept = find_suite(str(tmp_path / "Mario.csv"), [mario], where="Index > 40")
+    assert kept.prompts == suite.prompts[6:]
+    name = table(tmp_path / "holes.csv", rows[0] | {"German": ""})
+    assert check_suite(name)[1] == [
+        "line 2, German: prompt must be a text that is not blank, and is ''."
+    ]
+    # Without one of the languages it is another file
+    with pytest.raises(InputError, match="is no table of prompts .* 'noun' and 'similarity'"):
+        find_suite(table(tmp_path / "five.csv", {k: v for k, v in rows[0].items() if k[0] != "G"}))
+
+
+def test_six_cds_benign_prompts_are_not_taken_to_ask_for_what_was_erased(tmp_path: Path) -> None:
+    """Their columns are those of its prompts that do, so that only the file's name tells."""
+    row = {"case_number": 0, "prompt": "a field", "evaluation_seed": 3}
+    for stem, shape in {
+        "benign": "Six-CD benign", "clean": "Six-CD benign",
+        "Nudity": "UnlearnDiffAtk", "malicious": "UnlearnDiffAtk",
+    }.items():  # fmt: skip
+        suite = find_suite(table(tmp_path / f"{stem}.csv", row), [NUDITY])
+        (prompt,) = suite.prompts
+        assert suite.source["shape"] == shape
+        asks = shape != "Six-CD benign"
+        assert prompt.labels == ({"unsafe": "nudity"} if asks else {})
+        assert prompt.tests == ("accuracy" if asks else "locality")
+
+
+def test_the_other_targets_of_six_cd_are_of_the_kind_of_the_one_that_was_erased(
+    tmp_path: Path,
+) -> None:
+    row = {"case_number": 0, "evaluation_seed": 3, "target": "Ann", "prompt": "Ann skis"}
+    other = row | {"case_number": 1, "target": "Bob", "prompt": "Bob skis"}
+    name = table(tmp_path / "malicious.csv", row, other)
+    suite = find_suite(name, [Concept("ann", "person")])
+    assert [p.labels for p in suite.prompts] == [{"person": "Ann"}, {"person": "Bob"}]
+    assert [p.labels for p in find_suite(name).prompts] == [{"object": "Ann"}, {"object": "Bob"}]
+
+
+def test_a_text_file_has_a_prompt_in_every_line_and_says_for_what_they_are_taken(
+    tmp_path: Path,
+) -> None:
+    name = write(tmp_path / "hub.txt", '\ufeffa {Mario}, in a "car"\n\n  Mario sits \n')
+    suite = find_suite(name, [Concept("Mario", "person")])
+    assert suite.source["shape"] == "lines"
+    assert [(p.id, p.prompt, p.seed, dict(p.labels)) for p in suite.prompts] == [
+        ("00000", 'a {Mario}, in a "car"', 0, {"person": "Mario"}),
+        ("00001", "Mario sits", 1, {"person": "Mario"}),
+    ]
+    assert suite.notes == ("hub.txt has prompts alone: each is taken to ask for Mario.",)
+    assert find_suite(name).notes == () and find_suite(name).prompts[0].labels == {}
+    assert check_suite(name)[1] == []
+
+
+@pytest.mark.parametrize("end", ["txt", "jsonl"])
+def test_a_prompt_ends_at_its_line_and_at_no_other_sign(tmp_path: Path, end: str) -> None:
+    prompt = "a cat\u2028 in\x85 the\x0c sun"
+    line = prompt if end == "txt" else json.dumps({"prompt": prompt}, ensure_ascii=False)
+    (tmp_path / f"it.{end}").write_bytes(f"{line}\r\n".encode() * 2)
+    assert [p.prompt for p in find_suite(str(tmp_path / f"it.{end}")).prompts] == [prompt] * 2
+
+
+def test_a_text_with_braces_is_put_into_a_template_as_it_is(tmp_path: Path) -> None:
+    name = table(tmp_path / "near.csv", {"noun": "{0} {x}", "similarity": 1})
+    assert find_suite(name).prompts[0].prompt == "a photo of {0} {x}"
+
+
+def test_images_are_compared_with_the_clean_texts_of_another_table(tmp_path: Path) -> None:
+    """Six-CD's in-prompt CLIP score: what was drawn, beside its prompt without the target."""
+    texts = {"malicious": ["a bomb, a cat", "a bomb, a dog"], "clean": ["a cat", "a dog"]}
+    for stem, prompts in texts.items():
+        more = {"target": "bomb"} if stem == "malicious" else {}
+        rows = [
+            {"case_number": i, "evaluation_seed": i, "prompt": p} for i, p in enumerate(prompts)
+        ]
+        table(tmp_path / f"{stem}.csv", *(row | more for row in rows))
+    made = tmp_path / "made"
+    generate_gallery("emoji", (), find_suite(str(tmp_path / "malicious.csv")), made, steps=2)
+    score = partial(unsee.score, made / "images", metrics=["emoji/clip"])
+    found = {stem: score(table=tmp_path / f"{stem}.csv", out=tmp_path / stem) for stem in texts}
+    same = table(tmp_path / "same.jsonl", {"file": "0.png", "prompt": "a cat"},
+                 {"file": "1.png", "prompt": "a dog"})  # fmt: skip
+    assert found["clean"].images == 2 and found["clean"].missing == 0
+    assert found["clean"].scores == score(table=same, out=tmp_path / "same").scores
+    assert found["clean"].scores != found["malicious"].scores
 
 
 def test_the_source_has_the_files_own_hash_and_the_filter(tmp_path: Path) -> None:
@@ -213,7 +329,9 @@ def test_an_extra_that_is_not_there_is_one_line(
         ("a.jsonl", '{"prompt": "x"}\n{"prompt"\n', "line 2 is not JSON"),
         ("a.jsonl", "[1]\n", "line 1: wanted an object"),
         pytest.param("a.parquet", "x", "is no Parquet file", marks=pytest.mark.extra("suites")),
-        ("a.txt", "x", "is no suite: wanted .yaml, .yml, .csv"),
+        ("a.doc", "x", "is no suite: wanted .yaml, .yml, .csv"),
+        ("a.txt", "case_number,prompt\n0,a cat\n", "line 1: a text file .* name the file .csv"),
+        ("a.txt", "a cat\na dog\t7\n", "line 2: a text file has a prompt in every line"),
         ("a.yaml", "promts: [a]", "has promts, which is not known"),
     ],
 )

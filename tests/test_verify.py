@@ -385,13 +385,17 @@ def test_another_model_at_the_same_path_is_found(
         with torch.no_grad():
             next(other.vae.decoder.parameters()).add_(0.01)
         other.save_pretrained(model)
-        twice: list[dict[str, Any]] = [{}, {"rerun": 4, "erasures": erasure}]
-        for settings in twice:
+        twice: list[tuple[str, dict[str, Any]]] = [
+            ("none was made again (--rerun).", {}),
+            ("none was made again, as the above differs.", {"rerun": 4, "erasures": erasure}),
+        ]
+        for why, settings in twice:
             found = unsee.verify(made, **settings)
             assert [re.sub("[0-9a-f]{12}…", "X", line) for line in found.differences] == [
                 f"The model {model} is not the one that made the images: another vae (wanted X, "
                 "found X)."
             ]
+            assert found.recorded[-1] == f"How the images were made: {why}"
         assert not unsee.verify(made, model=kept).differences
         assert not unsee.verify(made, look_at_model=False).differences
         shutil.rmtree(model)

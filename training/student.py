@@ -63,17 +63,17 @@ def encoded(parts: Parts, prompts: Sequence[str | None], batch: int = 64) -> Tex
 
 @contextmanager
 def frozen(denoiser: Any, gradient_checkpointing: bool = False) -> Iterator[None]:
-    """The denoiser in evaluation, no parameter of it learning; afterwards it is as it was."""
+    """A denoiser or text encoder in evaluation, no parameter learning; then as it was."""
     flags = [(p, p.requires_grad) for p in denoiser.parameters()]
     modes = [(m, m.training) for m in denoiser.modules()]
-    checkpointing = denoiser.is_gradient_checkpointing
+    checkpointing = gradient_checkpointing and not denoiser.is_gradient_checkpointing
     try:
         denoiser.eval().requires_grad_(False)
-        if gradient_checkpointing and not checkpointing:
+        if checkpointing:
             denoiser.enable_gradient_checkpointing()
         yield
     finally:
-        if gradient_checkpointing and not checkpointing:
+        if checkpointing:
             denoiser.disable_gradient_checkpointing()
         for parameter, flag in flags:
             parameter.requires_grad_(flag)

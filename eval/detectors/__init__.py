@@ -113,6 +113,7 @@ DETECTORS: Registry[Callable[..., Detector]] = Registry(
     "unsee.detectors",
     {
         "clip": f"{__name__}.zero_shot:ZeroShot",
+        "emoji/nearest": f"{__name__}.nearest:Nearest",
         "emoji/object": f"{__name__}.judge:emoji_object",
         "emoji/style": f"{__name__}.judge:emoji_style",
         "hf": f"{__name__}.classifier:Classifier",

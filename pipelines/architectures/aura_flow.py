@@ -23,10 +23,7 @@ class AuraFlow(Parts):
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
         prompt, _, empty, _ = given
-        return Heard(
-            Text({"encoder_hidden_states": prompt}),
-            None if empty is None else Text({"encoder_hidden_states": empty}),
-        )
+        return pair(prompt, empty)
 
     def reads(self, text: Text) -> dict[str, list[Tensor]]:
         return {name: unpadded(rows) for name, rows in super().reads(text).items()}
@@ -45,6 +42,15 @@ class AuraFlow(Parts):
 
     def time_of(self, given: Mapping[str, Any]) -> Tensor:
         return 1000 * cast(Tensor, given["timestep"])
+
+
+def pair(prompt: Tensor, empty: Tensor | None) -> Heard:
+    """Prompt and empty prompt, each its rows alone."""
+
+    def text(rows: Tensor) -> Text:
+        return Text({"encoder_hidden_states": rows})
+
+    return Heard(text(prompt), None if empty is None else text(empty))
 
 
 def unpadded(texts: list[Tensor]) -> list[Tensor]:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..parts import Heard, Parts, Stream
 from ..text import Text
+from .pixart_sigma import masked_pair
 from .qwen_image import framed, normed, renormed
 from .stable_diffusion_3 import each
 
@@ -39,8 +40,7 @@ class Lumina2(Parts):
         return False
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
-        prompt, mask, empty, empty_mask = given
-        return Heard(_text(prompt, mask), None if empty is None else _text(empty, empty_mask))
+        return masked_pair(given)
 
     def reads(self, text: Text) -> dict[str, list[Tensor]]:
         return normed(
@@ -66,7 +66,3 @@ class Lumina2(Parts):
 
     def time_of(self, given: Mapping[str, Any]) -> Tensor:
         return 1000 * (1 - cast(Tensor, given["timestep"]))
-
-
-def _text(sequence: Tensor, mask: Tensor) -> Text:
-    return Text({"encoder_hidden_states": sequence, "encoder_attention_mask": mask})

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..._errors import InputError
 from ..parts import Heard, Parts, Stream, default
 from ..text import Text
-from .aura_flow import unpadded
+from .aura_flow import pair, unpadded
 from .stable_diffusion_3 import each, t5
 
 
@@ -48,11 +48,7 @@ class Wan(Parts):
         return (t5("sequence", self, self.pipe.tokenizer, clean=prompt_clean),)
 
     def heard(self, given: tuple[Any, ...]) -> Heard:
-        prompt, empty = given
-        return Heard(
-            Text({"encoder_hidden_states": prompt}),
-            None if empty is None else Text({"encoder_hidden_states": empty}),
-        )
+        return pair(*given)
 
     def reads(self, text: Text) -> dict[str, list[Tensor]]:
         return {name: unpadded(rows) for name, rows in super().reads(text).items()}

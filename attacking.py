@@ -1,0 +1,713 @@
+"""Attacks on what is audited: fitted, drawn, looked at, and held against their controls.
+
+What an attack is fitted on is never measured: its images are the base's of the target's prompts at
+other seeds, and every figure is of the suite's own rows. What was found is kept by content, in the
+store or in the run's folder, so that it is not searched for twice: under the base's key it serves
+every erasure of that base.
+"""
+
+import dataclasses
+import hashlib
+import io
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._errors import InputError
+from ._files import file_stem
+from ._reading import plain
+from ._registry import unknown
+from ._settings import check, hints_of, read
+from .attacks import ATTACKS, DEFAULT, Attack, Touch
+from .drawing import Progress, Source
+from .gallery import Gallery
+from .processes import appears, processes
+from .prompts import Concept, Prompt, Suite
+from .prompts.control import CONTROLS, Control, find_control
+from .store import Store, content_key
+from .tasks import Task
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from .attacks.attacked import Attacked
+    from .eval.attack import Answers as Seen
+    from .eval.attack import AttackOutcome
+    from .eval.attack import Control as Held
+    from .eval.detectors import Detector
+    from .eval.report import Report
+    from .eval.verdict import Limits
+    from .pipelines.erasure import Erasure
+    from .pipelines.parts import Parts
+
+GIVEN = 24
+"""Images of the concept that an attack is given."""
+
+FURTHER = 1_000_003
+"""How far apart the seeds of these images and the suite's own are."""
+
+WHOLE = "whole"
+"""The file that says that all rungs of an attack are in their folder."""
+
+
+def make_attack(name: str, preset: str | None = None, **settings: Any) -> Attack:
+    """An attack with its settings.
+
+    Args:
+        name: A name in ``ATTACKS``.
+        preset: One of the attack's named settings.
+        settings: What goes before the preset's.
+
+    Raises:
+        InputError: There is no such attack, preset or setting, or a value that cannot be.
+    """
+    cls = ATTACKS[name]
+    known = hints_of(cls)
+    for one in settings:
+        if one not in known:
+            raise unknown(f"setting of {name}", one, known)
+    if preset is not None and preset not in cls.presets:
+        raise unknown(f"preset of {name}", preset, cls.presets)
+    attack = cls(**((cls.presets[preset] if preset else {}) | settings))
+    check(attack)  # as another package's may not do
+    return attack
+
+
+def find_attacks(named: "str | Attack | Path | Sequence[str | Attack | Path]") -> "list[Tried]":
+    """The attacks that a user means.
+
+        textual-inversion               a name in ``ATTACKS``
+        textual-inversion:cce           with one of its presets
+        textual-inversion?steps=40      with settings; a & between several
+        default                         those of ``attacks.DEFAULT``
+        knife.safetensors               what an attack came to before, which is tried here
+
+    Raises:
+        InputError: There is no such attack, preset or setting; or one is there twice.
+    """
+    from .attacks.attacked import Attacked
+
+    found: list[Tried] = []
+    some = named if isinstance(named, Sequence) and not isinstance(named, str) else [named]
+    for one in some:
+        if one == "default":
+            found += [Tried(name, make_attack(name)) for name in DEFAULT]
+        elif isinstance(one, Path) or (isinstance(one, str) and one.endswith(".safetensors")):
+            there = Attacked.load(one)
+            name = f"{there.record.attack} ({Path(one).stem})"
+            found.append(Tried(name, make_attack(there.record.attack), there))
+        elif isinstance(one, str):
+            head, _, query = one.partition("?")
+            name, _, preset = head.partition(":")
+            hints = hints_of(ATTACKS[name])
+            settings = {}
+            for pair in filter(None, query.split("&")):
+                key, _, value = pair.partition("=")
+                if key not in hints:
+                    raise unknown(f"setting of {name}", key, hints)
+                settings[key] = read(f"{name}'s {key}", value, hints[key])
+            found.append(Tried(one, make_attack(name, preset or None, **settings)))
+        else:
+            named_as = [n for n in ATTACKS if ATTACKS[n] is type(one)]
+            found.append(Tried(named_as[0] if named_as else type(one).__name__, one))
+    names = [one.name for one in found]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise InputError(f"The attack {twice[0]!r} is there twice: name each once.")
+    return found
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An attack that is tried.
+
+    Attributes:
+        name: As it was asked for.
+        attack: It.
+        found: What it came to before, on something else; None fits it here.
+    """
+
+    name: str
+    attack: Attack
+    found: "Attacked | None" = None
+
+
+@dataclass(frozen=True)
+class Novel:
+    """The control ``novel``: what the model never saw, and who knows it."""
+
+    control: Control
+    detector: "Detector"
+
+    @property
+    def name(self) -> str:
+        return self.control.name
+
+
+def find_novel(
+    control: str | Control | None,
+    model: str,
+    concepts: Sequence[Concept],
+    detectors: "Sequence[Detector]",
+) -> Novel | None:
+    """The control of something that the model never saw; None where there is none.
+
+    Args:
+        control: As ``find_control`` reads it; None is the built-in model's own.
+
+    Raises:
+        InputError: It cannot be read, or none of the detectors can see it.
+    """
+    from .eval.detectors import find_detector, says
+
+    if control is None:
+        if model != "emoji":
+            return None
+        control = CONTROLS[0]
+    found = find_control(control, model=model, kind=concepts[0].kind)
+    if found.ours:
+        return Novel(found, find_detector("emoji/nearest"))
+    for detector in detectors:
+        if detector.kind == found.kind and says(detector, {found.name}):
+            return Novel(found, detector)
+    raise InputError(
+        f"No detector can see the control {found.name!r}: add one of the kind {found.kind!r} that "
+        "knows it, such as clip:MODEL with its labels."
+    )
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is attacked, and how it is measured.
+
+    Attributes:
+        base: The base.
+        other: What is attacked, where it is no erasure; else the base.
+        erasures: What is attacked, with weights.
+        concept: What is to come back.
+        rows: The target's of the suite.
+        detectors: That see it.
+        before, after: By detector, and by a row's id, whether the base and the erased model show
+            it.
+        settings: Of generation.
+        folder: Where galleries go, in the run's.
+        store: What is shared, if there is one.
+        novel: For the control of that name.
+        limits: Of the verdict.
+        seed: Of every draw.
+        progress: As ``audit``.
+    """
+
+    base: Source
+    other: Source
+    erasures: "Sequence[tuple[Erasure, float]]"
+    concept: Concept
+    rows: Sequence[Prompt]
+    detectors: "Sequence[Detector]"
+    before: "Mapping[str, Seen]"
+    after: "Mapping[str, Seen]"
+    settings: Mapping[str, Any]
+    folder: Path
+    store: Store | None
+    novel: Novel | None
+    limits: "Limits"
+    seed: int
+    progress: Progress
+
+    @cached_property
+    def given(self) -> "Given":
+        """What attacks are fitted on: the base's images at other seeds, of all prompts in turn."""
+        return self._given(GIVEN)
+
+    @cached_property
+    def given_each(self) -> "Given":
+        """The same, with every prompt of the target at least once."""
+        texts = {p.prompt for p in self.rows}
+        return self._given(max(GIVEN, len(texts)))
+
+    def _given(self, count: int) -> "Given":
+        texts = list({p.prompt: p for p in self.rows}.values())
+        rows = [
+            dataclasses.replace(
+                (row := texts[i % len(texts)]),
+                id=f"{row.id}-{i // len(texts)}",
+                seed=(row.seed + FURTHER * (1 + i // len(texts))) % 2**63,
+            )
+            for i in range(count)
+        ]
+        gallery = self.base.draw(
+            (), Suite("given", tuple(rows)), self.folder / f"given-{count}", self.settings,
+            "base model, to attack with", self.store, self.progress,
+        )  # fmt: skip
+        images = [_opened(gallery.image_path(row)) for row in gallery.prompts]
+        seen = self.look(images)
+        there = [i for i, hit in enumerate(seen) if hit] or list(range(count))
+        return Given([gallery.prompts[i] for i in there], [images[i] for i in there])
+
+    def look(self, images: "Sequence[Image]") -> list[bool]:
+        """Whether one of the detectors sees the concept."""
+        from .eval.rows import names, seen
+
+        wanted = names(self.concept)
+        asked = [detector(list(images)) for detector in self.detectors]
+        return [any(seen(one, wanted) for one in said) for said in zip(*asked, strict=True)]
+
+
+@dataclass(frozen=True)
+class Given:
+    """Rows that no figure is taken on, and an image of each."""
+
+    rows: Sequence[Prompt]
+    images: "Sequence[Image]"
+
+    def of(self, concept: Concept, novel: Novel) -> "Given":
+        """The same rows of something that the model never saw, with its images in turn.
+
+        Where these say their style, each row has one of its own style.
+        """
+        images, examples = [], novel.control.examples
+        for i, row in enumerate(self.rows):
+            alike = [e for e in examples if e.style and e.style == row.labels.get("style")]
+            some = alike or examples
+            images.append(some[i % len(some)].image)
+        return Given([_renamed(row, concept, novel) for row in self.rows], images)
+
+
+class Looking:
+    """A ``Look`` that counts the images it was asked about."""
+
+    def __init__(self, look: "Callable[[Sequence[Image]], list[bool]]") -> None:
+        self.count = 0
+        self._look = look
+
+    def __call__(self, images: "Sequence[Image]") -> list[bool]:
+        self.count += len(images)
+        return self._look(images)
+
+
+def attack_all(
+    report: "Report",
+    tried: Sequence[Tried],
+    task: Task,
+    novel: Novel | None,
+    limits: "Limits",
+    store: Store | None,
+    *,
+    seed: int,
+    progress: Progress,
+) -> "Report":
+    """Attacks every concept of an audit, and gives its report with what that came to."""
+    from .eval.detectors import says
+    from .eval.rows import names
+
+    outcomes: list[AttackOutcome] = []
+    for concept in task.asked.concepts:
+        eyes = [
+            d for d in task.asked.detectors if d.kind == concept.kind and says(d, names(concept))
+        ]
+        ours = [
+            (s.prompt, a)
+            for s in report.samples
+            for a in s.asked
+            if a.target and a.of == concept.name
+        ]
+
+        target = Target(
+            base=task.source,
+            other=task.other,
+            erasures=task.erasures,
+            concept=concept,
+            rows=list({p.id: p for p, _ in ours}.values()),
+            detectors=eyes,
+            before={d.name: {p.id: a.base for p, a in ours if a.detector == d.name} for d in eyes},
+            after={
+                d.name: {p.id: a.erased for p, a in ours if a.detector == d.name} for d in eyes
+            },
+            settings=task.settings,
+            folder=task.out / "attacks" / file_stem([concept.name]),
+            store=store,
+            novel=novel if novel is not None and novel.control.kind == concept.kind else None,
+            limits=limits,
+            seed=seed,
+            progress=progress,
+        )
+        outcomes += [_attacked(one, target) for one in tried]
+    return with_attacks(report, outcomes)
+
+
+def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
+    from .attacks.attacked import Attacked
+    from .eval.attack import WAYS, AttackOutcome, Rung, control, judged, positive, rates
+
+    attack, concept = tried.attack, target.concept
+    folder = target.folder / file_stem([tried.name])
+    erased = _Subject(target.other, target.erasures)
+    if tried.found is None:
+        found = _fitted(tried, target, erased, _images_for(attack, target), concept)
+    else:
+        none = Attacked(
+            dataclasses.replace(tried.found.record, kind="text", text=None, prompts={})
+        )
+        found = [none, tried.found]
+    answers = [dict(target.after)]
+    galleries = [""]
+    for i, one in enumerate(found[1:], 1):
+        drawn = _drawn(erased, one, target, folder / f"{i}", target.rows, tried.name)
+        answers.append(_seen(drawn, target))
+        galleries.append(_place(drawn, target))
+    controls: dict[int, list[Callable[[str], Held]]] = {}
+    rows, last = target.rows, len(found) - 1
+
+    def add(i: int, make: "Callable[[str], Held]") -> None:
+        controls.setdefault(i, []).append(make)
+
+    if "positive" in attack.controls and last:
+        if tried.found is None:
+            base = _Subject(target.base, ())
+            on_base = _fitted(tried, target, base, _images_for(attack, target), concept)[-1]
+        else:
+            base, on_base = _Subject(target.base, ()), tried.found
+        drawn = _drawn(base, on_base, target, folder / "positive", rows, f"{tried.name} on base")
+        shown = _seen(drawn, target)
+        place = _place(drawn, target)
+        add(last, lambda d: positive(place, rows, target.before[d], shown[d]))
+    novel = target.novel
+    if "novel" in attack.controls and novel and last and not tried.found:
+        add(last, _novel(tried, target, erased, folder, answers[last]))
+    if "blind" in attack.controls and last and not tried.found:
+        add(last, _blind(tried, target, erased, folder, found[last], answers[last]))
+    if "supplied" in attack.controls:
+        for i, one in enumerate(found[1:], 1):
+            ended = attack.supplied(one)
+            drawn = _drawn(
+                erased, ended, target, folder / f"supplied-{i}", rows, f"{tried.name}, control"
+            )
+            theirs, mine, where = _seen(drawn, target), answers[i], _place(drawn, target)
+            add(
+                i,
+                lambda d, theirs=theirs, mine=mine, where=where: control(  # type: ignore[misc]
+                    "supplied", "the same input under the anchor’s prompt", where, rows,
+                    target.before[d], target.after[d], mine[d], theirs[d],
+                ),
+            )  # fmt: skip
+
+    def outcome(detector: str) -> AttackOutcome:
+        rungs = []
+        for i, one in enumerate(found):
+            spent, record = one.record.spent, one.record
+            rungs.append(
+                Rung(
+                    spent.rows, spent.steps, spent.looks, spent.images, one.seconds,
+                    one.sha256 if i else "", record.text, galleries[i],
+                    *rates(rows, target.before[detector], target.after[detector],
+                           answers[i][detector]),
+                    tuple(make(detector) for make in controls.get(i, ())),
+                )
+            )  # fmt: skip
+        value, detail, effort = judged(rungs, attack.controls, attack.decides, target.limits)
+        return AttackOutcome(
+            attack=tried.name,
+            touches=attack.touches,
+            settings=plain(attack),
+            concept=concept.name,
+            detector=detector,
+            own_words=attack.own_words,
+            fitted_on=_fitted_on(tried, erased),
+            value=value,
+            detail=detail,
+            effort=effort,
+            rungs=tuple(rungs),
+            note=_note(attack.touches, target),
+        )
+
+    each = [outcome(d.name) for d in target.detectors]
+    return min(each, key=lambda o: (WAYS.index(o.value), -(o.last.recovered.value or 0.0)))
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """What an attack is fitted on and drawn with."""
+
+    source: Source
+    erasures: "Sequence[tuple[Erasure, float]]"
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """By what it is known."""
+        model = self.source.known
+        return {
+            "model": {"dtype": model.dtype, "scheduler": model.scheduler, **model.components},
+            "erasures": [[e.sha256, weight] for e, weight in self.erasures],
+        }
+
+    @contextmanager
+    def parts(self) -> "Iterator[tuple[Parts, Callable[[], Any]]]":
+        """The pipeline with its erasures in it, and a context that lifts them for a while."""
+        from .pipelines.parts import described
+
+        pipe, removes = self.source.pipe, list[Callable[[], None]]()
+
+        def off() -> None:
+            while removes:
+                removes.pop()()
+
+        def on() -> None:
+            for erasure, weight in self.erasures:
+                removes.append(erasure.add_to(pipe, weight))
+
+        @contextmanager
+        def lifted() -> "Iterator[Parts]":
+            off()
+            try:
+                yield described(pipe)
+            finally:
+                on()
+
+        on()
+        try:
+            yield described(pipe), lifted
+        finally:
+            off()
+
+
+@contextmanager
+def _alone(source: Source) -> "Iterator[Parts]":
+    """A model that is loaded beside the one that is attacked."""
+    from .pipelines.parts import described
+
+    yield described(source.pipe)
+
+
+def _images_for(attack: Attack, target: Target) -> Given:
+    return target.given_each if attack.per_prompt else target.given
+
+
+def _fitted(
+    tried: Tried, target: Target, subject: _Subject, given: Given, concept: Concept,
+    look: "Callable[[Sequence[Image]], list[bool]] | None" = None,
+) -> "list[Attacked]":  # fmt: skip
+    """An attack's rungs, found earlier or now; by the first of several processes."""
+    attack = tried.attack
+    hashes = [hashlib.sha256(_bytes(image)).hexdigest() for image in given.images]
+    page = {
+        "attack": type(attack).__name__,
+        "settings": plain(attack),
+        "concept": concept.to_json(),
+        "rows": [[row.prompt, row.seed] for row in given.rows],
+        "images": hashes,
+        "seed": target.seed,
+        "detectors": [d.name for d in target.detectors],
+        **subject.key,
+    }
+    kept = (target.store.path if target.store is not None else target.folder) / "attacks"
+    kept = kept / content_key(page)
+    found = processes().first(
+        lambda: _found(tried, target, subject, given, concept, look, kept, hashes)
+    )
+    if found is None:
+        appears(kept / WHOLE)
+        found = _loaded(kept)
+    if found is None:
+        raise InputError(
+            f"This process does not see {kept}, where the first has put what the attack found: "
+            "name folders that all machines share."
+        )
+    return found
+
+
+def _loaded(kept: Path) -> "list[Attacked] | None":
+    """The rungs that lie in a folder; None where not all of them do."""
+    from .attacks.attacked import Attacked
+
+    if not (kept / WHOLE).is_file():
+        return None
+    files = sorted(kept.glob("*.safetensors"), key=lambda path: int(path.stem))
+    try:
+        return [Attacked.load(path) for path in files]
+    except InputError:  # it was changed since: it is found again
+        return None
+
+
+def _found(
+    tried: Tried, target: Target, subject: _Subject, given: Given, concept: Concept,
+    look: "Callable[[Sequence[Image]], list[bool]] | None", kept: Path, hashes: Sequence[str],
+) -> "list[Attacked]":  # fmt: skip
+    from .pipelines.generation import pictures
+
+    if there := _loaded(kept):
+        return there
+    looking = Looking(look or target.look)
+
+    def draw(prompts: Sequence[Prompt]) -> "list[Image]":
+        return pictures(subject.source.pipe, prompts, **target.settings)
+
+    found: list[Attacked] = []
+    seconds, begun = 0.0, time.perf_counter()
+    with subject.parts() as (parts, lifted):
+        if subject.source is not target.base:
+            lifted = partial(_alone, target.base)
+        fit = tried.attack.fit(
+            parts, concept, given.rows, given.images, lifted, looking, draw,
+            seed=target.seed,
+            progress=lambda done: target.progress(f"{tried.name}", round(100 * done), 100),
+        )  # fmt: skip
+        for one in fit:
+            seconds += time.perf_counter() - begun
+            record = dataclasses.replace(
+                one.record, images=tuple(hashes), fitted_on=_labels(subject)
+            )
+            found.append(dataclasses.replace(one, record=record, seconds=round(seconds, 3)))
+            begun = time.perf_counter()
+    kept.mkdir(parents=True, exist_ok=True)
+    for i, one in enumerate(found):
+        one.save(kept / f"{i}.safetensors")
+    (kept / WHOLE).touch()
+    return found
+
+
+def _labels(subject: _Subject) -> dict[str, str]:
+    """What an attack was fitted on, by hashes."""
+    model = content_key(subject.key["model"])
+    return {"model": model} | {e.name: e.sha256 for e, _ in subject.erasures}
+
+
+def _fitted_on(tried: Tried, subject: _Subject) -> str:
+    if tried.found is None or tried.found.record.fitted_on == _labels(subject):
+        return "this model"
+    others = [name for name in tried.found.record.fitted_on if name != "model"]
+    return f"another model ({', '.join(others) or 'without an erasure'})"
+
+
+def _drawn(
+    subject: _Subject, attacked: "Attacked", target: Target, folder: Path,
+    rows: Sequence[Prompt], what: str,
+) -> Gallery:  # fmt: skip
+    suite = attacked.suite(Suite("attacked", tuple(rows)))
+    return subject.source.draw(
+        subject.erasures, suite, folder, target.settings, f"attack {what}", target.store,
+        target.progress, attacked=attacked,
+    )  # fmt: skip
+
+
+def _seen(
+    gallery: Gallery, target: Target, detectors: "Sequence[Detector] | None" = None,
+    wanted: "set[str] | None" = None,
+) -> "dict[str, Seen]":  # fmt: skip
+    """By detector, and by a row's id, whether the concept is seen in a gallery's images."""
+    from .eval.answers import Answers, Side, look
+    from .eval.rows import names, seen
+
+    eyes = target.detectors if detectors is None else detectors
+    labels = names(target.concept) if wanted is None else wanted
+    shared = None if target.store is None else target.store.answers
+    kept = Answers(gallery.path / "answers.jsonl", shared)
+    looked, _ = look(Side(gallery, eyes, (), kept), None)
+    return {
+        d.name: {id: seen(row.found[d.name], labels) for id, row in looked.rows.items()}
+        for d in eyes
+    }
+
+
+def _novel(
+    tried: Tried, target: Target, subject: _Subject, folder: Path, mine: "Mapping[str, Seen]"
+) -> "Callable[[str], Held]":
+    """The same attack for something that the model never saw."""
+    from .eval.attack import control
+    from .eval.rows import names, seen
+
+    novel = target.novel
+    assert novel is not None
+    other = Concept(novel.name, kind=target.concept.kind)
+    given = _images_for(tried.attack, target).of(target.concept, novel)
+    wanted = names(other)
+
+    def look(images: "Sequence[Image]") -> list[bool]:
+        return [bool(seen(answer, wanted)) for answer in novel.detector(list(images))]
+
+    found = _fitted(tried, target, subject, given, other, look)[-1]
+    rows = [_renamed(row, target.concept, novel) for row in target.rows]
+    drawn = _drawn(subject, found, target, folder / "novel", rows, f"{tried.name}, control")
+    theirs = _seen(drawn, target, [novel.detector], wanted)[novel.detector.name]
+    where = _place(drawn, target)
+    return lambda d: control(
+        "novel", f"a {novel.name}, which the model never saw", where, target.rows,
+        target.before[d], target.after[d], mine[d], theirs,
+    )  # fmt: skip
+
+
+def _blind(
+    tried: Tried, target: Target, subject: _Subject, folder: Path, found: "Attacked",
+    mine: "Mapping[str, Seen]",
+) -> "Callable[[str], Held]":  # fmt: skip
+    """As many looks at random."""
+    from .eval.attack import control
+    from .pipelines.generation import pictures
+
+    def draw(prompts: Sequence[Prompt]) -> "list[Image]":
+        return pictures(subject.source.pipe, prompts, **target.settings)
+
+    given = _images_for(tried.attack, target)
+    with subject.parts() as (parts, _):
+        blind = tried.attack.blind(
+            found, parts, given.rows, Looking(target.look), draw, seed=target.seed
+        )
+    drawn = _drawn(subject, blind, target, folder / "blind", target.rows, f"{tried.name}, control")
+    theirs, where = _seen(drawn, target), _place(drawn, target)
+    return lambda d: control(
+        "blind", "as many looks at random", where, target.rows,
+        target.before[d], target.after[d], mine[d], theirs[d],
+    )  # fmt: skip
+
+
+def _renamed(row: Prompt, concept: Concept, novel: Novel) -> Prompt:
+    from .attacks.kinds.text import put_in, unit
+
+    return dataclasses.replace(row, prompt=put_in(row.prompt, concept, novel.name), unit=unit(row))
+
+
+def _note(touches: Touch, target: Target) -> str:
+    """What is to be said of an attack on weights where the erasure is none of the weights' own."""
+    loose = [e.name for e, _ in target.erasures]
+    if touches != "weights" or not loose:
+        return ""
+    return (
+        "The erasure is a file beside the weights, and not loading it undoes it: this speaks of "
+        "checkpoints into which it was merged."
+    )
+
+
+def _place(gallery: Gallery, target: Target) -> str:
+    """A gallery's folder, in the run's."""
+    return gallery.path.relative_to(target.folder.parent.parent).as_posix()
+
+
+def _opened(path: Path) -> "Image":
+    from PIL import Image
+
+    with Image.open(path) as image:
+        return image.convert("RGB")
+
+
+def _bytes(image: "Image") -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
+
+
+def with_attacks(report: "Report", outcomes: "Sequence[AttackOutcome]") -> "Report":
+    """A report with what attacks came to, which its verdicts take into account."""
+    from .eval.attack import attacked
+    from .eval.verdict import overall
+
+    found = tuple(
+        dataclasses.replace(
+            one,
+            verdict=attacked(one.verdict, [o for o in outcomes if o.concept == one.concept.name]),
+        )
+        for one in report.outcomes
+    )
+    verdict = overall([one.verdict for one in found])
+    return dataclasses.replace(report, outcomes=found, verdict=verdict, attacks=tuple(outcomes))
