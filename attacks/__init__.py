@@ -137,11 +137,13 @@ class Attack(Protocol):
             found: What the attack came to, with the looks that it spent.
             parts, rows, look, draw, seed: As ``fit``.
         """
-        raise NotImplementedError
+        none = f"{type(self).__name__} names no control 'blind'"
+        raise NotImplementedError(none)
 
     def supplied(self, found: "Attacked") -> "Attacked":
         """The control ``supplied``: the same input, finished under the anchor's prompt."""
-        raise NotImplementedError
+        none = f"{type(self).__name__} names no control 'supplied'"
+        raise NotImplementedError(none)
 
 
 ATTACKS: Registry[type[Attack]] = Registry(

@@ -25,7 +25,7 @@ from unsee.training.student import select
 
 CONCEPT = Concept("van gogh", "style", keep=("cat",))
 ROWS = [Prompt(str(i), f"a {what} by van gogh", i) for i, what in enumerate(("cat", "dog"))]
-QUICK = {"steps": 4, "rungs": 2, "batch_size": 2, "rank": 2, "lr": 1e-2}
+QUICK: dict[str, Any] = {"steps": 4, "rungs": 2, "batch_size": 2, "rank": 2, "lr": 1e-2}
 
 
 def images(count: int = 2) -> list[Image.Image]:
@@ -33,7 +33,7 @@ def images(count: int = 2) -> list[Image.Image]:
 
 
 def fit(pipe: Any, attack: Finetuning | None = None, rows: Any = ROWS, **more: Any) -> Any:
-    attack = attack or Relearn(**QUICK)  # type: ignore[arg-type]
+    attack = attack or Relearn(**QUICK)
     given: Any = (None, None, None)
     return attack.fit(described(pipe), CONCEPT, rows, images(len(rows)), *given, **more)
 
@@ -103,7 +103,7 @@ def test_fitting_and_applying_leave_what_is_on_as_it_was_at_every_rung(
 ) -> None:
     before, plain = state(attacked), drawn(attacked)
     rungs = []
-    for found in fit(attacked, attack(**QUICK)):  # type: ignore[arg-type]
+    for found in fit(attacked, attack(**QUICK)):
         assert same(state(attacked), before)
         assert torch.equal(drawn(attacked), plain)
         with found.applied(attacked):
@@ -116,7 +116,7 @@ def test_fitting_and_applying_leave_what_is_on_as_it_was_at_every_rung(
 
 
 def test_the_rung_of_no_budget_changes_nothing(pipe: Any) -> None:
-    nothing, *_ = fit(pipe, Relearn(word="dog", **QUICK))  # type: ignore[arg-type]
+    nothing, *_ = fit(pipe, Relearn(word="dog", **QUICK))
     suite = Suite("mine", tuple(ROWS))
     assert nothing.suite(suite) == suite and not nothing.changes_model
     assert nothing.record.spent.rows == nothing.record.spent.images == 0
@@ -124,7 +124,7 @@ def test_the_rung_of_no_budget_changes_nothing(pipe: Any) -> None:
 
 def test_one_seed_gives_the_same_tensors_however_often_it_is_looked_at(pipe: Any) -> None:
     *_, one = fit(pipe)
-    *_, often = fit(pipe, Relearn(**QUICK | {"rungs": 3}))  # type: ignore[arg-type]
+    *_, often = fit(pipe, Relearn(**QUICK | {"rungs": 3}))
     *_, other = fit(pipe, seed=1)
     assert one.tensors.keys() == often.tensors.keys() == other.tensors.keys()
     assert all(torch.equal(tensor, often.tensors[n]) for n, tensor in one.tensors.items())
@@ -152,7 +152,7 @@ def test_training_brings_the_images_nearer(pipe: Any) -> None:
         return float(torch.stack(of).mean())
 
     before = far()
-    *_, found = fit(pipe, Relearn(**QUICK | {"steps": 30, "rungs": 1}))  # type: ignore[arg-type]
+    *_, found = fit(pipe, Relearn(**QUICK | {"steps": 30, "rungs": 1}))
     with found.applied(pipe):
         assert far() < 0.9 * before
     assert far() == before
@@ -184,10 +184,10 @@ def test_an_erasure_with_a_strength_for_each_prompt_has_it_in_training_too(
     pipe: Any, erasures: dict[str, Erasure]
 ) -> None:
     rows = [Prompt("0", "a dog", 0), Prompt("1", "a hammer", 1)]
-    *_, base = fit(pipe, Benign(**QUICK), rows)  # type: ignore[arg-type]
+    *_, base = fit(pipe, Benign(**QUICK), rows)
     with erasures["transport"].applied(pipe):
         # No token of theirs is one of the concept's, so that it is at strength 0
-        *_, found = fit(pipe, Benign(**QUICK), rows)  # type: ignore[arg-type]
+        *_, found = fit(pipe, Benign(**QUICK), rows)
     for name, tensor in base.tensors.items():
         torch.testing.assert_close(found.tensors[name], tensor)
 
@@ -233,7 +233,7 @@ def test_the_layers_that_are_trained_have_the_same_names_under_a_lora(
 
 
 def test_a_word_stands_for_the_concept_in_training_and_in_what_is_measured(pipe: Any) -> None:
-    attack = Relearn(word="hammer", **QUICK)  # type: ignore[arg-type]
+    attack = Relearn(word="hammer", **QUICK)
     assert [attack.spoken(row, CONCEPT) for row in ROWS] == ["a cat by hammer", "a dog by hammer"]
     *_, found = fit(pipe, attack)
     suite = found.suite(Suite("mine", tuple(ROWS)))
@@ -268,13 +268,14 @@ def test_loras_that_are_switched_off_or_another_model_are_refused(
     erasures["lowrank"].save(tmp_path / "lora.safetensors")
     pipe.load_lora_weights(str(tmp_path / "lora.safetensors"))
     pipe.unet.disable_lora()
-    for act in (lambda: next(fit(pipe)), lambda: found.applied(pipe).__enter__()):
+    acts: list[Any] = [lambda: next(fit(pipe)), lambda: found.applied(pipe).__enter__()]
+    for act in acts:
         with pytest.raises(InputError, match="are switched off, and .*enable_lora"):
             act()
 
 
 def test_a_flow_model_relearns_too() -> None:
     pipe = build("flux")
-    *_, found = fit(pipe, Relearn(**QUICK | {"steps": 1}))  # type: ignore[arg-type]
+    *_, found = fit(pipe, Relearn(**QUICK | {"steps": 1}))
     assert all(name.startswith("transformer.") for name in found.tensors)
     assert any(t.any() for name, t in found.tensors.items() if "lora_B" in name)
