@@ -7,8 +7,8 @@ import secrets
 import shutil
 import tempfile
 import unicodedata
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -35,7 +35,7 @@ FREE = 32 * 2**20
 """Bytes that a disk must have left for work to begin."""
 
 
-_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html))\.[a-z0-9_]{8}")
+_WRITING = re.compile(r"\.(.+\.(png|webp|json|jsonl|html|rows))\.[a-z0-9_]{8}")
 """The name of a file that is being written, for as long as that takes."""
 
 
@@ -83,14 +83,20 @@ def file_stem(names: Iterable[str]) -> str:
     return stem
 
 
-def write_atomically(path: Path, data: bytes | str) -> None:
-    """Writes a whole file or nothing: beside it first, then renamed over it."""
+def write_atomically(path: Path, data: bytes | str | Callable[[], Iterable[str]]) -> None:
+    """Writes a whole file or nothing: beside it first, then renamed over it.
+
+    Args:
+        path: The file.
+        data: What it holds, or what gives it in parts.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     while True:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data.encode() if isinstance(data, str) else data)
+                for part in data() if callable(data) else (data,):
+                    file.write(part.encode() if isinstance(part, str) else part)
             try:
                 os.chmod(name, 0o644)
                 os.replace(name, path)
@@ -149,19 +155,44 @@ def append(path: Path, text: str) -> None:
 
     The half of a line, which a run that was killed in the middle of it left, goes first.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
-        _wait_for(file)
-        end = file.seek(0, os.SEEK_END)
+    with _at_the_end_of(path) as file:
+        end = file.tell()
         if end and (file.seek(end - 1), file.read(1))[1] != b"\n":
             file.seek(0)
             end = file.read().rfind(b"\n") + 1
             file.truncate(end)
             file.seek(end)
-        # A write may take a part of it, on a disk that is nearly full
-        left = memoryview(text.encode())
-        while left:
-            left = left[file.write(left) :]
+        _write_all(file, text.encode())
+
+
+def append_rows(path: Path, rows: bytes, size: int) -> None:
+    """Adds whole rows at the end of a file of rows, as ``append`` does lines.
+
+    Args:
+        size: Bytes of each of the file's rows.
+    """
+    with _at_the_end_of(path) as file:
+        end = file.tell() // size * size
+        file.truncate(end)
+        file.seek(end)
+        _write_all(file, rows)
+
+
+@contextmanager
+def _at_the_end_of(path: Path) -> Iterator[IO[bytes]]:
+    """A file that is open at its end, and no other process's meanwhile."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, 0o644), "r+b", buffering=0) as file:
+        _wait_for(file)
+        file.seek(0, os.SEEK_END)
+        yield file
+
+
+def _write_all(file: IO[bytes], data: bytes) -> None:
+    # A write may take a part of it, on a disk that is nearly full
+    left = memoryview(data)
+    while left:
+        left = left[file.write(left) :]
 
 
 def _wait_for(file: IO[bytes]) -> None:
@@ -259,7 +290,7 @@ def check_ours(out: Path, marks: Mapping[str, str], what: str) -> None:
     for name, mark in marks.items():
         file = out / name
         try:
-            ours = not file.exists() or mark in file.read_text(encoding="utf-8", errors="replace")
+            ours = not file.exists() or mark.encode() in file.read_bytes()
         except OSError as error:
             raise InputError(f"{file} cannot be written over: {error.strerror}.") from error
         if not ours:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
-from ._files import file_stem
+from ._files import append, file_stem, read_text
 from ._reading import plain
 from ._registry import unknown
 from ._settings import check, hints_of, read
@@ -28,7 +28,7 @@ from .gallery import Gallery
 from .processes import appears, processes
 from .prompts import Concept, Prompt, Suite
 from .prompts.control import CONTROLS, Control, find_control
-from .store import Store, content_key
+from .store import FITTED, Store, content_key
 from .tasks import Task
 
 if TYPE_CHECKING:
@@ -363,7 +363,13 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
     folder = target.folder / file_stem([tried.name])
     erased = _Subject(target.other, target.erasures)
     if tried.found is None:
-        found = _fitted(tried, target, erased, _images_for(attack, target), concept)
+        try:
+            found = _fitted(tried, target, erased, _images_for(attack, target), concept)
+        except InputError as error:  # which it cannot be tried on, and others can
+            return _refused(tried, target, str(error))
+        if processes().is_first:
+            for i, one in enumerate(found[1:], 1):
+                one.save(folder / f"{i}.safetensors")
     else:
         none = Attacked(
             dataclasses.replace(tried.found.record, kind="text", text=None, prompts={})
@@ -418,7 +424,8 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
             rungs.append(
                 Rung(
                     spent.rows, spent.steps, spent.looks, spent.images, one.seconds,
-                    one.sha256 if i else "", record.text, galleries[i],
+                    one.sha256 if i else "",
+                    record.text if attack.touches == "text" else None, galleries[i],
                     *rates(rows, target.before[detector], target.after[detector],
                            answers[i][detector]),
                     tuple(make(detector) for make in controls.get(i, ())),
@@ -442,6 +449,20 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
 
     each = [outcome(d.name) for d in target.detectors]
     return min(each, key=lambda o: (WAYS.index(o.value), -(o.last.recovered.value or 0.0)))
+
+
+def _refused(tried: Tried, target: Target, why: str) -> "AttackOutcome":
+    """Of an attack that cannot be tried here, why not; nothing was measured."""
+    from .eval.attack import AttackOutcome, Rung, rates
+
+    detector = target.detectors[0].name
+    before, after = target.before[detector], target.after[detector]
+    none = Rung(0, 0, 0, 0, 0.0, "", None, "", *rates(target.rows, before, after, after))
+    return AttackOutcome(
+        tried.name, tried.attack.touches, plain(tried.attack), target.concept.name, detector,
+        tried.attack.own_words, "this model", "not informative", f"It was not tried: {why}", None,
+        (none,),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -521,8 +542,8 @@ def _fitted(
         "detectors": [d.name for d in target.detectors],
         **subject.key,
     }
-    kept = (target.store.path if target.store is not None else target.folder) / "attacks"
-    kept = kept / content_key(page)
+    key = content_key(page)
+    kept = target.folder / "fits" / key if target.store is None else target.store.attack(key)
     found = processes().first(
         lambda: _found(tried, target, subject, given, concept, look, kept, hashes)
     )
@@ -556,6 +577,9 @@ def _found(
 ) -> "list[Attacked]":  # fmt: skip
     from .pipelines.generation import pictures
 
+    noted = target.folder / FITTED
+    if not noted.exists() or kept.name not in read_text(noted).split():
+        append(noted, f"{kept.name}\n")
     if there := _loaded(kept):
         return there
     looking = Looking(look or target.look)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._files import check_folder, check_ours
 from ._settings import Count, Guidance, Seed, Share, Size, Steps, checked
-from .attacking import attack_all, find_attacks, find_novel
+from .attacking import GIVEN, attack_all, find_attacks, find_novel
 from .drawing import Progress, Source, cut_ends, open_store, peak_bytes
 from .flow import find_concepts
 from .gallery import Gallery
@@ -22,6 +22,7 @@ from .tasks import Comparison, Task, check_out, each_alone
 if TYPE_CHECKING:
     from .attacks import Attack
     from .eval.answers import Answers
+    from .eval.audit import About
     from .eval.detectors import Detector
     from .eval.leaderboard import Leaderboard
     from .eval.report import Report
@@ -101,6 +102,8 @@ def audit(
         InputError: Something in the arguments cannot be; before any image is made.
     """
     from .eval.answers import Answers
+    from .eval.audit import About, installed
+    from .eval.metrics.shared import SharedFeatures
     from .eval.verdict import Limits
 
     phases, several = _Phases(), processes()
@@ -153,11 +156,9 @@ def audit(
         attacked=attacked if tried else None,
         detectors=asked.detectors,
         metrics=asked.metrics,
-        suite_name=asked.suite.name,
-        suite_source=asked.suite.source,
-        notes=notes,
         limits=limits,
-        command=command,
+        features=None if store is None else SharedFeatures(store.features, installed()),
+        about=About(asked.suite.name, asked.suite.source, notes, command),
         progress=progress,
     )
 
@@ -174,6 +175,8 @@ def attack(
     **options: Any,
 ) -> "Report":
     """Tries to bring erased concepts back: an audit of their rows alone, with attacks.
+
+    Where an attack is to be given images of what must stay, some of those rows are there too.
 
     Args:
         base, erasures, out, against, loading: As ``audit``.
@@ -193,8 +196,10 @@ def attack(
         base, erasures, out=out, against=against, loading=loading, **{"metrics": (), **options}
     )
     asked = task.asked
-    targets = divide(asked.concepts, asked.suite.prompts, asked.detectors).targets.values()
-    ours = {prompt.id for rows in targets for prompt in rows}
+    divided = divide(asked.concepts, asked.suite.prompts, asked.detectors)
+    ours = {prompt.id for rows in divided.targets.values() for prompt in rows}
+    if any(one.attack.gives == "kept" for one in find_attacks(attacks)):
+        ours |= {prompt.id for prompt in divided.keep[:GIVEN]}
     rows = tuple(prompt for prompt in asked.suite.prompts if prompt.id in ours)
     given = {"metrics": (), **options, "suite": dataclasses.replace(asked.suite, prompts=rows)}
     for name in ("size", "where"):  # by which the suite was made already
@@ -321,6 +326,7 @@ def audit_images(
     """
     from .eval import find_detector, find_metric
     from .eval.answers import Answers, each_once
+    from .eval.audit import About
     from .eval.folder import open_folder
     from .eval.verdict import Limits
 
@@ -346,10 +352,12 @@ def audit_images(
         images,
         detectors=eyes,
         metrics=rulers,
-        suite_name=str(base),
-        notes=[FINISHED, *_otherwise(sides["base"], sides["erased"])],
         limits=limits,
-        command=command,
+        about=About(
+            str(base),
+            notes=(FINISHED, *_otherwise(sides["base"], sides["erased"])),
+            command=command,
+        ),
         progress=progress,
     )
 
@@ -405,15 +413,16 @@ def _reported(
     several: Processes,
     images: bool,
     progress: Progress,
+    about: "About",
     attacked: "Callable[[Report], Report] | None" = None,
-    **record: Any,
+    **measured: Any,
 ) -> "Report":
     """The report of two galleries, made and written by the first of several processes.
 
     Args:
         answers: Earlier ones, of "base" and of "erased".
         attacked: Gives it with what attacks came to, which all processes work at.
-        record: As ``eval.audit.compare``.
+        about, measured: As ``eval.audit.compare``.
     """
     from .eval.audit import compare
     from .eval.page import write
@@ -425,10 +434,13 @@ def _reported(
         concepts,
         base_answers=answers["base"],
         erased_answers=answers["erased"],
-        date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        peak_bytes=peak_bytes(),
+        about=dataclasses.replace(
+            about,
+            date=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            peak_bytes=peak_bytes(),
+        ),
         progress=progress,
-        **record,
+        **measured,
     )
     phases.done("detectors and metrics")
     if attacked is not None:

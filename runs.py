@@ -1,12 +1,14 @@
 """What was made on this machine, and what of the store no run has any more."""
 
+import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ._errors import InputError
+from ._files import read_text
 from .gallery import Gallery
-from .store import Run, Store
+from .store import FITTED, Run, Store
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,8 @@ def prune(store: Store) -> Shelf:
 
     Folders of runs stay as they are. What is removed is made again where it is wanted again.
     """
+    from .eval.metrics.shared import prune as prune_rows
+
     found = shelf(store)
     for key in found.free:
         store.forget(key)
@@ -73,6 +77,12 @@ def prune(store: Store) -> Shelf:
     for sha256 in store.answered():
         if sha256 not in held:
             store.answers(sha256).unlink(missing_ok=True)
+    attacked = _attacked(found.runs)
+    for key in store.attacks():
+        if key not in attacked:
+            shutil.rmtree(store.attack(key), ignore_errors=True)
+    for file in store.networks():
+        prune_rows(file, held)
     for listed in found.runs:
         if listed.verdict == "gone":
             store.forget_run(listed.run.path)
@@ -85,9 +95,16 @@ def _held(runs: Iterable[Listed]) -> frozenset[str]:
     return frozenset().union(*(listed.held for listed in runs))
 
 
+def _attacked(runs: Iterable[Listed]) -> frozenset[str]:
+    """The key of every attack that a run has tried."""
+    files = (file for listed in runs for file in listed.run.path.glob(f"attacks/*/{FITTED}"))
+    return frozenset(key for file in files for key in read_text(file).split())
+
+
 def galleries(path: Path) -> Iterator[Gallery]:
-    """The galleries of a run that can be read: the folder itself, or those one below it."""
-    for head in (path / "gallery.json", *sorted(path.glob("*/gallery.json"))):
+    """The galleries of a run that can be read: the folder itself, or those below it."""
+    below = (sorted(path.glob(f"{depth}gallery.json")) for depth in ("*/", "attacks/**/"))
+    for head in (path / "gallery.json", *(head for heads in below for head in heads)):
         if head.is_file():
             try:
                 yield Gallery.open(head.parent)

@@ -3,6 +3,8 @@
     images/KE/KEY.png      an image, by the content key of what it was made from
     images/KE/KEY.json     its SHA-256, and how many images were made at a time, and where
     answers/SH/SHA256.jsonl  what detectors said of an image, by its file's SHA-256
+    attacks/KEY/           what an attack came to, by the content key of what it was fitted to
+    features/KEY-DIM.rows  what a network made of images, by their files' SHA-256
     runs/SHA256.json       a folder that was made, by its path
 
 An image's key is of all that it depends on (``MadeBy.image_key``), and a path or a name is no part
@@ -29,6 +31,9 @@ from typing import Any
 from ._errors import InputError
 from ._files import being_written, clear, write_atomically
 from ._reading import loads, plain, read
+
+FITTED = "fitted.txt"
+"""In a run's ``attacks/CONCEPT``: the keys of what its attacks were fitted to, a line each."""
 
 OFF = "off"
 """What ``UNSEE_STORE`` is where nothing is to be shared."""
@@ -161,6 +166,26 @@ class Store:
         """The SHA-256 of each image of which there are answers."""
         return (file.stem for file in sorted((self.path / "answers").glob("*/*.jsonl")))
 
+    def attack(self, key: str) -> Path:
+        """The folder of what an attack came to, which need not be there."""
+        return self.path / "attacks" / key
+
+    def attacks(self) -> Iterator[str]:
+        """The key of each attack that there is."""
+        return (folder.name for folder in sorted((self.path / "attacks").glob("*")))
+
+    def features(self, network: str) -> Path:
+        """The file of what a network made of images, which need not be there.
+
+        Args:
+            network: Its key, a dash, and how many features an image has.
+        """
+        return self.path / "features" / f"{network}.rows"
+
+    def networks(self) -> list[Path]:
+        """The files of what networks made of images."""
+        return sorted((self.path / "features").glob("*-*.rows"))
+
     def forget(self, key: str) -> None:
         """Removes an image."""
         image, page = self._places(key)
@@ -174,7 +199,11 @@ class Store:
 
     def tidy(self) -> None:
         """Removes what a run that was killed left half-written."""
-        for folder in (self.path / "runs", *(self.path / "images").glob("*")):
+        for folder in (
+            self.path / "runs",
+            self.path / "features",
+            *(self.path / "images").glob("*"),
+        ):
             clear(folder)
 
     def _places(self, key: str) -> tuple[Path, Path]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ._errors import InputError
 from ._files import check_folder, check_ours, file_stem, is_file_name
 from ._reading import read
-from ._settings import Count, Guidance, Share, Size, Steps, checked, shown
+from ._settings import Count, Guidance, Seed, Share, Size, Steps, checked, shown
 from .drawing import Source, loaded_erasures, name_of
 from .flow import find_concepts
 from .pipelines.loading import Loading, split_weight
@@ -152,8 +152,8 @@ class Comparison:
         each: What is judged, each alone: names to erasures (``FILE:0.8`` with a weight) and to
             what anybody made of a base.
         concepts: What was erased, for those that do not say it themselves.
-        suites, detectors, metrics, kind, size, where, batch_size, guidance, steps, max_target,
-            max_keep_loss: As ``audit``'s.
+        suites, detectors, metrics, attacks, control, seed, kind, size, where, batch_size,
+            guidance, steps, max_target, max_keep_loss: As ``audit``'s.
     """
 
     bases: Mapping[str, str]
@@ -165,6 +165,9 @@ class Comparison:
     where: str = ""
     detectors: tuple[str, ...] = ()
     metrics: tuple[str, ...] = ()
+    attacks: tuple[str, ...] = ()
+    control: str | None = None
+    seed: Seed = 0
     batch_size: Count = 8
     guidance: Guidance | None = None
     steps: Steps | None = None
@@ -195,8 +198,8 @@ class Comparison:
     def options(self) -> dict[str, Any]:
         """As ``audit_each`` takes them."""
         same = (
-            "concepts", "kind", "size", "where", "batch_size", "guidance", "steps", "max_target",
-            "max_keep_loss",
+            "concepts", "kind", "size", "where", "attacks", "control", "seed", "batch_size",
+            "guidance", "steps", "max_target", "max_keep_loss",
         )  # fmt: skip
         return {name: getattr(self, name) for name in same} | {
             "suite": list(self.suites) or None,

@@ -137,13 +137,11 @@ class Attack(Protocol):
             found: What the attack came to, with the looks that it spent.
             parts, rows, look, draw, seed: As ``fit``.
         """
-        none = f"{type(self).__name__} names no control 'blind'"
-        raise NotImplementedError(none)
+        raise AssertionError(f"{type(self).__name__} has no control of random inputs.")
 
     def supplied(self, found: "Attacked") -> "Attacked":
         """The control ``supplied``: the same input, finished under the anchor's prompt."""
-        none = f"{type(self).__name__} names no control 'supplied'"
-        raise NotImplementedError(none)
+        raise AssertionError(f"{type(self).__name__} has no control of supplied inputs.")
 
 
 ATTACKS: Registry[type[Attack]] = Registry(

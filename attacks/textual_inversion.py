@@ -117,7 +117,7 @@ class TextualInversion(Attack):
                 "knows: textual inversion cannot learn one."
             )
         names = {own: known for known, own in file_names(parts.pipe).items()}
-        words = search.words(self.vectors)
+        words = search.words(parts.pipe, self.vectors)
 
         def found(spent: Spent) -> Attacked:
             record = Record(

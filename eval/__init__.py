@@ -4,7 +4,7 @@ This package looks at images and never loads a pipeline.
 """
 
 from .answers import Answers, detect, take
-from .audit import compare
+from .audit import About, compare
 from .detectors import DETECTORS, Box, Detection, Detector, Unscored, find_detector
 from .images import Taken
 from .metrics import METRICS, Metric, find_metric
@@ -16,6 +16,7 @@ from .verdict import Limits
 __all__ = [
     "DETECTORS",
     "METRICS",
+    "About",
     "Answers",
     "Box",
     "Detection",

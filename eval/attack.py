@@ -70,7 +70,8 @@ class Rung:
         images: Of the concept, that it was given.
         seconds: That it took; 0 where it was found earlier and is used again.
         sha256: Of what it came to; empty where nothing was changed.
-        words: What stood in the place of the concept's phrases; None where they stayed.
+        words: That stood in the place of the concept's phrases; None where they stayed, or where
+            what stood there is no word of a language.
         gallery: Its images, a folder in the run's; of no budget the erased model's.
         recovered, after, ever: See above.
         controls: At this budget.
@@ -101,7 +102,7 @@ class Rung:
     def cost(self) -> str:
         """What it took, in words."""
         parts = [
-            count(self.rows, "denoiser row") if self.rows else "",
+            f"{self.rows:,} denoiser row{'' if self.rows == 1 else 's'}" if self.rows else "",
             count(self.steps, "step") if self.steps and not self.rows else "",
             count(self.looks, "look") if self.looks else "",
             count(self.images, "image") if self.images else "",
@@ -314,9 +315,14 @@ def _held(rung: Rung, z: float, limits: Limits) -> bool:
 
 def _shown(rung: Rung) -> str:
     found = rung.recovered
-    said = f" ({interval(found.interval())})"
+    if found.value is None:
+        return "No image was scored."
     words = f" by “{rung.words}”" if rung.words else ""
-    return f"{say_rate(found)}{said} of what was forgotten comes back{words}, for {rung.cost}."
+    share = f"{percent(found.value)}, {interval(found.interval())}"
+    return (
+        f"Of {count(found.n, 'image')} in which it was forgotten it comes back in {found.hits}"
+        f"{words} ({share}), for {rung.cost}."
+    )
 
 
 def _beside(rung: Rung) -> Iterator[str]:

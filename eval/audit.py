@@ -1,13 +1,15 @@
 """The audit: a base model and an erased one on the same prompts and seeds, and what follows."""
 
+import functools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from platform import python_version
 from typing import Any, Literal
 
 from .._errors import InputError
+from .._reading import many
 from .._reading import plain as as_json
 from ..gallery import Gallery
 from ..prompts import Concept, Prompt, Suite
@@ -15,6 +17,7 @@ from .answers import Answers, ImageAnswers, Progress, Seen, Side, look
 from .detectors import Detector, says
 from .images import Unscored
 from .metrics import Metric, Published, biased_last, check_published
+from .metrics.shared import SharedFeatures
 from .report import (
     Cost,
     Coverage,
@@ -44,6 +47,32 @@ PACKAGES = (
 ).split()
 
 
+@dataclass(frozen=True)
+class About:
+    """What a report says of its making, which no image says.
+
+    Attributes:
+        suite_name, suite_source: What the suite is called, and where it is from.
+        notes: Warnings beside the report's own.
+        command, date: As the report has them.
+        seconds: What took how long.
+        peak_bytes: The most memory that was held at once, by where.
+        versions: Package to version; None is what is installed.
+    """
+
+    suite_name: str = ""
+    suite_source: Mapping[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    command: str = ""
+    date: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_bytes: Mapping[str, int] = field(default_factory=dict)
+    versions: Mapping[str, str] | None = None
+
+
+NOTHING = About()
+
+
 def compare(
     base: Gallery,
     erased: Gallery,
@@ -51,17 +80,11 @@ def compare(
     *,
     detectors: Sequence[Detector],
     metrics: Sequence[Metric] = (),
-    suite_name: str = "",
-    suite_source: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
     limits: Limits | None = None,
+    about: About = NOTHING,
     base_answers: Answers | None = None,
     erased_answers: Answers | None = None,
-    command: str = "",
-    date: str = "",
-    seconds: Mapping[str, float] | None = None,
-    peak_bytes: Mapping[str, int] | None = None,
-    versions: Mapping[str, str] | None = None,
+    features: SharedFeatures | None = None,
     batch_size: int = 64,
     progress: Progress | None = None,
 ) -> Report:
@@ -84,13 +107,11 @@ def compare(
             the verdict goes by the worst.
         metrics: Those that need no reference are taken over the kept rows and over each target's;
             those that do, over the kept rows, the base's being the reference.
-        suite_name, suite_source: For the record: what the suite is called and where it is from.
-        notes: Warnings of the report beside its own.
         limits: Of the verdict.
+        about: What the report says that no image does.
         base_answers, erased_answers: Earlier answers, used where the image and the protocol are
             the same; the new ones are added to them.
-        command, date, seconds, peak_bytes, versions: For the record; versions are read from what
-            is installed when not given.
+        features: What networks made of images in earlier runs, likewise.
         progress: Told "images measured", how many are done, and of how many.
 
     Raises:
@@ -99,11 +120,12 @@ def compare(
     """
     metrics = biased_last(metrics)
     _same_prompts(base, erased)
-    check_published(metrics, len(divide(concepts, base.prompts, detectors).keep), KEPT)
+    rows = divide(concepts, base.prompts, detectors)
+    check_published(metrics, len(rows.keep), KEPT)
     alone = [m for m in metrics if not m.paired]
     after, before = look(
-        Side(erased, detectors, metrics, erased_answers or Answers()),
-        Side(base, detectors, alone, base_answers or Answers()),
+        Side(erased, detectors, metrics, erased_answers or Answers(), features),
+        Side(base, detectors, alone, base_answers or Answers(), features),
         batch_size=batch_size,
         progress=progress,
     )
@@ -112,51 +134,39 @@ def compare(
         erased,
         before,
         after,
-        concepts,
+        rows,
         detectors=detectors,
         metrics=metrics,
-        suite_name=suite_name,
-        suite_source=suite_source,
-        notes=notes,
         limits=limits,
-        command=command,
-        date=date,
-        seconds=seconds,
-        peak_bytes=peak_bytes,
-        versions=versions,
+        about=about,
     )
 
 
+@many()
 def conclude(
     base: Gallery,
     erased: Gallery,
     before: Seen,
     after: Seen,
-    concepts: Sequence[Concept],
+    rows: Rows,
     *,
     detectors: Sequence[Detector],
     metrics: Sequence[Metric] = (),
-    suite_name: str = "",
-    suite_source: Mapping[str, Any] | None = None,
-    notes: Sequence[str] = (),
     limits: Limits | None = None,
-    command: str = "",
-    date: str = "",
-    seconds: Mapping[str, float] | None = None,
-    peak_bytes: Mapping[str, int] | None = None,
-    versions: Mapping[str, str] | None = None,
+    about: About = NOTHING,
 ) -> Report:
     """What follows from what was seen in both galleries: all of ``compare`` but the looking.
 
     Args:
         before, after: What was found in the base's images and in the erased model's.
+        rows: The galleries' prompts, as ``divide`` has them.
+        detectors, metrics, limits, about: As ``compare``.
 
     Raises:
-        InputError: As ``compare``.
+        InputError: The galleries are of different prompts.
     """
     limits = limits or Limits()
     _same_prompts(base, erased)
-    rows = divide(concepts, base.prompts, detectors)
     sides = {"base": before.rows, "erased": after.rows}
     measured = _measure(before, after, rows, metrics)
     holes = _holes(sides, measured)
@@ -173,13 +183,13 @@ def conclude(
         verdict=overall([o.verdict for o in outcomes]),
         warnings=(),
         suite=SuiteRecord(
-            name=suite_name,
-            sha256=Suite(suite_name or "suite", base.prompts).sha256,
+            name=about.suite_name,
+            sha256=Suite(about.suite_name or "suite", base.prompts).sha256,
             n=len(base),
             target=len(base) - len(rows.keep) - len(rows.aside),
             keep=len(rows.keep),
             aside=len(rows.aside),
-            source=dict(suite_source or {}),
+            source=dict(about.suite_source),
         ),
         coverage={
             side: _coverage(found, [d.name for d in detectors]) for side, found in sides.items()
@@ -192,11 +202,11 @@ def conclude(
         costs=tuple(_costs(erased)),
         detectors={d.name: Protocol(d.kind, plain(d.protocol)) for d in detectors},
         metrics={m.name: plain(m.protocol) for m in metrics},
-        command=command,
-        date=date,
-        seconds=dict(seconds or {}),
-        peak_bytes=dict(peak_bytes or {}),
-        versions=dict(versions if versions is not None else installed()),
+        command=about.command,
+        date=about.date,
+        seconds=dict(about.seconds),
+        peak_bytes=dict(about.peak_bytes),
+        versions=dict(installed() if about.versions is None else about.versions),
         samples=tuple(
             Sample(
                 p,
@@ -208,7 +218,7 @@ def conclude(
             for p in base
         ),
     )
-    return replace(report, warnings=(*notes, *_warnings(report)))
+    return replace(report, warnings=(*about.notes, *_warnings(report)))
 
 
 def installed() -> dict[str, str]:
@@ -384,13 +394,32 @@ def _shown(
         if isinstance(answer, Unscored):
             said[d.name] = Said(answer.seen, {}, answer.reason)
             continue
-        best = sorted(answer.scores.items(), key=lambda item: (-item[1], item[0]))
-        wanted = {fold(prompt.labels.get(d.kind, ""))}
-        top = best[:TOP] + [(k, v) for k, v in best[TOP:] if fold(k) in wanted]
-        scores = {label: float(f"{score:.6g}") for label, score in top}
-        said[d.name] = Said(tuple(answer.labels), scores)
+        wanted = fold(prompt.labels.get(d.kind, ""))
+        said[d.name] = Said(tuple(answer.labels), _best(answer.scores, wanted))
     image = gallery.image_path(prompt).relative_to(gallery.path).as_posix()
     return Shown(image, answers.sha256, answers.blank, said)
+
+
+def _best(scores: Mapping[str, float], wanted: str) -> dict[str, float]:
+    """The ``TOP`` highest scores, the highest first, and that of the label that is wanted."""
+    every = scores.items()
+    # All need not be put in order by name to find the few
+    least = min(sorted([v for _, v in every])[-TOP:], default=0.0)
+    high = [item for item in every if item[1] >= least]
+    best = dict(sorted(high, key=lambda item: (-item[1], item[0]))[:TOP])
+    if wanted:
+        best |= {label: scores[label] for label in _folded(tuple(scores)).get(wanted, ())}
+    # Below 10, what is rounded to five digits after the point has six at most
+    return {k: v if -10 < v < 10 else float(f"{v:.6g}") for k, v in best.items()}
+
+
+@functools.lru_cache(256)
+def _folded(labels: tuple[str, ...]) -> Mapping[str, list[str]]:
+    """Labels by how they are compared."""
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        found.setdefault(fold(label), []).append(label)
+    return found
 
 
 def _warnings(report: Report) -> list[str]:

@@ -19,8 +19,20 @@ from ..prompts import Prompt
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 T = TypeVar("T")
+
+
+AT_ONCE = 8
+"""Images that a network is given at a time, whatever number it is asked about.
+
+For another number of images it adds in another order, and its last bits are others: features of
+the built-in networks differ by up to 4e-7 of the largest between 1 and 64 images at a time. For
+one number an image's features are the same bits beside any others: so it was with the built-in
+judge and CLIP, CLIP ViT-B/32 and Inception v3, on one core and on two. By 8 the built-in judge
+takes 1.2 times as long as by 64, and the built-in CLIP, at 1 ms an image, 1.6 times.
+"""
 
 
 @dataclass(frozen=True)
@@ -173,6 +185,25 @@ class Last(Generic[T]):
         answer = self._function(images)
         self._last = list(images), answer
         return answer
+
+
+def by_image(network: "Callable[[Tensor], Tensor]", pixels: "Tensor") -> "Tensor":
+    """What a network makes of each image, the same bits whatever images are beside it.
+
+    Args:
+        network: Pixels, shape (``AT_ONCE``, …), to a row each. In evaluation mode.
+        pixels: Of one image or more, shape (n, …).
+
+    Returns:
+        A row for each, shape (n, …).
+    """
+    import torch
+
+    parts = []
+    for part in pixels.split(AT_ONCE):
+        more = part[-1:].expand(AT_ONCE - len(part), *part.shape[1:])
+        parts.append(network(torch.cat([part, more]))[: len(part)])
+    return torch.cat(parts)
 
 
 def describe(error: Exception) -> str:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .._errors import InputError
 from .._files import clear, write_atomically
-from .._reading import read
+from .._reading import many, read
 from ..gallery import Gallery, MadeBy
 from . import words
 from .answers import Progress
@@ -96,6 +96,7 @@ def write(
     return page
 
 
+@many()
 def render(
     report: Report,
     base_gallery: Gallery,
@@ -140,14 +141,15 @@ def render(
             (title, note, [_pair(sample, _inline(sample, galleries)) for sample in samples])
             for title, note, samples in _chosen(report)
         ],
-        rows=[
+        # One at a time: there may be very many
+        rows=(
             (
                 sum(1 << i for i, f in enumerate(FILTERS) if f.holds(sample, kinds)),
                 [labels[key] for key in _label_keys(sample)],
                 _pair(sample, _cells(place, strips, sample)),
             )
             for place, sample in enumerate(order)
-        ],
+        ),
         filters=[
             (i, f.name, n)
             for i, f in enumerate(FILTERS)

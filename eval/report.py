@@ -1,15 +1,16 @@
 """The report of an audit: report.json, which holds everything; ``page`` makes the page of it."""
 
 import dataclasses
+import functools
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from .._errors import InputError
 from .._files import write_atomically
-from .._reading import loads, plain, read
+from .._reading import line, loads, many, plain, read
 from .._settings import checked
 from ..prompts import Concept, Prompt
 from . import words
@@ -20,6 +21,9 @@ from .verdict import Limits, Verdict
 
 FORMAT = 2
 """Of report.json. A file of another number is refused."""
+
+ROWS, END = b' "samples": [\n', b" ]\n"
+"""The lines of report.json before and after its rows."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +147,7 @@ class Cost:
     later: ClassVar[tuple[str, ...]] = ("weight",)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Said:
     """What one detector said of one image.
 
@@ -158,7 +162,7 @@ class Said:
     unscored: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Shown:
     """One image of a row.
 
@@ -175,7 +179,7 @@ class Shown:
     detectors: Mapping[str, Said]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One row: a prompt, what was asked of its two images, and what the detectors said.
 
@@ -281,7 +285,12 @@ class Report:
         return f" ({'; '.join(reasons[:2])}{more})" if reasons else ""
 
     def to_json(self) -> dict[str, Any]:
-        fields = {f.name: plain(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {**self._head(), "samples": plain(self.samples)}
+
+    def _head(self) -> dict[str, Any]:
+        """Everything but the rows."""
+        names = (f.name for f in dataclasses.fields(self) if f.name != "samples")
+        fields = {name: plain(getattr(self, name)) for name in names}
         fields["outcomes"] = [o.to_json() for o in self.outcomes]
         fields["attacks"] = [o.to_json() for o in self.attacks]
         return {"format": FORMAT, "holes": list(self.holes), **fields}
@@ -335,11 +344,20 @@ class Report:
         Raises:
             ValueError: A number in it is not finite, which JSON has no word for.
         """
-        text = json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False)
-        write_atomically(path, text + "\n")
+        write_atomically(path, self._parts)
+
+    def _parts(self) -> Iterator[str]:
+        """The file's text. A row is a line: of very many, one at a time is made, and read."""
+        page = {**self._head(), "samples": []}
+        head = json.dumps(page, indent=1, ensure_ascii=False, allow_nan=False)
+        yield head.removesuffix("]\n}")
+        for i, sample in enumerate(self.samples):
+            yield (",\n  " if i else "\n  ") + line(sample)
+        yield "\n ]\n}\n"
 
     @classmethod
     @checked
+    @many()
     def load(cls, path: str | Path) -> "Report":
         """Reads what ``save`` wrote.
 
@@ -347,10 +365,37 @@ class Report:
             InputError: The file is missing, is no report, or is of another format.
         """
         try:
-            data = Path(path).read_bytes()
+            with Path(path).open("rb") as file:
+                if (found := cls._by_row(file, str(path))) is not None:
+                    return found
+                file.seek(0)
+                data = file.read()
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error}") from error
         return cls.from_json(loads(data, str(path)), str(path))
+
+    @classmethod
+    def _by_row(cls, file: Iterable[bytes], where: str) -> "Report | None":
+        """The report in a file's lines, if they are as ``save`` writes them, and all is right."""
+        lines = iter(file)
+        head = b"".join(iter(functools.partial(next, lines, ROWS), ROWS))
+        samples, more = [], True
+        try:
+            for text in lines:
+                if text == END:
+                    break
+                if not more:
+                    return None
+                text = text.rstrip(b"\n")
+                more = text.endswith(b",")
+                row = loads(text.removesuffix(b","), where)
+                samples.append(read(Sample, row, where))
+            if more or b"".join(lines) != b"}\n":
+                return None
+            found = cls.from_json(loads(head + ROWS + b"]}", where), where)
+        except InputError:  # which the reading of the whole says better
+            return None
+        return dataclasses.replace(found, samples=tuple(samples))._whole(where)
 
 
 def summary(report: Report) -> list[dict[str, str]]:

@@ -156,7 +156,7 @@ def _auditable(
     check_labels(concept.kind, [concept.name, *concept.phrases], detectors)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Asked:
     """What one row asks one detector after, and whether it was seen on either side.
 

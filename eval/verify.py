@@ -41,7 +41,7 @@ from ..gallery import Gallery, MadeBy
 from ..prompts import Concept, Prompt
 from . import words
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, detect, look
-from .audit import conclude
+from .audit import About, conclude
 from .detectors import (
     DETECTORS,
     Detection,
@@ -55,6 +55,7 @@ from .images import Taken, Unscored
 from .metrics import METRICS, Metric, find_metric
 from .page import FILES, write
 from .report import FORMAT, Measurement, Protocol, Report, Said, Sample, SuiteRecord
+from .rows import divide
 from .statistics import Score
 from .verdict import Limits
 
@@ -348,17 +349,19 @@ def verify(
             erased,
             seen["base"],
             seen["erased"],
-            run.concepts or (),
+            divide(run.concepts or (), base.prompts, instruments.detectors),
             detectors=instruments.detectors,
             metrics=metrics,
-            suite_name=given.suite.name,
-            suite_source=given.suite.source,
             limits=given.limits,
-            command=given.command,
-            date=given.date,
-            seconds=given.seconds,
-            peak_bytes=given.peak_bytes,
-            versions=given.versions,
+            about=About(
+                suite_name=given.suite.name,
+                suite_source=given.suite.source,
+                command=given.command,
+                date=given.date,
+                seconds=given.seconds,
+                peak_bytes=given.peak_bytes,
+                versions=given.versions,
+            ),
         )
     except InputError as error:
         found.append(str(error))

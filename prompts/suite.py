@@ -68,7 +68,7 @@ class Prompt:
 
     def to_json(self) -> dict[str, Any]:
         """Its attributes, without those that are unset."""
-        values = dataclasses.asdict(self)
+        values = {name: getattr(self, name) for name in FIELDS} | {"labels": dict(self.labels)}
         unset = {"labels": {}, "category": "", "unit": ""} | dict.fromkeys(
             ("guidance", "steps", "width", "height", "tests")
         )

@@ -15,7 +15,16 @@ from PIL import Image
 
 import unsee
 from unsee._errors import InputError
-from unsee.eval import Answers, Detection, Unscored, compare, detect, find_detector, find_metric
+from unsee.eval import (
+    About,
+    Answers,
+    Detection,
+    Unscored,
+    compare,
+    detect,
+    find_detector,
+    find_metric,
+)
 from unsee.eval.folder import FolderScore
 from unsee.eval.page import FILES, write
 from unsee.gallery import Gallery
@@ -195,7 +204,7 @@ def test_answers_and_report_are_the_same_bytes_however_the_batches_are_cut(
         report = compare(
             base, erased, [Concept("bomb")], detectors=eyes, metrics=[find_metric("pixels/ssim")],
             base_answers=Answers(kept[0]), erased_answers=Answers(kept[1]),
-            versions={}, batch_size=size,
+            about=About(versions={}), batch_size=size,
         )  # fmt: skip
         report.save(tmp_path / "report.json")
         found.add((*(path.read_bytes() for path in kept), (tmp_path / "report.json").read_bytes()))

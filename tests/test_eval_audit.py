@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from unsee._errors import InputError
-from unsee.eval import Detection, Limits, Rate, Score, Taken, Unscored, compare
+from unsee.eval import About, Detection, Limits, Rate, Score, Taken, Unscored, compare
 from unsee.eval.detectors import DETECTORS, Detector
 from unsee.eval.metrics import METRICS
 from unsee.eval.report import Report
@@ -96,7 +96,9 @@ def audit(
     detectors: Sequence[Detector] = (Colours(), Stripes()),
     **settings: Any,
 ) -> Report:
-    return compare(base, erased, [concept], detectors=detectors, versions={}, **settings)
+    return compare(
+        base, erased, [concept], detectors=detectors, about=About(versions={}), **settings
+    )
 
 
 def rate(report: Report, role: str) -> Comparison:
@@ -272,7 +274,9 @@ def test_p_values_are_adjusted_over_all_that_are_tested_together(
 ) -> None:
     erased = gallery(tmp_path / "erased", prompts(), red="blue", green="blue")
     concepts = [replace(RED, keep=("green", "blue"))]
-    report = compare(base, erased, concepts, detectors=[Colours(), Stripes()], versions={})
+    report = compare(
+        base, erased, concepts, detectors=[Colours(), Stripes()], about=About(versions={})
+    )
     kept = {c.of: c for c in report.outcomes[0].comparisons if c.role == "keep concept"}
     assert kept["green"].paired.p_value == 2 / 2**12 and kept["blue"].paired.p_value == 1.0
     assert kept["green"].p_holm == 2 * 2 / 2**12 and kept["blue"].p_holm == 1.0
@@ -280,7 +284,11 @@ def test_p_values_are_adjusted_over_all_that_are_tested_together(
     assert alone.p_holm == alone.paired.p_value
     # Two concepts that keep the same things do not test them twice
     both = compare(
-        base, erased, [RED, Concept("green")], detectors=[Colours(), Stripes()], versions={}
+        base,
+        erased,
+        [RED, Concept("green")],
+        detectors=[Colours(), Stripes()],
+        about=About(versions={}),
     )
     styles = [c for o in both.outcomes for c in o.comparisons if c.role == "other kind"]
     assert len(styles) == 2 and {c.p_holm for c in styles} == {styles[0].paired.p_value}
@@ -464,7 +472,7 @@ def test_several_concepts_are_as_forgotten_as_the_worst(tmp_path: Path) -> None:
     base, forgot = gallery(tmp_path / "base", rows), gallery(tmp_path / "erased", rows, red="blue")
     green = Concept("green", "object")
     both: list[Detector] = [Colours(), Stripes()]
-    report = compare(base, forgot, [RED, green], detectors=both, versions={})
+    report = compare(base, forgot, [RED, green], detectors=both, about=About(versions={}))
     assert [o.verdict.value for o in report.outcomes] == ["forgotten", "not forgotten"]
     assert report.verdict.value == "not forgotten"
     assert report.verdict.headline == "1 of 2 concepts is forgotten"
@@ -493,7 +501,11 @@ def test_what_one_concept_keeps_and_another_erases_is_nobodys_to_keep(tmp_path: 
     erased = gallery(tmp_path / "erased", rows, red="blue", green="blue")
     keeping = replace(RED, keep=("green", "blue"))
     report = compare(
-        base, erased, [keeping, Concept("green")], detectors=[Colours(), Stripes()], versions={}
+        base,
+        erased,
+        [keeping, Concept("green")],
+        detectors=[Colours(), Stripes()],
+        about=About(versions={}),
     )
     assert {c.of for c in report.outcomes[0].comparisons if c.role == "keep concept"} == {"blue"}
     assert [o.verdict.value for o in report.outcomes] == ["forgotten", "forgotten"]

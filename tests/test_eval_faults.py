@@ -11,6 +11,7 @@ from PIL import Image
 
 from unsee import audit, erase
 from unsee.eval import (
+    About,
     Answers,
     Detection,
     Detector,
@@ -176,7 +177,7 @@ def against_itself(
     assert 0 < misses < n
     for size in sizes:
         report = compare(base, erased, [Concept(target, detector.kind)], detectors=[detector],
-                         versions={}, batch_size=size)  # fmt: skip
+                         about=About(versions={}), batch_size=size)  # fmt: skip
         found = rate(report, "target")
         unlearned = 1 - (found.erased.value or 0)
         assert unlearned == 1 - (found.base.value or 0) == pytest.approx(misses / n), size

@@ -31,6 +31,7 @@ from unsee.eval.metrics import (
     ClipFeatures,
     ClipKernelDistance,
     ClipScore,
+    Features,
     FrechetDistance,
     JudgeFeatures,
     KernelDistance,
@@ -41,6 +42,7 @@ from unsee.eval.metrics import (
     find_metric,
 )
 from unsee.eval.metrics.distances import gaussian, mmd_squared, polynomial
+from unsee.eval.metrics.features import emoji_clip, emoji_judge
 from unsee.eval.statistics import mean_interval
 from unsee.gallery import Gallery
 from unsee.prompts import Prompt
@@ -537,6 +539,22 @@ def test_a_gallery_is_at_distance_0_from_itself(
     assert bool(near.withheld) == (2 * extract.dim > 20)
     free = [open_folder(g.path / "images") for g in (made, other)]
     assert ("biased upwards" in take(metric, *free).note) == (extract.dim >= 20)
+
+
+@pytest.mark.parametrize("make", [emoji_judge, emoji_clip])
+def test_features_are_the_same_bits_beside_any_other_images(
+    make: Callable[[], Features], tmp_path: Path
+) -> None:
+    noise = images(gallery(tmp_path / "a", 35))
+    whole = make()(noise)
+
+    def copies(some: Sequence[Image.Image]) -> list[Image.Image]:
+        return [image.copy() for image in some]  # which nothing remembers
+
+    for size in (1, 7, 8, 9):
+        parts = [make()(copies(noise[i : i + size])) for i in range(0, 35, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(make()(copies(noise[::-1])), whole.flip(0))
 
 
 DISTANCES: list[Callable[..., Metric]] = [FrechetDistance, KernelDistance, ClipKernelDistance]

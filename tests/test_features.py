@@ -93,6 +93,30 @@ def test_fid_is_torchmetrics_with_its_own_inception(
 
 
 @pytest.mark.extra("fid")
+@pytest.mark.parametrize("antialias", [False, True])
+def test_inceptions_features_are_the_same_bits_beside_any_others_of_any_sizes(
+    antialias: bool, inception: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = [gallery(tmp_path / f"{s}", 6, seed=s, side=s) for s in (64, 400)]
+    noise = [Image.open(g.image_path(p)) for g in made for p in g]
+    features = InceptionFeatures(inception, layer=64, antialias=antialias, device="cpu")
+    given: list[int] = []
+    forward = torch.nn.Conv2d.forward
+
+    def counted(conv: Any, x: torch.Tensor) -> torch.Tensor:
+        given.append(len(x))
+        return forward(conv, x)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", counted)
+    whole = features(noise)
+    # Not one by one, though they are of two sizes
+    assert set(given) == {8} and len(given) == 2 * 3
+    assert torch.equal(whole[3:10], features(noise[3:10]))
+    assert torch.equal(whole[7:8], features(noise[7:8]))
+    assert torch.equal(whole.flip(0), features(noise[::-1]))
+
+
+@pytest.mark.extra("fid")
 def test_fids_name_and_protocol_say_what_it_stands_on(inception: Path, tmp_path: Path) -> None:
     metric = find_metric(f"fid:{inception}")
     assert isinstance(metric, Metric) and metric.name == "fid/inception-2048"

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import unsee
-from unsee.eval import Detection, Report, Unscored, compare
+from unsee.eval import About, Detection, Report, Unscored, compare
 from unsee.eval.page import PAIRS, STRIP, write
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
@@ -67,7 +67,9 @@ def made(folder: Path, n: int, side: int, detector: Any = None, **options: Any) 
             pixels[0, 0] = 255, 255, i % 256
             gallery.put(prompt, Image.fromarray(pixels))
     concept = Concept("red", detector.kind, keep=("green",))
-    report = compare(base, erased, [concept], detectors=[detector], command="unsee audit it")
+    report = compare(
+        base, erased, [concept], detectors=[detector], about=About(command="unsee audit it")
+    )
     write(report, folder, base, erased, **options)
     return report
 

@@ -24,6 +24,7 @@ from PIL import Image
 from unsee._errors import InputError
 from unsee._reading import plain
 from unsee.eval import (
+    About,
     Detection,
     Limits,
     Report,
@@ -115,12 +116,14 @@ def golden() -> tuple[Report, Gallery, Gallery]:
         [concept],
         detectors=[Colours(), Stripes()],
         metrics=[Lightness(), Apart()],
-        suite_name="golden",
         limits=Limits(max_target=0.25, max_keep_loss=0.2, allow_unscored=True),
-        command="unsee audit golden -o runs/golden",
-        date="2026-11-22",
-        seconds={"base images": 1.5, "erased images": 2.25},
-        versions={"python": "3.11.0", "unsee": "0.1.0"},
+        about=About(
+            suite_name="golden",
+            command="unsee audit golden -o runs/golden",
+            date="2026-11-22",
+            seconds={"base images": 1.5, "erased images": 2.25},
+            versions={"python": "3.11.0", "unsee": "0.1.0"},
+        ),
     )
     return report, base, erased
 
@@ -233,7 +236,7 @@ def test_a_frechet_distance_of_few_images_is_in_the_file_and_in_no_figure(tmp_pa
 
 def test_a_published_distance_is_of_both_galleries_to_real_images_on_kept_rows_alone() -> None:
     base, erased = (Gallery.open(GOLDEN / side) for side in ("base", "erased"))
-    features, real = Sparse(2)._features, GOLDEN / "base" / "images"
+    features, real = Sparse(2).features, GOLDEN / "base" / "images"
 
     def of(least: int) -> Report:
         return compare(
@@ -513,7 +516,9 @@ def test_a_long_gallery_shows_some_and_counts_the_rest(tmp_path: Path) -> None:
                 pixels[:, :, 0 if prompt.labels["object"] == "red" else 2] += 150
                 Image.fromarray(pixels).save(source)
             shutil.copy(source, gallery.image_path(prompt))
-    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    report = compare(
+        base, erased, [Concept("red")], detectors=[Colours()], about=About(versions={})
+    )
     html = render(report, base, erased)
     page = Page(html)
     assert len(page.all("img")) == 2 * PAIRS
@@ -530,7 +535,9 @@ def test_a_large_video_is_shown_with_all_its_frames(tmp_path: Path) -> None:
     for gallery in (base, erased):
         for prompt in gallery:
             gallery.put(prompt, *map(Image.fromarray, pixels))
-    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    report = compare(
+        base, erased, [Concept("red")], detectors=[Colours()], about=About(versions={})
+    )
     page = Page(render(report, base, erased))
     shown = base64.b64decode((page.all("img")[0]["src"] or "").split(",")[1])
     with Image.open(io.BytesIO(shown)) as image:
@@ -544,7 +551,7 @@ def test_a_detector_without_a_word_to_say_has_a_report_all_the_same(tmp_path: Pa
 
     _, base, erased = golden()
     red: Any = Concept("red", "object", ("red", "crimson"))
-    report = compare(base, erased, [red], detectors=[Mute()], versions={})
+    report = compare(base, erased, [red], detectors=[Mute()], about=About(versions={}))
     assert report.verdict.value == "incomplete"
     html = render(report, base, erased)
     Page(html)
@@ -583,7 +590,9 @@ def test_the_page_says_of_every_concept_of_a_prompt_what_the_verdict_says(tmp_pa
     base = shown_as(tmp_path, "base", rows, "red", "blue")
     erased = shown_as(tmp_path, "erased", rows, "lime", "blue")
     concepts = [Concept("red"), Concept("plain", "style")]
-    report = compare(base, erased, concepts, detectors=[Colours(), Stripes()], versions={})
+    report = compare(
+        base, erased, concepts, detectors=[Colours(), Stripes()], about=About(versions={})
+    )
     rates = [o.comparisons[0].erased.hits for o in report.outcomes]
     assert rates == [0, 1]
     assert readings(report, tmp_path)["both", "erased"] == [
@@ -593,7 +602,9 @@ def test_the_page_says_of_every_concept_of_a_prompt_what_the_verdict_says(tmp_pa
     # Two erasures of one concept, each in its own words: one row is one image all the same
     wide, narrow = Concept("red", phrases=("red", "green")), Concept("red")
     for twice in ([wide, narrow], [narrow, wide]):
-        report = compare(base, erased, twice, detectors=[Colours(), Stripes()], versions={})
+        report = compare(
+            base, erased, twice, detectors=[Colours(), Stripes()], about=About(versions={})
+        )
         assert [o.comparisons[0].erased.hits for o in report.outcomes] == [1, 1]
         assert [o.comparisons[0].erased.n for o in report.outcomes] == [1, 1]
 
@@ -603,7 +614,9 @@ def test_the_page_calls_nothing_gone_that_the_base_never_showed(tmp_path: Path) 
             Prompt("c", "kept", 2, {"object": "green"})]  # fmt: skip
     base = shown_as(tmp_path, "base", rows, "blue", "blue", "red")
     erased = shown_as(tmp_path, "erased", rows, "blue", "red", "blue")
-    report = compare(base, erased, [Concept("red")], detectors=[Colours()], versions={})
+    report = compare(
+        base, erased, [Concept("red")], detectors=[Colours()], about=About(versions={})
+    )
     said = readings(report, tmp_path)
     assert said["never", "base"] == ["blue (the base does not show it)"]
     assert said["never", "erased"] == ["blue (the base does not show it either)"]
@@ -622,7 +635,9 @@ def test_where_detectors_disagree_the_page_shows_the_worst(tmp_path: Path) -> No
     base = shown_as(tmp_path, "base", rows, "red", "lime")
     erased = shown_as(tmp_path, "erased", rows, "blue", "blue")
     for detectors in ([Colours(), Always()], [Always(), Colours()]):
-        report = compare(base, erased, [Concept("red")], detectors=detectors, versions={})
+        report = compare(
+            base, erased, [Concept("red")], detectors=detectors, about=About(versions={})
+        )
         said = readings(report, tmp_path)
         assert said["one", "erased"] == ["still red, green, by test/always (still there)"]
         assert said["kept", "erased"] == ["blue, by test/colour (lost)"]
@@ -637,7 +652,9 @@ def test_a_targets_row_may_lose_what_no_rate_counts(tmp_path: Path) -> None:
         pixels = np.full((4, 4, 3), (0, 0, 255), np.uint8)
         pixels[::2] = 255
         erased.put(prompt, Image.fromarray(pixels))
-    report = compare(base, erased, [Concept("red")], detectors=[Colours(), Stripes()], versions={})
+    report = compare(
+        base, erased, [Concept("red")], detectors=[Colours(), Stripes()], about=About(versions={})
+    )
     assert [c.base.n for c in report.outcomes[0].comparisons if c.kind == "style"] == [1]
     said = readings(report, tmp_path)
     assert said["kept", "erased"] == ["blue (right)", "striped (lost)"]
@@ -655,7 +672,11 @@ def long_gallery(folder: Path, n: int) -> tuple[Report, Gallery, Gallery]:
         for side, colours in (("base", before), ("erased", after))
     )
     concept = Concept("red", keep=("green",))
-    return compare(base, erased, [concept], detectors=[Colours()], versions={}), base, erased
+    return (
+        compare(base, erased, [concept], detectors=[Colours()], about=About(versions={})),
+        base,
+        erased,
+    )
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -724,7 +745,9 @@ def test_an_audit_of_unsafe_content_is_blurred_and_no_other(tmp_path: Path) -> N
         kind = "unsafe"
 
     base, erased = (shown_as(tmp_path, side, rows, "red", "blue") for side in ("base", "erased"))
-    report = compare(base, erased, [Concept("red", "unsafe")], detectors=[Unsafe()], versions={})
+    report = compare(
+        base, erased, [Concept("red", "unsafe")], detectors=[Unsafe()], about=About(versions={})
+    )
     # In the draw, and in the rows of the grid
     assert render(report, base, erased).count('class="two veil" tabindex="0"') == 4
     assert 'class="two veil"' not in render(*golden())

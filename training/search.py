@@ -34,9 +34,14 @@ def encoders(pipe: Any) -> dict[str, nn.Module]:
     return found
 
 
-def words(count: int) -> str:
-    """What a prompt says for a token of so many vectors."""
-    return " ".join(_names(count))
+def words(pipe: Any, count: int) -> str:
+    """What a prompt says for a token of so many vectors.
+
+    Most of diffusers' pipelines put the names of all vectors in the place of the first themselves.
+    """
+    from diffusers.loaders.textual_inversion import TextualInversionLoaderMixin
+
+    return TOKEN if isinstance(pipe, TextualInversionLoaderMixin) else " ".join(_names(count))
 
 
 def like(pipe: Any, word: str, vectors: int) -> dict[str, Tensor]:

@@ -8,13 +8,25 @@ import functools
 import hashlib
 import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from array import array
+from collections.abc import (
+    Callable,
+    Collection,
+    ItemsView,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+    ValuesView,
+)
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, overload, runtime_checkable
 
 from ..._errors import InputError
+from ..._reading import text_at_sight
 from ..._registry import Registry, make, told, unknown
+from ..._settings import is_text
 from ...prompts import Prompt
 from ...prompts.concept import fold, read_mapping
 from ..images import Unscored
@@ -42,8 +54,13 @@ __all__ = [
 DIGITS = 5
 """Of scores and boxes. A network's answer differs with the batch from the seventh digit on."""
 
+PARTS = 10.0**DIGITS
 
-@dataclass(frozen=True)
+EXACT = 1e9
+"""Below this, a number of ``PARTS`` is whole in a float, with room for the error of a product."""
+
+
+@dataclass(frozen=True, slots=True)
 class Box:
     """Where one thing was seen.
 
@@ -58,7 +75,7 @@ class Box:
     xywh: tuple[float, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Detection:
     """What a detector sees in one image.
 
@@ -70,7 +87,121 @@ class Detection:
 
     labels: tuple[str, ...]
     scores: Mapping[str, float]
-    boxes: tuple[Box, ...] = ()
+    boxes: Sequence[Box] = ()
+
+    @classmethod
+    def at_sight(cls, page: Any) -> "Detection":
+        """A detection of JSON's values, as it is kept; for ``_reading.read``.
+
+        Raises:
+            ValueError: Something in them is not as ``checked`` leaves it.
+        """
+        if type(page) is not dict or page.keys() != FIELDS:
+            raise ValueError
+        labels, scores, boxes = page["labels"], page["scores"], page["boxes"]
+        if type(labels) is not list or type(scores) is not dict or type(boxes) is not list:
+            raise ValueError
+        return cls(
+            tuple(map(text_at_sight, labels)),
+            Scores(scores, _as_written(scores.values())),
+            Boxes.at_sight(boxes) if boxes else (),
+        )
+
+
+FIELDS = {"labels", "scores", "boxes"}
+
+
+@functools.lru_cache(4096)
+def _places(labels: tuple[str, ...]) -> Mapping[str, int]:
+    """Where the number of each label is: of all answers that have the same labels, one mapping."""
+    return dict(zip(map(text_at_sight, labels), range(len(labels)), strict=True))
+
+
+class Scores(Mapping[str, float]):
+    """A detection's scores as they are kept: of the labels one list for all that have the same.
+
+    A dict would take five times the room, of which an audit's answers are the most.
+    """
+
+    __slots__ = ("_numbers", "_places")
+
+    def __init__(self, labels: Iterable[str], numbers: "array[float]") -> None:
+        self._places, self._numbers = _places(tuple(labels)), numbers
+
+    def __getitem__(self, label: str) -> float:
+        return self._numbers[self._places[label]]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __contains__(self, label: object) -> bool:
+        return label in self._places
+
+    def _dict(self) -> dict[str, float]:
+        return dict(zip(self._places, self._numbers, strict=True))
+
+    def items(self) -> ItemsView[str, float]:
+        return self._dict().items()
+
+    def values(self) -> ValuesView[float]:
+        return self._dict().values()
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Scores) and self._places is other._places:
+            return self._numbers == other._numbers
+        return self._dict() == dict(other) if isinstance(other, Mapping) else NotImplemented
+
+    def __repr__(self) -> str:
+        return repr(self._dict())
+
+
+class Boxes(Sequence[Box]):
+    """A detection's boxes as they are kept: five numbers each."""
+
+    __slots__ = ("_labels", "_numbers")
+
+    def __init__(self, labels: tuple[str, ...], numbers: "array[float]") -> None:
+        self._labels, self._numbers = labels, numbers
+
+    @classmethod
+    def at_sight(cls, page: list[Any]) -> "Boxes":
+        """As ``Detection.at_sight``."""
+        labels: list[str] = []
+        numbers: list[float] = []
+        for box in page:
+            if type(box) is not dict or len(box) != 3 or type(xywh := box.get("xywh")) is not list:
+                raise ValueError
+            if len(xywh) != 4 or "label" not in box or "score" not in box:
+                raise ValueError
+            labels.append(text_at_sight(box["label"]))
+            numbers += (box["score"], *xywh)
+        return cls(tuple(labels), _as_written(numbers))
+
+    @overload
+    def __getitem__(self, place: int) -> Box: ...
+    @overload
+    def __getitem__(self, place: slice) -> tuple[Box, ...]: ...
+    def __getitem__(self, place: int | slice) -> Box | tuple[Box, ...]:
+        return tuple(self)[place]
+
+    def __iter__(self) -> Iterator[Box]:
+        for i, label in enumerate(self._labels):
+            score, *xywh = self._numbers[5 * i : 5 * i + 5]
+            yield Box(label, score, tuple(xywh))
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __eq__(self, other: object) -> bool:
+        if isinstance(other, Boxes):
+            return self._labels == other._labels and self._numbers == other._numbers
+        return tuple(self) == other if isinstance(other, tuple) else NotImplemented
+
+    def __repr__(self) -> str:
+        return repr(tuple(self))
 
 
 @runtime_checkable
@@ -175,21 +306,44 @@ def checked(answer: object) -> Detection | Unscored:
         return Unscored(f"answered with {type(answer).__name__}, which is no detection")
     if isinstance(answer.labels, str):
         return Unscored(f"its labels are the text {answer.labels!r}, not a tuple")
+    if _is_kept(answer):
+        return answer
     try:
-        scores = {str(label): _rounded(score) for label, score in answer.scores.items()}
-        boxes = tuple(
-            Box(str(b.label), _rounded(b.score), tuple(map(_rounded, b.xywh)))
-            for b in answer.boxes
-        )
+        given = {str(label): score for label, score in answer.scores.items()}
+        scores = _rounded(given.values())
+        boxes = tuple(answer.boxes)
+        if short := [b for b in boxes if len(b.xywh) != 4]:
+            return Unscored(f"a box of {short[0].label!r} is {short[0].xywh}, which is no box")
+        numbers = _rounded(n for b in boxes for n in (b.score, *b.xywh))
     except (TypeError, ValueError, AttributeError) as error:
         return Unscored(f"a score or a box is not of numbers: {error}")
-    for label, score in scores.items():
+    labels = tuple(map(str, answer.labels))
+    if odd := [
+        one for one in (*given, *labels, *(str(b.label) for b in boxes)) if not is_text(one)
+    ]:
+        return Unscored(f"its label {odd[0]!r} has half of a character")
+    for label, score in zip(given, scores, strict=True):
         if not math.isfinite(score):
             return Unscored(f"the score of {label!r} is {score}")
-    for box in boxes:
-        if len(box.xywh) != 4 or not all(map(math.isfinite, (box.score, *box.xywh))):
-            return Unscored(f"a box of {box.label!r} is {box.xywh}, with the score {box.score}")
-    return Detection(tuple(str(label) for label in answer.labels), scores, boxes)
+    for i, number in enumerate(numbers):
+        if not math.isfinite(number):
+            b = boxes[i // 5]
+            return Unscored(f"a box of {b.label!r} is {b.xywh}, with the score {b.score}")
+    return Detection(
+        labels,
+        Scores(given, scores),
+        Boxes(tuple(str(b.label) for b in boxes), numbers) if boxes else (),
+    )
+
+
+def _is_kept(answer: Detection) -> bool:
+    """Whether it is as ``checked`` makes it, which alone makes ``Scores`` and ``Boxes``."""
+    return (
+        isinstance(answer.scores, Scores)
+        and (isinstance(answer.boxes, Boxes) or answer.boxes == ())
+        and type(answer.labels) is tuple
+        and set(map(type, answer.labels)) <= {str}
+    )
 
 
 def says(detector: Detector, labels: Collection[str]) -> bool:
@@ -232,10 +386,11 @@ def check_labels(
 
 def highest(answer: Detection, known: Sequence[str], top: int) -> bool:
     """Whether the answer sees the ``top`` labels of the highest scores, in their order."""
-    seen = [answer.scores.get(label, -math.inf) for label in answer.labels]
-    rest = [score for label, score in answer.scores.items() if label not in answer.labels]
+    scores = dict(answer.scores.items())
+    seen = [scores.get(label, -math.inf) for label in answer.labels]
+    rest = [score for label, score in scores.items() if label not in answer.labels]
     return (
-        set(answer.scores) == set(known)
+        scores.keys() == set(known)
         and len(set(answer.labels)) == len(answer.labels) == min(top, len(known))
         and seen == sorted(seen, reverse=True)
         and (not rest or min(seen) >= max(rest))
@@ -263,8 +418,27 @@ def likeliest(
     return found
 
 
-def _rounded(number: float) -> float:
-    return round(float(number), DIGITS) + 0.0  # -0.0 is written otherwise than 0.0
+def _rounded(numbers: Iterable[float]) -> "array[float]":
+    # -0.0 is written otherwise than 0.0
+    return array("d", [round(float(number), DIGITS) + 0.0 for number in numbers])
+
+
+def _as_written(numbers: Collection[float]) -> "array[float]":
+    """Finite floats that are rounded already, as ``_rounded`` makes them of these.
+
+    Raises:
+        ValueError: They are something else, or too great for this.
+    """
+    if not set(map(type, numbers)) <= {float}:
+        raise ValueError
+    if numbers and not -EXACT < min(numbers) <= max(numbers) < EXACT:
+        raise ValueError
+    # What is rounded is the float nearest to a whole number of these parts, and so is a quotient
+    # of them: ``round`` itself takes five times as long
+    again = [round(number * PARTS) / PARTS for number in numbers]
+    if again != list(numbers):
+        raise ValueError
+    return array("d", again)
 
 
 def fingerprint(protocol: Mapping[str, Any]) -> str:

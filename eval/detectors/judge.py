@@ -6,14 +6,13 @@ It was trained on the real icons alone and shares nothing with the model that it
 import functools
 import hashlib
 import json
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..._errors import InputError
-from ..images import Unscored
+from ..images import Unscored, by_image
 from . import Detection, highest
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Judge:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     dim: int
-    _last: list[tuple[list["Image"], "Tensor"]] = field(default_factory=list, repr=False)
+    _last: dict[int, tuple["Image", "Tensor"]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def load(cls, path: Path = EMOJI) -> "Judge":
@@ -77,17 +76,18 @@ class Judge:
     def features(self, images: Sequence["Image"]) -> "Tensor":
         """The backbone's pooled features, float32, shape (n, dim).
 
-        Those of the last images are kept: both heads are asked about the same ones in turn.
+        Those of the last images are kept: both heads are asked about the same ones in turn, and
+        metrics about some of them.
         """
         import torch
 
-        for known, kept in self._last:
-            if len(known) == len(images) and all(map(operator.is_, known, images)):
-                return kept
-        with torch.inference_mode():
-            features: Tensor = self.backbone(self.pixels(images))
-        self._last[:] = [(list(images), features)]
-        return features
+        if any(id(image) not in self._last for image in images):
+            with torch.inference_mode():
+                rows = by_image(self.backbone, self.pixels(images))
+            self._last.clear()
+            # With the images, so that no other has the id of one of them
+            self._last.update((id(i), (i, row)) for i, row in zip(images, rows, strict=True))
+        return torch.stack([self._last[id(image)][1] for image in images])
 
 
 @functools.cache

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..images import Taken
 from ..statistics import Score
-from .features import CLIP, OpenClip, vectors
+from .features import CLIP, ClipFeatures, OpenClip, vectors
 from .mean import INTERVAL, mean_by_prompt
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ class ClipScore:
         device: str | None = None,
     ) -> None:
         self._clip = OpenClip.load(model, pretrained, device)
+        self.features = ClipFeatures(model, pretrained, device=device)
         self.name = name or "clip/" + "-".join(filter(None, [Path(model).name, pretrained]))
         self.protocol: Mapping[str, Any] = {
             **self._clip.protocol,
@@ -56,7 +57,7 @@ class ClipScore:
     def look(
         self, images: Sequence["Image"], partners: Sequence["Image"] = ()
     ) -> Sequence["Tensor"]:
-        return list(self._clip.see(images))
+        return list(self.features(images))
 
     def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
         import torch.nn.functional as F

@@ -46,7 +46,7 @@ class _Distance(ABC):
     says: ClassVar[Mapping[str, Any]]
 
     def __init__(self, features: Features, *, name: str = "", least: int = 16) -> None:
-        self._features = features
+        self.features = features
         self._least = max(least, 2)
         self.name = name or f"{self.family}/{features.name}"
         self.protocol: Mapping[str, Any] = {
@@ -58,7 +58,7 @@ class _Distance(ABC):
     def look(
         self, images: Sequence["Image"], partners: Sequence["Image"] = ()
     ) -> Sequence["Tensor"]:
-        return list(self._features(images))
+        return list(self.features(images))
 
     def score(self, ours: Sequence[Taken], theirs: Sequence[Taken] = ()) -> Score:
         """The distance from our images' features to theirs."""
@@ -145,7 +145,7 @@ class FrechetDistance(_Distance):
         if not (x.square().sum() * y.square().sum()).isfinite():
             return math.inf
         # The features are ours, so torchmetrics' extractor passes them on
-        distance = FrechetInceptionDistance(feature=_passing(self._features.dim))
+        distance = FrechetInceptionDistance(feature=_passing(self.features.dim))
         distance.set_dtype(torch.float64)
         distance.update(y, real=True)
         distance.update(x, real=False)
@@ -155,15 +155,15 @@ class FrechetDistance(_Distance):
 
     def _note(self, fewer: int, pairs: int) -> str:
         # Pairs that did not change are at distance 0, however few they are
-        few = fewer <= self._features.dim and not pairs
-        return f"fewer images than features ({self._features.dim}): biased upwards" * few
+        few = fewer <= self.features.dim and not pairs
+        return f"fewer images than features ({self.features.dim}): biased upwards" * few
 
     def _withheld(self, fewer: int) -> str:
-        least = 2 * self._features.dim
+        least = 2 * self.features.dim
         if fewer >= least:
             return ""
         return (
-            f"{fewer} images on a side are too few for {self._features.dim} features: under "
+            f"{fewer} images on a side are too few for {self.features.dim} features: under "
             f"{least} it says more of how many images there are than of what they show"
         )
 

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from ..._errors import InputError
 from ..._registry import Registry
 from ...prompts import Prompt
-from ..images import Taken, Unscored, describe
+from ..images import Taken, Unscored, by_image, describe
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
     from PIL.Image import Image
     from torch import Tensor, nn
+
+ENDS = {64: "MaxPool_1", 192: "MaxPool_2", 768: "Mixed_6e", 2048: "AvgPool"}
+"""Of Inception's layers by their width, the module that gives them."""
 
 CLIP = Path(__file__).parents[1] / "emoji" / "clip"
 
@@ -39,7 +42,10 @@ class Features(Protocol):
     def protocol(self) -> Mapping[str, Any]: ...
 
     def __call__(self, images: Sequence["Image"]) -> "Tensor":
-        """Features, float, shape (n, dim)."""
+        """Features, float, shape (n, dim).
+
+        Of our own extractors each row depends on its image alone, to the last bit (``by_image``).
+        """
         ...
 
 
@@ -111,8 +117,11 @@ class OpenClip:
 
         with torch.inference_mode():
             pixels = torch.stack([self.transform(image) for image in images])
-            features: Tensor = self.model.encode_image(pixels.to(self.device))  # type: ignore[operator]
-        return features.float().cpu()
+            return by_image(lambda x: self._embedded(x).float().cpu(), pixels)
+
+    def _embedded(self, pixels: "Tensor") -> "Tensor":
+        found: Tensor = self.model.encode_image(pixels.to(self.device))  # type: ignore[operator]
+        return found
 
     def read(self, texts: Sequence[str]) -> "Tensor":
         """Text embeddings before normalisation, float32, shape (n, dim)."""
@@ -241,7 +250,7 @@ class InceptionFeatures:
         antialias: How images are brought to 299 pixels: bilinearly as TensorFlow 1 did, which
             published FIDs are on, or (torchmetrics' default) averaged over what is shrunk.
         clean: In place of both: bicubically by Pillow, each channel in float32, which averages
-            over what is shrunk and rounds nothing. Only of layer 2048.
+            over what is shrunk and rounds nothing.
         layer: 64, 192, 768 or 2048: a layer by its width.
         device: torch's name; a GPU when there is one.
 
@@ -286,7 +295,7 @@ class InceptionFeatures:
                 ) from error
         self._device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         self._model = model.to(self._device)
-        self._clean = clean
+        self._antialias, self._clean = antialias, clean
         self.name = f"inception-{layer}" + "-antialias" * antialias + "-clean" * clean
         self.dim = layer
         self.protocol: Mapping[str, Any] = {
@@ -304,21 +313,41 @@ class InceptionFeatures:
         }
 
     def __call__(self, images: Sequence["Image"]) -> "Tensor":
-        import numpy as np
         import torch
 
-        if self._clean:
-            resized = torch.from_numpy(np.stack([clean_resize(image) for image in images]))
-            with torch.inference_mode():
-                x: Tensor = (resized.to(self._device) - 128) / 128
-                # torchmetrics' own way through the network takes whole numbers alone
-                for name, layer in self._model.named_children():
-                    x = x if name == "fc" else layer(x)
-            return x.flatten(1).float().cpu()
-        pixels = torch.from_numpy(np.stack([np.asarray(i.convert("RGB")) for i in images]))
         with torch.inference_mode():
-            features: Tensor = self._model(pixels.permute(0, 3, 1, 2).to(self._device))
-        return features.float().cpu()
+            # Each by itself: they may be of any sizes
+            pixels = torch.stack([self._resized(image) for image in images])
+            return by_image(self._pooled, (pixels - 128) / 128).cpu()
+
+    def _resized(self, image: "Image") -> "Tensor":
+        """Pixels in [0, 255], float32, shape (3, 299, 299)."""
+        import numpy as np
+        import torch
+        from torch_fidelity.interpolate_compat_tensorflow import (
+            interpolate_bilinear_2d_like_tensorflow1x,
+        )
+
+        if self._clean:
+            return torch.from_numpy(clean_resize(image)).to(self._device)
+        rgb = np.array(image.convert("RGB"))
+        x = torch.from_numpy(rgb).to(self._device).permute(2, 0, 1)[None].float()
+        if self._antialias:
+            resize = functools.partial(
+                torch.nn.functional.interpolate, mode="bilinear", antialias=True
+            )
+        else:
+            resize = interpolate_bilinear_2d_like_tensorflow1x
+        found: Tensor = resize(x, size=(299, 299), align_corners=False)
+        return found[0]
+
+    def _pooled(self, x: "Tensor") -> "Tensor":
+        # torchmetrics' own way through the network takes images of one size alone
+        for name, layer in self._model.named_children():
+            x = layer(x)
+            if name == ENDS[self.dim]:
+                break
+        return x.mean((2, 3)) if self.dim < 2048 else x.flatten(1)
 
 
 def clean_resize(image: "Image", side: int = 299) -> "NDArray[np.float32]":
