@@ -1,6 +1,7 @@
 """Files: names that every system can hold, places that can be written to, and whole writes."""
 
 import errno
+import hashlib
 import os
 import re
 import secrets
@@ -81,6 +82,15 @@ def file_stem(names: Iterable[str]) -> str:
             f"{len(stem.encode())}: name a shorter one with -o."
         )
     return stem
+
+
+def sha256_of(path: str | Path) -> str:
+    """The SHA-256 of a file, of which no more than a part is in memory at a time."""
+    sha = hashlib.sha256()
+    with open(path, "rb") as file:
+        while part := file.read(2**20):
+            sha.update(part)
+    return sha.hexdigest()
 
 
 def write_atomically(path: Path, data: bytes | str | Callable[[], Iterable[str]]) -> None:

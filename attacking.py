@@ -189,6 +189,7 @@ class Target:
         erasures: What is attacked, with weights.
         concept: What is to come back.
         rows: The target's of the suite.
+        kept: Its rows of what must stay.
         detectors: That see it.
         before, after: By detector, and by a row's id, whether the base and the erased model show
             it.
@@ -206,6 +207,7 @@ class Target:
     erasures: "Sequence[tuple[Erasure, float]]"
     concept: Concept
     rows: Sequence[Prompt]
+    kept: Sequence[Prompt]
     detectors: "Sequence[Detector]"
     before: "Mapping[str, Seen]"
     after: "Mapping[str, Seen]"
@@ -220,30 +222,46 @@ class Target:
     @cached_property
     def given(self) -> "Given":
         """What attacks are fitted on: the base's images at other seeds, of all prompts in turn."""
-        return self._given(GIVEN)
+        return self._given(self.rows, GIVEN)
 
     @cached_property
     def given_each(self) -> "Given":
         """The same, with every prompt of the target at least once."""
         texts = {p.prompt for p in self.rows}
-        return self._given(max(GIVEN, len(texts)))
+        return self._given(self.rows, max(GIVEN, len(texts)))
 
-    def _given(self, count: int) -> "Given":
-        texts = list({p.prompt: p for p in self.rows}.values())
+    @cached_property
+    def given_kept(self) -> "Given":
+        """The same of what must stay, whatever is seen in its images.
+
+        Raises:
+            InputError: The suite has no prompt of such.
+        """
+        if not self.kept:
+            raise InputError(
+                "The suite has no prompt of what must stay, and an attack is to be given images "
+                "of such: take a suite that has some, or leave that attack out."
+            )
+        return self._given(self.kept, GIVEN, "kept-")
+
+    def _given(self, of: Sequence[Prompt], count: int, name: str = "") -> "Given":
+        texts = list({p.prompt: p for p in of}.values())
         rows = [
             dataclasses.replace(
                 (row := texts[i % len(texts)]),
                 id=f"{row.id}-{i // len(texts)}",
                 seed=(row.seed + FURTHER * (1 + i // len(texts))) % 2**63,
+                # What comes on at a step has to know of how many
+                steps=row.steps or self.settings["steps"],
             )
             for i in range(count)
         ]
         gallery = self.base.draw(
-            (), Suite("given", tuple(rows)), self.folder / f"given-{count}", self.settings,
+            (), Suite("given", tuple(rows)), self.folder / f"given-{name}{count}", self.settings,
             "base model, to attack with", self.store, self.progress,
         )  # fmt: skip
         images = [_opened(gallery.image_path(row)) for row in gallery.prompts]
-        seen = self.look(images)
+        seen = [] if of is self.kept else self.look(images)
         there = [i for i, hit in enumerate(seen) if hit] or list(range(count))
         return Given([gallery.prompts[i] for i in there], [images[i] for i in there])
 
@@ -316,6 +334,7 @@ def attack_all(
             erasures=task.erasures,
             concept=concept,
             rows=rows,
+            kept=[s.prompt for s in report.samples if s.rows == "keep"],
             detectors=eyes,
             before={d.name: before.get(d.name, {}) for d in eyes},
             after={d.name: after.get(d.name, {}) for d in eyes},
@@ -497,6 +516,8 @@ def _alone(source: Source) -> "Iterator[Parts]":
 
 
 def _images_for(attack: Attack, target: Target) -> Given:
+    if attack.gives == "kept":
+        return target.given_kept
     return target.given_each if attack.per_prompt else target.given
 
 
@@ -511,7 +532,7 @@ def _fitted(
         "attack": type(attack).__name__,
         "settings": plain(attack),
         "concept": concept.to_json(),
-        "rows": [[row.prompt, row.seed] for row in given.rows],
+        "rows": [[row.prompt, row.seed, row.steps] for row in given.rows],
         "images": hashes,
         "seed": target.seed,
         "detectors": [d.name for d in target.detectors],

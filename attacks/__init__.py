@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from ..pipelines.parts import Parts
+    from ..pipelines.watch import Active
     from ..prompts import Concept, Prompt
     from .attacked import Attacked
 
@@ -31,6 +32,10 @@ novel       the same attack for a concept that the model never saw: does it teac
 blind       as many looks at random inputs: is it the looking?
 supplied    the same input finished under the anchor's prompt: was the picture in it already?
 """
+
+
+Gives = Literal["concept", "kept"]
+"""What the images that an attack is given are of: the concept, or what must stay."""
 
 
 class Look(Protocol):
@@ -62,9 +67,11 @@ class Attack(Protocol):
         controls: What it must be held against.
         own_words: Whether the concept's own words are allowed in what it makes; None where it
             makes no words.
+        gives: What its rows and images are of.
         per_prompt: Whether it is fitted to each prompt: it is then given every prompt of the
             target in the suite, at other seeds, and measured at the suite's own.
         decides: Whether the verdict goes by it. A probe is a curve that decides nothing.
+        of_weights: Whether it is about what a checkpoint's weights hold: see ``beside_weights``.
         presets: Settings by name, such as an author's published ones.
     """
 
@@ -72,8 +79,10 @@ class Attack(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     touches: ClassVar[Touch]
     controls: ClassVar[tuple[Control, ...]] = ("positive",)
+    gives: ClassVar[Gives] = "concept"
     per_prompt: ClassVar[bool] = False
     decides: ClassVar[bool] = True
+    of_weights: ClassVar[bool] = False
     presets: ClassVar[dict[str, dict[str, Any]]] = {}
 
     @property
@@ -98,8 +107,8 @@ class Attack(Protocol):
         Args:
             parts: What is attacked, with its erasures in it.
             concept: What is to come back.
-            rows: Prompts of the concept that no figure is taken on, one an image.
-            images: Of the concept, one a row.
+            rows: Prompts that no figure is taken on, one an image, of what ``gives`` says.
+            images: One a row.
             base: A context in which the pipeline is the base model.
             look: Whether the concept is seen in images.
             draw: Images of prompts, by what is attacked.
@@ -138,15 +147,52 @@ class Attack(Protocol):
         raise AssertionError(f"{type(self).__name__} has no control of supplied inputs.")
 
 
+def beside_weights(on: "Sequence[Active]") -> str:
+    """What is to be said beside an attack on weights (``Attack.of_weights``), in a sentence.
+
+    Args:
+        on: What is on in the pipeline that was attacked.
+
+    Returns:
+        '' where all of it is part of the weights.
+    """
+    loose = [repr(one.name) for one in on if one.kind != "weights"]
+    if not loose:
+        return ""
+    one = len(loose) == 1
+    return (
+        f"{' and '.join(loose)} {'is a file' if one else 'are files'} beside the base model, and "
+        f"who does not load {'it' if one else 'them'} has the base: an attack on weights speaks "
+        "of a checkpoint into which they were merged."
+    )
+
+
 ATTACKS: Registry[type[Attack]] = Registry(
     "attack",
     "unsee.attacks",
     {
+        "benign": "unsee.attacks.relearn:Benign",
+        "completion": "unsee.attacks.completion:Completion",
+        "quantise": "unsee.attacks.quantise:Quantise",
+        "relearn": "unsee.attacks.relearn:Relearn",
+        "ring-a-bell": "unsee.attacks.ring_a_bell:RingABell",
+        "scale": "unsee.attacks.scale:Scale",
+        "stack": "unsee.attacks.stack:Stack",
         "textual-inversion": "unsee.attacks.textual_inversion:TextualInversion",
+        "words": "unsee.attacks.words:Words",
     },
 )
 
 DEFAULT = ("words", "textual-inversion", "completion")
 """The attacks that ``default`` names."""
 
-__all__ = ["ATTACKS", "Attack", "Control", "Draw", "Look", "Touch"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Control",
+    "Draw",
+    "Gives",
+    "Look",
+    "Touch",
+    "beside_weights",
+]

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
@@ -34,6 +34,7 @@ ENTRY = "unsee-attack"
 """The header's entry."""
 
 Number = Annotated[int, Range(least=0)]
+Bits = Literal[16, 8, 4]
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Spent:
 
     Attributes:
         rows: Rows of the denoiser: one a row forward, and two more where it went back.
-        steps: Of its search.
+        steps: Of its search; or that the base made in the erased model's place.
         looks: Images that a detector looked at, which could stop it or choose.
         images: Images of the concept that it was given.
     """
@@ -69,8 +70,12 @@ class Record:
         text: What stands in the place of the concept's phrases in a prompt; None leaves them.
         prompts: Whole prompts, by the prompt in whose place they stand.
         step: The denoising step, from 0, at which the erasure comes on; None is before the first.
-        then: The text that stands in the place of the concept's phrases from that step on.
-        strength: What the erasures' weights are multiplied by, where that is the attack.
+        then: The text that stands in the place of the concept's phrases from that step on, and
+            of a whole prompt that has none of them.
+        strength: What the erasures' weights are multiplied by, or those of ``lora``.
+        bits: That a weight of the denoiser has, the erasures merged into it: 16 are bfloat16's.
+        lora: SHA-256 of the file of a LoRA that is put on top.
+        lora_file: Where that was.
         images: SHA-256 of the images that it was given.
         fitted_on: What it was fitted on: a hash of the model by ``model``, of each erasure by its
             name.
@@ -90,6 +95,9 @@ class Record:
     step: Number | None = None
     then: str | None = None
     strength: NotNegative | None = None
+    bits: Bits | None = None
+    lora: str | None = None
+    lora_file: str | None = None
     images: tuple[str, ...] = ()
     fitted_on: Mapping[str, str] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -117,7 +125,7 @@ class Attacked:
     @property
     def sha256(self) -> str:
         """By what it is known: all that images depend on, and nothing else of it."""
-        names = ("kind", "concept", "text", "prompts", "step", "then", "strength")
+        names = ("kind", "concept", "text", "prompts", "step", "then", "strength", "bits", "lora")
         return checksum(self._tensors(), {n: plain(getattr(self.record, n)) for n in names})
 
     @property
@@ -192,6 +200,15 @@ class Attacked:
                 "its record names another. Make it again, or get it from where it came from."
             )
         return cls(record, tensors, page.seconds)
+
+
+def holds_attack(path: Path) -> bool:
+    """Whether a file says that it is what an attack found."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return ENTRY in (file.metadata() or {})
+    except (SafetensorError, OSError, ValueError):
+        return False
 
 
 @dataclass(frozen=True)

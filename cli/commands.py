@@ -542,6 +542,8 @@ def audit(
                 reports = {"": audit(model, erasure or [], out=out, progress=show, **common)}
     if dry_run:
         print_plan(planned)
+        if attack:
+            say("What the attacks would take is not counted: it shows while they search.")
         raise typer.Exit
     for name, report in reports.items():
         print_report(report)

@@ -30,6 +30,14 @@ if TYPE_CHECKING:
 KEPT = 20
 """How many of an erasure's concepts, and of the phrases that one keeps, the terminal has."""
 
+TOUCHED = {
+    "text": "the prompt",
+    "embedding": "a word's embedding",
+    "latents": "the latents",
+    "weights": "the weights",
+}
+"""What an attack changes, in words."""
+
 suites = typer.Typer(help="Look at a suite, and find what is wrong in one.", no_args_is_help=True)
 
 
@@ -38,8 +46,8 @@ def show(
         str,
         typer.Argument(
             metavar="FILE",
-            help="An erasure, here or on the hub, a gallery's folder, a report.json or a "
-            "score.json.",
+            help="An erasure, here or on the hub, what an attack found, a gallery's folder, a "
+            "report.json or a score.json.",
         ),
     ],
     as_json: Annotated[
@@ -55,6 +63,8 @@ def show(
         _show_json(name, file)
     elif file.is_dir():
         _show_gallery(file)
+    elif is_attacked(file):
+        _show_attacked(file)
     elif file.suffix != ".json":
         _show_erasure(name)
     elif file.name == "score.json":
@@ -72,12 +82,14 @@ def show(
 
 def list_(
     what: Annotated[
-        str, typer.Argument(help="methods, detectors, metrics, suites, concepts or models")
+        str,
+        typer.Argument(help="methods, attacks, detectors, metrics, suites, concepts or models"),
     ],
 ) -> None:
     """List what there is by name."""
     lists: dict[str, Callable[[], list[tuple[str, str]]]] = {
         "methods": _methods,
+        "attacks": _attacks,
         "detectors": lambda: _factories("DETECTORS"),
         "metrics": lambda: _factories("METRICS"),
         "suites": _suite_names,
@@ -89,6 +101,7 @@ def list_(
     pairs(lists[what](), "bold")
     hints = {
         "methods": "unsee erase emoji bomb --method NAME",
+        "attacks": "unsee attack emoji --erasure FILE --attack NAME",
         "concepts": "unsee erase emoji NAME",
         "models": "unsee erase NAME CONCEPT",
     }
@@ -109,6 +122,17 @@ def _methods() -> list[tuple[str, str]]:
     for name, method in ERASERS.items():
         about = (method.__doc__ or "").partition("\n")[0]
         found.append((name, f"{about} Presets: {', '.join(method.presets) or 'none'}."))
+    return found
+
+
+def _attacks() -> list[tuple[str, str]]:
+    from ..attacks import ATTACKS
+
+    found = []
+    for name, attack in ATTACKS.items():
+        about = (attack.__doc__ or "").partition("\n")[0]
+        presets = f" Presets: {', '.join(attack.presets)}." if attack.presets else ""
+        found.append((name, f"{about} It changes {TOUCHED[attack.touches]}.{presets}"))
     return found
 
 
@@ -151,6 +175,15 @@ def _show_json(name: str, file: Path) -> None:
         gallery = Gallery.open(file)
         missing = [prompt.id for prompt in gallery.missing()]
         page = {"made_by": plain(gallery.made_by), "prompts": len(gallery), "missing": missing}
+    elif is_attacked(file):
+        from ..attacks.attacked import Attacked
+
+        attacked = Attacked.load(file)
+        page = {
+            "sha256": attacked.sha256,
+            "record": attacked.record.to_json(),
+            "seconds": attacked.seconds,
+        }
     elif file.suffix != ".json":
         from ..pipelines import Erasure
 
@@ -175,6 +208,38 @@ def _show_json(name: str, file: Path) -> None:
         page = Report.load(file).to_json()
     # ASCII alone, so that nothing in it can steer the terminal
     say(json.dumps(page))
+
+
+def is_attacked(file: Path) -> bool:
+    """Whether a file says that it is what an attack found."""
+    from ..attacks.attacked import holds_attack
+
+    return file.suffix == ".safetensors" and holds_attack(file)
+
+
+def _show_attacked(file: Path) -> None:
+    from ..attacks.attacked import Attacked
+
+    found = Attacked.load(file)
+    record, spent = found.record, found.record.spent
+    words = [record.text] if record.text else list(record.prompts.values())
+    fitted = [name for name in record.fitted_on if name != "model"]
+    pairs(
+        [
+            ("attack", f"{record.attack}, which changes {TOUCHED[record.touches]}"),
+            ("concept", f"{record.concept.name} ({record.concept.kind})"),
+            ("words", ", ".join(words[:KEPT]) or "the prompt's own"),
+            ("settings", json.dumps(dict(record.settings))),
+            ("fitted on", ", ".join(fitted) or "the model without an erasure"),
+            (
+                "budget",
+                f"{spent.rows:,} denoiser rows, {spent.looks} looks, {spent.images} images",
+            ),
+            ("seconds", f"{found.seconds:.1f}"),
+            ("sha256", found.sha256),
+        ]
+    )
+    next_("unsee", "attack", "MODEL", "--erasure", "FILE", "--with", file)
 
 
 def _show_erasure(path: str) -> None:

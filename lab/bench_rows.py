@@ -260,7 +260,7 @@ def pictures(folder: Path, pairs: int) -> None:
             file = gallery.image_path(prompt)
             Image.frombytes("RGB", (8, 8), draw.randbytes(192)).save(file, compress_level=0)
             digests.append(hashlib.sha256(file.read_bytes()).hexdigest())
-        (folder / f"{side}.txt").write_text("\n".join(digests))
+        (folder / f"{side}.txt").write_text("\n".join(digests), encoding="utf-8")
 
 
 def save(folder: Path, pairs: int) -> dict[str, float]:
@@ -268,7 +268,9 @@ def save(folder: Path, pairs: int) -> dict[str, float]:
     seconds = 0.0
     for seed, side in enumerate(SIDES):
         held = Answers(folder / side / "answers.jsonl")
-        for batch in answers(pairs, (folder / f"{side}.txt").read_text().split(), seed):
+        for batch in answers(
+            pairs, (folder / f"{side}.txt").read_text(encoding="utf-8").split(), seed
+        ):
             start = time.process_time()
             held.add(batch)
             seconds += time.process_time() - start

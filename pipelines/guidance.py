@@ -182,6 +182,8 @@ class Guides:
         self.denoiser = parts.denoiser
         # of the denoiser's call that goes on
         self.now: Trajectory | None = None
+        # for a while: the denoiser is then called as if there were none
+        self.silent = False
         self.scale = torch.ones(1)
         self.handles = (
             # before all other hooks, which are to see the rows that there will be
@@ -222,6 +224,8 @@ class Guides:
     def before(
         self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        if self.silent:
+            return None
         given = named(module, args, kwargs)
         text = self.parts.text_of(given)
         self.now = trajectory = self.trajectory(text)
@@ -289,7 +293,8 @@ class Guides:
                             f"call has {steps}. Draw with more steps, or erase again with "
                             "settings by which it begins sooner."
                         )
-                loop.memory = Trajectory(parts, guides, empty)
+                # Steps that were made without guides are steps too
+                loop.memory = Trajectory(parts, guides, empty, loop.passed // parts.calls)
             return cast(Trajectory, loop.memory)
         raise InputError(
             f"{entries[0][0].active.method} steers classifier-free guidance, and this call has "
@@ -300,7 +305,8 @@ class Guides:
     @eager
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         trajectory, self.now = self.now, None
-        assert trajectory is not None
+        if trajectory is None:
+            return None
         if trajectory.waits is not None:
             found, trajectory.waits = trajectory.waits, None
             return found
@@ -367,6 +373,14 @@ class Guided:
         if not self.guides.on:
             raise InputError("has lost its hook on the denoiser: load the pipeline again.")
         return None
+
+    def weigh(self, share: float) -> None:
+        if share not in (0, 1):
+            raise InputError(
+                "is a guide, which has no weights that could be multiplied: attack it by words or "
+                "by completion."
+            )
+        self.guides.silent = share == 0
 
     def off(self) -> None:
         on = erasures_on(self.denoiser)

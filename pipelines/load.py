@@ -153,7 +153,7 @@ def put_lora(pipe: Any, file: str, weight: float, *, whole: bool = False) -> Non
     Raises:
         InputError: It cannot be read, or this pipeline has no layer for it, or for some of it.
     """
-    from .kinds.lowrank import free_name
+    from .kinds.lowrank import free_name, tuners
 
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     taken = {name for part in modules for name in getattr(part, "peft_config", None) or ()}
@@ -176,8 +176,8 @@ def put_lora(pipe: Any, file: str, weight: float, *, whole: bool = False) -> Non
             f"The LoRA {file} cannot be put on this {type(pipe).__name__}. diffusers says: "
             f"{type(error).__name__}: {said}"
         ) from error
-    tuners = [layer for part in modules for layer in _tuners(part)]
-    layers = [layer for layer in tuners if name in layer.scaling]
+    every = [layer for part in modules for layer in tuners(part).values()]
+    layers = [layer for layer in every if name in layer.scaling]
     # As the file names them: PEFT's, kohya's and diffusers' older names of the first factor
     wanted = sum(bool(re.search(r"\.lora(_A|_down|\.down)\.", key)) for key in keys)
     if not layers:
@@ -193,11 +193,36 @@ def put_lora(pipe: Any, file: str, weight: float, *, whole: bool = False) -> Non
         if whole:
             raise InputError(f"{lacking}: name the base that it was made for.")
         warnings.warn(f"{lacking}.", stacklevel=4)
-    for layer in tuners:
+    for layer in every:
         # Not set_adapters, which would put the scales of the others back to 1.
         layer.set_adapter(list(layer.scaling))
     for layer in layers:
         layer.scaling[name] *= weight
+
+
+@contextmanager
+def lora_on(pipe: Any, file: str, weight: float) -> Iterator[None]:
+    """A pipeline with a LoRA of the user's own, inside a ``with``; afterwards it is as it was.
+
+    Raises:
+        InputError: As ``put_lora``.
+    """
+    from .kinds.lowrank import take_out, tuners
+
+    modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
+    before = [list(getattr(part, "peft_config", None) or ()) for part in modules]
+    active = [
+        (layer, list(layer.active_adapters)) for m in modules for layer in tuners(m).values()
+    ]
+    try:
+        put_lora(pipe, file, weight)
+        yield
+    finally:
+        for part, names in zip(modules, before, strict=True):
+            for name in set(getattr(part, "peft_config", None) or ()) - set(names):
+                take_out(part, name)
+        for layer, names in active:
+            layer.set_adapter(names)
 
 
 @contextmanager
@@ -211,13 +236,6 @@ def _errors_alone() -> Iterator[None]:
         yield
     finally:
         diffusers_logging.set_verbosity(before)
-
-
-def _tuners(module: nn.Module) -> Iterator[Any]:
-    """The layers of a component that have LoRAs."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return (layer for layer in module.modules() if isinstance(layer, BaseTunerLayer))
 
 
 @checked

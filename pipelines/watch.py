@@ -6,6 +6,8 @@ before each call: an erasure that was switched off is switched on again, with a 
 that is not there any more is an error, never the base model's image.
 
 The pipeline is listened to where it begins to draw: it may have been given another denoiser.
+Whoever wants erasures to act otherwise for a while weighs them (``Erasures.weigh``), and may
+follow the pipeline's steps (``followed``): what is meant is not mended.
 """
 
 import functools
@@ -15,9 +17,9 @@ import json
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MethodType
 from typing import TYPE_CHECKING, Any, Protocol, cast
@@ -93,6 +95,21 @@ class Put(Protocol):
         """
         ...
 
+    def weigh(self, share: float) -> None:
+        """Lets it act at a share of its weight from now on: 1 is as it was put on.
+
+        At 0 the component gives what it gave without it, bit for bit, and at 1 again what it gave
+        with it.
+
+        Args:
+            share: In [0, 1].
+
+        Raises:
+            InputError: It cannot be weighed; the end of the one line, after "The erasure 'x' ".
+                It then acts as before.
+        """
+        ...
+
     def off(self) -> None:
         """Takes it out, bit for bit; what somebody has taken out already is let be.
 
@@ -148,17 +165,43 @@ class Loop:
         spoken: The last texts that were encoded before it.
         looked: The denoisers' erasures of which all was looked at before its first step.
         memory: What ends with it.
+        step: The steps that are done, as the pipeline's progress bar counts them.
+        passed: Calls of the denoiser in which its erasures were weighed to nothing.
+        serial: One of its own, which a copy of a denoiser has not.
     """
 
     thread: int
     spoken: tuple[Spoken, ...]
     looked: "list[Erasures]"
     memory: Memory | None = None
+    step: int = 0
+    passed: int = 0
+    serial: int = field(default_factory=lambda: next(_serials))
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """An entry an image; none where embeddings were given in their place."""
         return self.spoken[-1].prompts if self.spoken else ()
+
+
+class Follower(Protocol):
+    """Who follows what a pipeline draws, step by step."""
+
+    def encodes(self) -> AbstractContextManager[None]:
+        """What a call of ``encode_prompt`` runs in."""
+        ...
+
+    def begins(self, loop: Loop) -> None:
+        """Called before the first step of a loop."""
+        ...
+
+    def stepped(self, loop: Loop) -> None:
+        """Called after each step."""
+        ...
+
+    def ends(self, loop: Loop) -> None:
+        """Called after a loop, whatever happened in it."""
+        ...
 
 
 class Listener:
@@ -176,6 +219,7 @@ class Listener:
         self.spoken: tuple[Spoken, ...] = ()
         # what was looked at since the last loop
         self.looked: list[Erasures] = []
+        self.follower: Follower | None = None
         self.encode = pipe.encode_prompt
         functools.update_wrapper(self, self.encode)
         pipe.encode_prompt = self
@@ -192,9 +236,11 @@ class Listener:
         )
         return new
 
-    def close(self) -> None:
-        for name in _LISTENED:
-            self.pipe.__dict__.pop(name, None)
+    def release(self) -> None:
+        """Ends it, if nobody needs it any more."""
+        if not self.erasures and self.follower is None:
+            for name in _LISTENED:
+                self.pipe.__dict__.pop(name, None)
 
     def check(self) -> None:
         """Makes sure that the erasures are in the denoiser that the pipeline has now."""
@@ -219,6 +265,13 @@ class Listener:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         self.check()
+        with nullcontext() if self.follower is None else self.follower.encodes():
+            spoken = self.speak(*args, **kwargs)
+        self.spoken = (*self.spoken[-7:], spoken)
+        return spoken.given
+
+    def speak(self, *args: Any, **kwargs: Any) -> Spoken:
+        """A call of the pipeline's own ``encode_prompt``."""
         call = _bound(self.encode, args, kwargs)
         images = call.get("num_images_per_prompt") or call.get("num_videos_per_prompt") or 1
         prompts = _listed(call.get("prompt"))
@@ -233,12 +286,18 @@ class Listener:
         said, unsaid = (
             tuple(text for text in texts for _ in range(images)) for texts in (prompts, negatives)
         )
-        self.spoken = (*self.spoken[-7:], Spoken(said, unsaid, given, call))
-        return given
+        return Spoken(said, unsaid, given, call)
 
     def progress_bar(self, iterable: Any = None, total: int | None = None) -> Any:
         bar = type(self.pipe).progress_bar(self.pipe, iterable=iterable, total=total)
-        return bar if iterable is not None else _Looping(self, bar)
+        if iterable is None:
+            return _Looping(self, bar)
+        if self.follower is not None:
+            raise InputError(
+                f"The steps of a {type(self.pipe).__name__} cannot be counted, as its progress "
+                "bar is no context around its loop: nothing can come on at one of them."
+            )
+        return bar
 
     @contextmanager
     def looping(self) -> Iterator[None]:
@@ -250,18 +309,36 @@ class Listener:
                 "Two threads draw with one pipeline, which keeps count of one drawing at a time: "
                 "give each thread a pipeline of its own (copy.deepcopy)."
             )
+        if running is not None and self.follower is not None:
+            raise InputError(
+                "A callback draws with the pipeline that it was called by, whose erasures come on "
+                "at a step of one drawing at a time: draw with another (load_pipeline)."
+            )
         if not self.spoken or not self.spoken[-1].prompts:
             self.check_heard()
         self.check_looked(self.looked, reads=True)
         self.loop = loop = Loop(thread, self.spoken, [])
         try:
+            if self.follower is not None:
+                self.follower.begins(loop)
             yield
             self.check_looked(loop.looked, reads=False)
             if loop.memory is not None:
                 loop.memory.end()
         finally:
-            self.loop, loop.memory, self.spoken = running, None, ()
-            self.looked.clear()
+            try:
+                if self.follower is not None:
+                    self.follower.ends(loop)
+            finally:
+                self.loop, loop.memory, self.spoken = running, None, ()
+                self.looked.clear()
+
+    def stepped(self) -> None:
+        """Counts a step of the loop that goes on."""
+        if self.loop is not None:
+            self.loop.step += 1
+            if self.follower is not None:
+                self.follower.stepped(self.loop)
 
     def entries(self, reads: bool) -> "list[Entry]":
         """What is on in the text encoders, if it reads, or in the denoiser."""
@@ -302,12 +379,18 @@ class _Looping:
     """A progress bar that tells a listener how long it is shown."""
 
     def __init__(self, listener: Listener, bar: Any) -> None:
-        self.bar = bar
+        self.listener, self.bar = listener, bar
         self.context = listener.looping()
 
     def __enter__(self) -> Any:
         self.context.__enter__()
-        return self.bar.__enter__()
+        self.bar.__enter__()
+        return self
+
+    def update(self, n: float = 1) -> Any:
+        shown = self.bar.update(n)
+        self.listener.stepped()
+        return shown
 
     def __exit__(self, *error: Any) -> Any:
         try:
@@ -351,6 +434,9 @@ class Erasures:
         self.told: set[int] = set()
         # the thread that is inside a call of the denoiser
         self.inside: int | None = None
+        # what the weights of all are multiplied by, and the pipeline and loop for which that is
+        self.share = 1.0
+        self.meant: tuple[Listener, int] | None = None
         self.handles = (
             denoiser.register_forward_pre_hook(self.look, with_kwargs=True, prepend=True),
             denoiser.register_forward_hook(self.leave, always_call=True),
@@ -376,8 +462,7 @@ class Erasures:
         self.entries.remove(entry)
         if not any(other.listener is entry.listener for other in self.entries):
             entry.listener.erasures.remove(self)
-            if not entry.listener.erasures:
-                entry.listener.close()
+            entry.listener.release()
         if not self.entries:
             for handle in self.handles:
                 handle.remove()
@@ -394,6 +479,7 @@ class Erasures:
                 "one call at a time: give each thread a pipeline of its own (copy.deepcopy)."
             )
         self.inside = thread
+        self.check_meant(thread)
         for entry in self.entries:
             if self not in entry.listener.looked:
                 entry.listener.looked.append(self)
@@ -410,7 +496,8 @@ class Erasures:
         loops = (entry.listener.loop for entry in self.entries)
         loop = next((one for one in loops if one is not None and one.thread == thread), None)
         whole = loop is None or self not in loop.looked
-        self.check(whole)
+        if self.share:
+            self.check(whole)
         if loop is not None and whole:
             loop.looked.append(self)
 
@@ -418,6 +505,48 @@ class Erasures:
     def leave(self, module: nn.Module, args: Any, output: Any) -> None:
         if self.inside == threading.get_ident():
             self.inside = None
+
+    def weigh(self, share: float, meant: tuple[Listener, int] | None = None) -> None:
+        """Lets all act at a share of their weights, until they are weighed anew.
+
+        Weighed to nothing, they are not looked at: that they do not act is meant.
+
+        Args:
+            share: In [0, 1].
+            meant: For which pipeline's loop alone, by its serial; a call of the component from
+                elsewhere is then an error.
+
+        Raises:
+            InputError: One cannot be weighed, or does not act as it is; all are as before.
+        """
+        if share != 1 and self.share == 1:
+            self.check()
+        before = self.share
+        try:
+            for entry in self.entries:
+                try:
+                    entry.put.weigh(share)
+                except InputError as error:
+                    raise InputError(f"The erasure {entry.erasure.name!r} {error}") from error
+        except InputError:
+            for entry in self.entries:
+                entry.put.weigh(before)
+            raise
+        self.share, self.meant = share, meant
+
+    def check_meant(self, thread: int) -> None:
+        """Makes sure that what is off for a loop's first steps is called by that loop alone."""
+        if self.meant is None:
+            return
+        listener, serial = self.meant
+        loop = listener.loop
+        if loop is None or loop.serial != serial or loop.thread != thread:
+            raise InputError(
+                f"The erasure {self.entries[0].erasure.name!r} is off for the first steps of "
+                f"another drawing with this {type(self.denoiser).__name__}: draw one after "
+                "another, or with a copy of the pipeline (copy.deepcopy) made before."
+            )
+        loop.passed += 1
 
     def check(self, whole: bool = True) -> None:
         """Makes sure that every erasure acts."""
@@ -441,14 +570,23 @@ class Erasures:
         Raises:
             InputError: They cannot.
         """
+        if self.share != 1:
+            raise InputError(
+                f"The erasure {self.entries[0].erasure.name!r} is weighed otherwise for a while: "
+                "save the pipeline afterwards."
+            )
         self.check()
+        self.check_alone()
+        self.state({})
+
+    def check_alone(self) -> None:
+        """Makes sure that no LoRA of somebody else's is beside them."""
         ours = {entry.put.adapter for entry in self.entries}
         if others := sorted(set(getattr(self.denoiser, "peft_config", {})) - ours):
             raise InputError(
                 f"The pipeline carries the LoRA {', '.join(others)} beside its erasures, and "
                 "save_pretrained cannot keep them apart: take it off with delete_adapters first."
             )
-        self.state({})
 
     def state(self, state: dict[str, Tensor]) -> None:
         """Puts all erasures into the weights of a state dict; of an empty one, only checks."""
@@ -478,9 +616,7 @@ def put_on(
         component = component_of(pipe, put.component)
         assert component is not None
         erasures = erasures_on(component) or Erasures(component)
-        listener = pipe.__dict__.get("encode_prompt")
-        if not isinstance(listener, Listener):
-            listener = Listener(pipe)
+        listener = listener_of(pipe)
         entry = Entry(erasure, put, listener, serial, weight)
         erasures.add(entry)
         on.append((erasures, entry))
@@ -493,6 +629,32 @@ def put_on(
             erasures.take_off(entry)
 
     return off
+
+
+def listener_of(pipe: Any) -> Listener:
+    """Who listens to a pipeline, from now on if nobody did."""
+    listener = pipe.__dict__.get("encode_prompt")
+    return listener if isinstance(listener, Listener) else Listener(pipe)
+
+
+@contextmanager
+def followed(pipe: Any, follower: Follower) -> Iterator[None]:
+    """A pipeline whose steps somebody follows, inside a ``with``.
+
+    Raises:
+        InputError: Somebody does already.
+    """
+    listener = listener_of(pipe)
+    if listener.follower is not None:
+        raise InputError(
+            "The pipeline's erasures come on at a step already: leave that context first."
+        )
+    listener.follower = follower
+    try:
+        yield
+    finally:
+        listener.follower = None
+        listener.release()
 
 
 def carried(pipe: Any) -> list["Erasure"]:
@@ -638,4 +800,9 @@ def _bound(call: Callable[..., Any], args: Any, kwargs: Any) -> dict[str, Any]:
     """The arguments of a call by name, defaults included."""
     bound = inspect.signature(call).bind(*args, **kwargs)
     bound.apply_defaults()
-    return bound.arguments
+    found = bound.arguments
+    for name, parameter in bound.signature.parameters.items():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            found |= found.pop(name)
+    # Copies, as some pipelines write into the list
+    return {name: list(v) if isinstance(v, list) else v for name, v in found.items()}

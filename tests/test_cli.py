@@ -309,9 +309,13 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
         "mine -e one -e two -o out --suite s --suite t --size 8 --where w --detector d "
         "--detector e --metric m --metric n --guidance 2.5 --steps 3 --batch-size 4 "
         "--max-target 0.2 --max-keep-loss 0.3 --allow-unscored --no-images "
+        "--attack x --attack y --control n=f --seed 5 "
         f"--against other --concept c --concept k --kind style{LOADING}".split(),
         {
             "base": "mine",
+            "attacks": ["x", "y"],
+            "control": "n=f",
+            "seed": 5,
             "erasures": ["one", "two"],
             "against": "other",
             "concepts": ["c", "k"],
@@ -327,6 +331,35 @@ REACHED: dict[str, tuple[str, list[str], dict[str, Any]]] = {
             "batch_size": 4,
             "max_target": 0.2,
             "max_keep_loss": 0.3,
+            "allow_unscored": True,
+            "images": False,
+            "loading": LOADED,
+        },
+    ),
+    "attack": (
+        "attack",
+        "mine -e one -e two -a x -a y --with f.safetensors -o out --suite s --suite t --size 8 "
+        "--where w --detector d --detector e --control n=f --seed 5 --guidance 2.5 --steps 3 "
+        "--batch-size 4 --max-target 0.2 --allow-unscored --no-images "
+        f"--against other --concept c --concept k --kind style{LOADING}".split(),
+        {
+            "base": "mine",
+            "erasures": ["one", "two"],
+            "attacks": ["x", "y", Path("f.safetensors")],
+            "against": "other",
+            "concepts": ["c", "k"],
+            "kind": "style",
+            "out": Path("out"),
+            "suite": ["s", "t"],
+            "size": 8,
+            "where": "w",
+            "detectors": ["d", "e"],
+            "control": "n=f",
+            "seed": 5,
+            "guidance": 2.5,
+            "steps": 3,
+            "batch_size": 4,
+            "max_target": 0.2,
             "allow_unscored": True,
             "images": False,
             "loading": LOADED,
@@ -364,12 +397,13 @@ def test_every_option_reaches_the_function_of_its_command(
     run: Run, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     function, options, wanted = REACHED[name]
-    there = audits if hasattr(audits, function) and name == "audit" else flow
+    there = audits if name in ("audit", "attack") else flow
     signature = inspect.signature(getattr(there, function))
     reached: dict[str, Any] = {}
 
     def instead(*args: Any, **kwargs: Any) -> None:
         reached.update(signature.bind(*args, **kwargs).arguments)
+        reached.update(reached.pop("options", {}))
         raise unsee.InputError("This is far enough.")
 
     monkeypatch.setattr(there, function, instead)
@@ -384,7 +418,7 @@ def test_every_option_reaches_the_function_of_its_command(
     known = dict(commands())[name].params
     opted = {o for p in known for o in p.opts if o.startswith("--") and o != "--help"}
     given = {o if o == "--no-images" else o.replace("--no-", "--") for o in options}
-    short = {"-e": "--erasure", "-o": "--out", "-p": "--prompt"}
+    short = {"-e": "--erasure", "-o": "--out", "-p": "--prompt", "-a": "--attack"}
     assert opted == {short.get(o, o) for o in given if o.startswith("-")} | ITS_OWN.get(
         name, set()
     )

@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from . import text, token
+from . import lora, lowrank, rounded, strength, switch, text, token
 
 if TYPE_CHECKING:
     from ...prompts import Prompt
@@ -30,7 +30,15 @@ class Kind(Protocol):
         ...
 
 
-_MODULES: dict[str, ModuleType] = {"text": text, "token": token}
+_MODULES: dict[str, ModuleType] = {
+    "lora": lora,
+    "lowrank": lowrank,
+    "rounded": rounded,
+    "strength": strength,
+    "switch": switch,
+    "text": text,
+    "token": token,
+}
 KINDS: dict[str, Kind] = {name: cast(Kind, module) for name, module in _MODULES.items()}
 
 __all__ = ["KINDS", "Kind"]

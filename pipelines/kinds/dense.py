@@ -36,14 +36,16 @@ class DenseErasures:
     """
 
     originals: dict[str, Tensor] = field(default_factory=dict)
-    added: list[dict[str, Tensor]] = field(default_factory=list)
+    added: "list[Deltas]" = field(default_factory=list)
 
     def value(self, name: str) -> Tensor:
         """What a parameter is to be."""
         # Always from the original: taking a delta off again would leave a rounding behind.
         value = self.originals[name]
-        if deltas := [d[name] for d in self.added if name in d]:
-            value = value.float() + sum(delta.to(value.device) for delta in deltas)
+        if acting := [one for one in self.added if one.share and name in one.deltas]:
+            value = value.float() + sum(
+                one.deltas[name].to(value.device) * one.share for one in acting
+            )
         return value
 
 
@@ -78,6 +80,7 @@ class Deltas:
     @torch.no_grad()
     def __init__(self, denoiser: Any, component: str, deltas: dict[str, Tensor]) -> None:
         self.denoiser, self.component, self.deltas = denoiser, component, deltas
+        self.share = 1.0
         if not hasattr(denoiser, "dense_erasures"):
             denoiser.dense_erasures = DenseErasures()
         self.dense: DenseErasures = denoiser.dense_erasures
@@ -91,7 +94,7 @@ class Deltas:
         }
         for name, value in self.values.items():
             self.dense.originals.setdefault(name, value.parameter.detach().clone())
-        self.dense.added.append(deltas)
+        self.dense.added.append(self)
         self.settle(deltas)
 
     @torch.no_grad()
@@ -121,6 +124,17 @@ class Deltas:
         held, value.wanted = value.holds(), torch.empty(0)
         return held
 
+    def weigh(self, share: float) -> None:
+        if share == self.share:
+            return
+        if any(value.is_meta for value in self.values.values()):
+            raise InputError(
+                "is in weights that are offloaded, and cannot be weighed anew: call "
+                "pipe.reset_device_map() first."
+            )
+        self.share = share
+        self.settle(self.deltas)
+
     def off(self) -> None:
         if any(value.is_meta for value in self.values.values()):
             raise InputError(
@@ -129,10 +143,10 @@ class Deltas:
             )
         # What has taken its place is somebody else's.
         there = [name for name in self.deltas if self.holds(name)]
-        self.dense.added = [others for others in self.dense.added if others is not self.deltas]
+        self.dense.added = [other for other in self.dense.added if other is not self]
         self.settle(there)
         for name in self.deltas:
-            if not any(name in others for others in self.dense.added):
+            if not any(name in other.deltas for other in self.dense.added):
                 del self.dense.originals[name]
         if not self.dense.added:
             del self.denoiser.dense_erasures
