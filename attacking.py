@@ -22,7 +22,7 @@ from ._files import append, file_stem, read_text
 from ._reading import plain
 from ._registry import unknown
 from ._settings import check, hints_of, read
-from .attacks import ATTACKS, DEFAULT, Attack, Touch
+from .attacks import ATTACKS, DEFAULT, Attack, beside_weights
 from .drawing import Progress, Source
 from .gallery import Gallery
 from .processes import appears, processes
@@ -189,6 +189,7 @@ class Target:
         erasures: What is attacked, with weights.
         concept: What is to come back.
         rows: The target's of the suite.
+        kept: Its rows of what must stay.
         detectors: That see it.
         before, after: By detector, and by a row's id, whether the base and the erased model show
             it.
@@ -206,6 +207,7 @@ class Target:
     erasures: "Sequence[tuple[Erasure, float]]"
     concept: Concept
     rows: Sequence[Prompt]
+    kept: Sequence[Prompt]
     detectors: "Sequence[Detector]"
     before: "Mapping[str, Seen]"
     after: "Mapping[str, Seen]"
@@ -220,16 +222,30 @@ class Target:
     @cached_property
     def given(self) -> "Given":
         """What attacks are fitted on: the base's images at other seeds, of all prompts in turn."""
-        return self._given(GIVEN)
+        return self._given(self.rows, GIVEN)
 
     @cached_property
     def given_each(self) -> "Given":
         """The same, with every prompt of the target at least once."""
         texts = {p.prompt for p in self.rows}
-        return self._given(max(GIVEN, len(texts)))
+        return self._given(self.rows, max(GIVEN, len(texts)))
 
-    def _given(self, count: int) -> "Given":
-        texts = list({p.prompt: p for p in self.rows}.values())
+    @cached_property
+    def given_kept(self) -> "Given":
+        """The same of what must stay, whatever is seen in its images.
+
+        Raises:
+            InputError: The suite has no prompt of such.
+        """
+        if not self.kept:
+            raise InputError(
+                "The suite has no prompt of what must stay, and an attack is to be given images "
+                "of such: take a suite that has some, or leave that attack out."
+            )
+        return self._given(self.kept, GIVEN, "kept-")
+
+    def _given(self, of: Sequence[Prompt], count: int, name: str = "") -> "Given":
+        texts = list({p.prompt: p for p in of}.values())
         rows = [
             dataclasses.replace(
                 (row := texts[i % len(texts)]),
@@ -241,11 +257,11 @@ class Target:
             for i in range(count)
         ]
         gallery = self.base.draw(
-            (), Suite("given", tuple(rows)), self.folder / f"given-{count}", self.settings,
+            (), Suite("given", tuple(rows)), self.folder / f"given-{name}{count}", self.settings,
             "base model, to attack with", self.store, self.progress,
         )  # fmt: skip
         images = [_opened(gallery.image_path(row)) for row in gallery.prompts]
-        seen = self.look(images)
+        seen = [] if of is self.kept else self.look(images)
         there = [i for i, hit in enumerate(seen) if hit] or list(range(count))
         return Given([gallery.prompts[i] for i in there], [images[i] for i in there])
 
@@ -323,6 +339,7 @@ def attack_all(
             erasures=task.erasures,
             concept=concept,
             rows=list({p.id: p for p, _ in ours}.values()),
+            kept=[s.prompt for s in report.samples if s.rows == "keep"],
             detectors=eyes,
             before={d.name: {p.id: a.base for p, a in ours if a.detector == d.name} for d in eyes},
             after={
@@ -429,7 +446,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
             detail=detail,
             effort=effort,
             rungs=tuple(rungs),
-            note=_note(attack.touches, target),
+            note=_note(attack, target),
         )
 
     each = [outcome(d.name) for d in target.detectors]
@@ -505,6 +522,8 @@ def _alone(source: Source) -> "Iterator[Parts]":
 
 
 def _images_for(attack: Attack, target: Target) -> Given:
+    if attack.gives == "kept":
+        return target.given_kept
     return target.given_each if attack.per_prompt else target.given
 
 
@@ -694,15 +713,14 @@ def _renamed(row: Prompt, concept: Concept, novel: Novel) -> Prompt:
     return dataclasses.replace(row, prompt=put_in(row.prompt, concept, novel.name), unit=unit(row))
 
 
-def _note(touches: Touch, target: Target) -> str:
+def _note(attack: Attack, target: Target) -> str:
     """What is to be said of an attack on weights where the erasure is none of the weights' own."""
-    loose = [e.name for e, _ in target.erasures]
-    if touches != "weights" or not loose:
+    from .pipelines.watch import Active
+
+    if attack.touches != "weights" and not attack.of_weights:
         return ""
-    return (
-        "The erasure is a file beside the weights, and not loading it undoes it: this speaks of "
-        "checkpoints into which it was merged."
-    )
+    loose = [Active(e.name, e.record.kind, e.record.method) for e, _ in target.erasures]
+    return beside_weights(loose)
 
 
 def _place(gallery: Gallery, target: Target) -> str:

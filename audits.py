@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ._files import check_folder, check_ours
 from ._settings import Count, Guidance, Seed, Share, Size, Steps, checked
-from .attacking import attack_all, find_attacks, find_novel
+from .attacking import GIVEN, attack_all, find_attacks, find_novel
 from .drawing import Progress, Source, cut_ends, open_store, peak_bytes
 from .flow import find_concepts
 from .gallery import Gallery
@@ -176,6 +176,8 @@ def attack(
 ) -> "Report":
     """Tries to bring erased concepts back: an audit of their rows alone, with attacks.
 
+    Where an attack is to be given images of what must stay, some of those rows are there too.
+
     Args:
         base, erasures, out, against, loading: As ``audit``.
         attacks: As ``audit``; "default" is those of ``unsee.attacks.DEFAULT``.
@@ -194,8 +196,10 @@ def attack(
         base, erasures, out=out, against=against, loading=loading, **{"metrics": (), **options}
     )
     asked = task.asked
-    targets = divide(asked.concepts, asked.suite.prompts, asked.detectors).targets.values()
-    ours = {prompt.id for rows in targets for prompt in rows}
+    divided = divide(asked.concepts, asked.suite.prompts, asked.detectors)
+    ours = {prompt.id for rows in divided.targets.values() for prompt in rows}
+    if any(one.attack.gives == "kept" for one in find_attacks(attacks)):
+        ours |= {prompt.id for prompt in divided.keep[:GIVEN]}
     rows = tuple(prompt for prompt in asked.suite.prompts if prompt.id in ours)
     given = {"metrics": (), **options, "suite": dataclasses.replace(asked.suite, prompts=rows)}
     for name in ("size", "where"):  # by which the suite was made already

@@ -34,6 +34,10 @@ supplied    the same input finished under the anchor's prompt: was the picture i
 """
 
 
+Gives = Literal["concept", "kept"]
+"""What the images that an attack is given are of: the concept, or what must stay."""
+
+
 class Look(Protocol):
     """Whether a detector sees the concept in images; every call is counted.
 
@@ -63,6 +67,7 @@ class Attack(Protocol):
         controls: What it must be held against.
         own_words: Whether the concept's own words are allowed in what it makes; None where it
             makes no words.
+        gives: What its rows and images are of.
         per_prompt: Whether it is fitted to each prompt: it is then given every prompt of the
             target in the suite, at other seeds, and measured at the suite's own.
         decides: Whether the verdict goes by it. A probe is a curve that decides nothing.
@@ -74,6 +79,7 @@ class Attack(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
     touches: ClassVar[Touch]
     controls: ClassVar[tuple[Control, ...]] = ("positive",)
+    gives: ClassVar[Gives] = "concept"
     per_prompt: ClassVar[bool] = False
     decides: ClassVar[bool] = True
     of_weights: ClassVar[bool] = False
@@ -101,8 +107,8 @@ class Attack(Protocol):
         Args:
             parts: What is attacked, with its erasures in it.
             concept: What is to come back.
-            rows: Prompts of the concept that no figure is taken on, one an image.
-            images: Of the concept, one a row.
+            rows: Prompts that no figure is taken on, one an image, of what ``gives`` says.
+            images: One a row.
             base: A context in which the pipeline is the base model.
             look: Whether the concept is seen in images.
             draw: Images of prompts, by what is attacked.
@@ -165,11 +171,13 @@ ATTACKS: Registry[type[Attack]] = Registry(
     "attack",
     "unsee.attacks",
     {
+        "benign": "unsee.attacks.relearn:Benign",
         "completion": "unsee.attacks.completion:Completion",
         "quantise": "unsee.attacks.quantise:Quantise",
+        "relearn": "unsee.attacks.relearn:Relearn",
+        "ring-a-bell": "unsee.attacks.ring_a_bell:RingABell",
         "scale": "unsee.attacks.scale:Scale",
         "stack": "unsee.attacks.stack:Stack",
-        "ring-a-bell": "unsee.attacks.ring_a_bell:RingABell",
         "textual-inversion": "unsee.attacks.textual_inversion:TextualInversion",
         "words": "unsee.attacks.words:Words",
     },
@@ -178,4 +186,13 @@ ATTACKS: Registry[type[Attack]] = Registry(
 DEFAULT = ("words", "textual-inversion", "completion")
 """The attacks that ``default`` names."""
 
-__all__ = ["ATTACKS", "Attack", "Control", "Draw", "Look", "Touch", "beside_weights"]
+__all__ = [
+    "ATTACKS",
+    "Attack",
+    "Control",
+    "Draw",
+    "Gives",
+    "Look",
+    "Touch",
+    "beside_weights",
+]

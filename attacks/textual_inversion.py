@@ -17,21 +17,21 @@ a step, on the prompts that the step reads.
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .._errors import InputError
 from .._reading import plain
 from .._settings import Count, NotNegative, Positive, check
 from ..pipelines.parts import Parts
-from ..pipelines.schedule import SPAN
 from ..pipelines.text import Text
-from ..pipelines.watch import active
 from ..prompts import Concept, Prompt
 from ..training import search
+from ..training.denoising import check_unguided, loss, noised
+from ..training.loop import halves
 from ..training.record import versions
 from ..training.student import frozen
 from . import Attack, Control, Draw, Look
@@ -106,11 +106,7 @@ class TextualInversion(Attack):
             InputError: A guide is on, which steers no single prediction; or no gradient goes back
                 through the text encoders.
         """
-        if guides := [one.name for one in active(parts.pipe) if one.kind == "guidance"]:
-            raise InputError(
-                f"The erasure {guides[0]!r} steers guidance, and textual inversion takes its "
-                "gradient through single predictions: attack it by words or completion."
-            )
+        check_unguided(parts, "textual inversion")
         vectors = {
             name: nn.Parameter(rows)
             for name, rows in search.like(parts.pipe, self.start, self.vectors).items()
@@ -147,11 +143,6 @@ class TextualInversion(Attack):
             spent = 3 * steps * self.batch_size
             yield found(Spent(rows=spent, steps=steps, images=given))
 
-    @property
-    def marks(self) -> list[int]:
-        """The steps at which it is looked at."""
-        return sorted({max(1, self.steps >> i) for i in range(self.rungs)})
-
     def _learn(
         self,
         parts: Parts,
@@ -164,41 +155,29 @@ class TextualInversion(Attack):
         progress: Callable[[float], None],
     ) -> Iterator[int]:
         """The steps at whose ends the vectors are to be looked at."""
-        draw = torch.Generator().manual_seed(seed)
-        shape = (self.steps, self.batch_size)
-        order = torch.randint(len(images), shape, generator=draw)
-        times = torch.randint(SPAN, shape, generator=draw)
-        schedule = parts.schedule(2)
-        latents = parts.latents(images).float().cpu()
         prompts = [put_in(row.prompt, concept, words) for row in rows]
         optimizer = torch.optim.AdamW(vectors.values(), lr=self.lr, weight_decay=self.weight_decay)
+        samples = noised(parts, images, self.steps, self.batch_size, seed)
 
-        def learn(step: int) -> None:
-            noise = torch.randn((self.batch_size, *latents.shape[1:]), generator=draw)
-            which, t = order[step], times[step]
-            x = schedule.noised(latents[which], noise, t)
-            goal = schedule.truth(latents[which], noise, t)
+        def learn() -> None:
+            now = next(samples)
+            which = now.which.tolist()
             # Each prompt once, however many samples read it
-            said = list(dict.fromkeys(prompts[i] for i in which.tolist()))
+            said = list(dict.fromkeys(prompts[i] for i in which))
             text = parts.encode_with_gradient(said)
             _check_learns(text, parts)
-            text = text[torch.tensor([said.index(prompts[i]) for i in which.tolist()])]
-            like = text.first
-            made = parts.predict(x.to(like), t.to(like.device), text)
-            functional.mse_loss(made.float(), goal.to(like.device)).backward()
+            loss(parts, now, text[[said.index(prompts[i]) for i in which]]).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 
-        done = 0
-        for mark in self.marks:
+        for before, mark in pairwise([0, *halves(self.steps, self.rungs)]):
             with ExitStack() as stack:
                 for module in (parts.denoiser, *search.encoders(parts.pipe).values()):
                     stack.enter_context(frozen(module))
                 stack.enter_context(search.learnt(parts.pipe, vectors))
-                for step in range(done, mark):
-                    learn(step)
+                for step in range(before, mark):
+                    learn()
                     progress((step + 1) / self.steps)
-            done = mark
             yield mark
 
 

@@ -176,7 +176,7 @@ def put_lora(pipe: Any, file: str, weight: float, *, whole: bool = False) -> Non
             f"The LoRA {file} cannot be put on this {type(pipe).__name__}. diffusers says: "
             f"{type(error).__name__}: {said}"
         ) from error
-    every = [layer for part in modules for layer in tuners(part)]
+    every = [layer for part in modules for layer in tuners(part).values()]
     layers = [layer for layer in every if name in layer.scaling]
     # As the file names them: PEFT's, kohya's and diffusers' older names of the first factor
     wanted = sum(bool(re.search(r"\.lora(_A|_down|\.down)\.", key)) for key in keys)
@@ -211,7 +211,9 @@ def lora_on(pipe: Any, file: str, weight: float) -> Iterator[None]:
 
     modules = [part for part in pipe.components.values() if isinstance(part, nn.Module)]
     before = [list(getattr(part, "peft_config", None) or ()) for part in modules]
-    active = [(layer, list(layer.active_adapters)) for m in modules for layer in tuners(m)]
+    active = [
+        (layer, list(layer.active_adapters)) for m in modules for layer in tuners(m).values()
+    ]
     try:
         put_lora(pipe, file, weight)
         yield

@@ -53,6 +53,21 @@ def base_layer(module: nn.Module) -> nn.Module:
     return cast(nn.Module, found)
 
 
+def own_modules(component: nn.Module) -> dict[str, nn.Module]:
+    """A component's modules by their own names, whatever LoRAs are around them."""
+    found: dict[str, nn.Module] = {}
+    around = ""
+    for name, module in component.named_modules():
+        if around and name.startswith(around):
+            continue
+        base = getattr(module, "base_layer", None)
+        if isinstance(base, nn.Module):
+            around = f"{name}."
+            module = base
+        found[name] = module
+    return found
+
+
 def plain(weight: Tensor) -> bool:
     """Whether a weight's values can be read as they are: in memory and not quantised."""
     kind = type(weight.data)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from .._errors import InputError
 from .._settings import shown
 from .architectures import FAMILIES, family_of, from_text
-from .modules import check_readable, uncompiled
+from .modules import check_readable, own_modules, uncompiled
 from .schedule import Diffusion, Flow, Schedule, asked, eps_scale, flows, other_schedule
 from .text import Text
 
@@ -343,7 +343,7 @@ class Parts(ABC):
         found = {
             group: {
                 name: module
-                for name, module in self.denoiser.named_modules()
+                for name, module in own_modules(self.denoiser).items()
                 if isinstance(module, nn.Linear) and re.fullmatch(pattern, name)
             }
             for group, pattern in self.readers_by_name.items()
@@ -399,7 +399,7 @@ class Parts(ABC):
         pattern = patterns.get(variant, self.crosses)
         found = {
             name: module
-            for name, module in self.denoiser.named_modules()
+            for name, module in own_modules(self.denoiser).items()
             if bool(re.fullmatch(pattern, name)) == (variant != "u")
         }
         for name, module in found.items():

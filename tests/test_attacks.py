@@ -29,6 +29,8 @@ ROWS = [Prompt(f"{i}", f"a {word} of a knife", i) for i, word in enumerate(("pho
 SMALL: dict[str, dict[str, Any]] = {
     "ring-a-bell": {"tokens": 3, "population": 8, "generations": 3},
     "words": {"samples": 4, "drawn": 4, "pairs": 2, "candidates": 12},
+    "benign": {"steps": 2, "rungs": 2, "batch_size": 2, "rank": 2},
+    "relearn": {"steps": 2, "rungs": 2, "batch_size": 2, "rank": 2},
     "textual-inversion": {"steps": 4, "rungs": 2, "batch_size": 2, "start": "hammer"},
 }
 """Settings that a tiny model can be attacked with."""

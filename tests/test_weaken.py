@@ -48,7 +48,7 @@ def state_of(pipe: Any) -> dict[str, Any]:
             for key, part in module.named_modules():
                 hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values())
                 found[f"{name}.{key} hooks"] = len(hooks)
-            for n, layer in enumerate(tuners(module)):
+            for n, layer in enumerate(tuners(module).values()):
                 found[f"{name} {n}"] = (list(layer.active_adapters), dict(layer.scaling))
     return found | {"own": sorted(vars(pipe)), "on": unsee.active(pipe)}
 

@@ -3,9 +3,9 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -21,6 +21,8 @@ from ..prompts import Concept
 # Seconds between two checkpoints.
 EVERY = 60.0
 
+P = ParamSpec("P")
+
 
 def every_phrase_fits(concepts: Sequence[Concept], iterations: int, batch_size: int) -> None:
     """Sees to it that a training has at least a sample for each phrase.
@@ -35,6 +37,15 @@ def every_phrase_fits(concepts: Sequence[Concept], iterations: int, batch_size: 
             f"{batch_size} show the model only {iterations * batch_size} samples: set iterations "
             f"to {math.ceil(phrases / batch_size)} or more."
         )
+
+
+def halves(steps: int, count: int) -> list[int]:
+    """So many rungs of a budget: the whole, a half, a quarter … of its steps, the least first.
+
+    >>> halves(40, 4)
+    [5, 10, 20, 40]
+    """
+    return sorted({max(1, steps >> i) for i in range(count)})
 
 
 def check_schedule(iterations: int, warmup: int) -> None:
@@ -63,7 +74,7 @@ def rate(step: int, steps: int, warmup: int, cycles: int) -> float:
     return 0.5 + 0.5 * math.cos(math.pi * (cycles * (step - warmup) / (steps - warmup) % 1))
 
 
-def train(
+def training(
     parameters: Mapping[str, nn.Parameter],
     loss: Callable[[int], Tensor],
     *,
@@ -77,8 +88,8 @@ def train(
     checkpoint: Path | None = None,
     progress: Callable[[float], None] = lambda done: None,
     watch: Callable[[float], None] = lambda loss: None,
-) -> list[float]:
-    """Steps of AdamW, which without decay is Adam.
+) -> Iterator[list[float]]:
+    """Steps of AdamW, which without decay is Adam, one at a time.
 
     Args:
         parameters: What learns, by name.
@@ -98,8 +109,8 @@ def train(
         progress: Called with the share that is done.
         watch: Called with the loss of each step, before ``progress``.
 
-    Returns:
-        The loss of every step.
+    Yields:
+        The losses so far: before the first step, and after each.
 
     Raises:
         InputError: The loss or its gradient is not finite (the checkpoint then holds the state
@@ -110,6 +121,7 @@ def train(
     if checkpoint is not None and checkpoint.exists():
         losses = _resume(checkpoint, run, parameters, optimizer, steps)
         progress(len(losses) / steps)
+    yield losses
     saved, whole = time.monotonic(), True
     try:
         for step in range(len(losses), steps):
@@ -138,12 +150,24 @@ def train(
             if checkpoint is not None and due:
                 _save(checkpoint, run, parameters, optimizer, losses)
                 saved = time.monotonic()
+            yield losses
     except BaseException:
         # A step that was cut short has changed some parameters and not others.
         if checkpoint is not None and whole:
             _save(checkpoint, run, parameters, optimizer, losses)
         raise
-    return losses
+
+
+def _to_the_end(steps: Callable[P, Iterator[list[float]]]) -> Callable[P, list[float]]:
+    def train(*args: P.args, **kwargs: P.kwargs) -> list[float]:
+        """All steps of a ``training`` at once: the loss of every step."""
+        *_, losses = steps(*args, **kwargs)
+        return losses
+
+    return train
+
+
+train = _to_the_end(training)
 
 
 def check_run(path: Path, run: Mapping[str, Any]) -> None:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from .._errors import InputError
-from ..pipelines.kinds.lowrank import unload
+from ..pipelines.kinds.lowrank import beside, check_on, free_name, take_out
 from ..pipelines.parts import Parts
 from ..pipelines.text import Text
 
@@ -112,35 +112,52 @@ def learnable(denoiser: nn.Module, layers: Sequence[str], everything: bool = Fal
 
 @contextmanager
 def lora(
-    denoiser: Any, layers: Sequence[str], rank: int, seed: int, alpha: float | None = None
+    denoiser: Any,
+    layers: Sequence[str],
+    rank: int,
+    seed: int,
+    alpha: float | None = None,
+    learnt: Mapping[str, nn.Parameter] | None = None,
 ) -> Iterator[dict[str, nn.Parameter]]:
     """A LoRA of peft's around the named layers, in float32 and with scale alpha / rank, or 1.
 
-    Its parameters are named ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``. Use it inside
-    ``frozen``: peft sets flags of its own.
+    Its parameters are named ``<layer>.lora_A.weight`` and ``<layer>.lora_B.weight``. LoRAs that
+    are there already act as they did, inside and afterwards. Use it inside ``frozen``: peft sets
+    flags of its own.
+
+    Args:
+        learnt: The parameters of an earlier one, which go on learning; None draws them.
+
+    Raises:
+        InputError: The LoRAs that are there are switched off, or fused into the weights.
     """
     import re
 
     from peft import LoraConfig, inject_adapter_in_model
 
+    check_on(denoiser)
+    name = free_name("student", getattr(denoiser, "peft_config", None) or ())
     config = LoraConfig(
         r=rank,
         # Any number will do, whatever peft's annotation says.
         lora_alpha=rank if alpha is None else alpha,  # type: ignore[arg-type]
         target_modules="|".join(re.escape(layer) for layer in layers),
     )
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        inject_adapter_in_model(config, denoiser, "student")
     try:
+        with torch.random.fork_rng(), beside(denoiser, name):
+            torch.manual_seed(seed)
+            inject_adapter_in_model(config, denoiser, name)
         parameters = {}
         for layer in layers:
             for side in "AB":
-                module = getattr(denoiser.get_submodule(layer), f"lora_{side}")["student"].float()
-                parameters[f"{layer}.lora_{side}.weight"] = module.weight.requires_grad_()
+                module = getattr(denoiser.get_submodule(layer), f"lora_{side}")[name].float()
+                key = f"{layer}.lora_{side}.weight"
+                if learnt is not None:
+                    module.weight = learnt[key]
+                parameters[key] = module.weight.requires_grad_()
         yield parameters
     finally:
-        unload(denoiser)
+        take_out(denoiser, name)
 
 
 def student(

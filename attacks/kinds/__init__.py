@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from . import lora, rounded, strength, switch, text, token
+from . import lora, lowrank, rounded, strength, switch, text, token
 
 if TYPE_CHECKING:
     from ...prompts import Prompt
@@ -32,6 +32,7 @@ class Kind(Protocol):
 
 _MODULES: dict[str, ModuleType] = {
     "lora": lora,
+    "lowrank": lowrank,
     "rounded": rounded,
     "strength": strength,
     "switch": switch,

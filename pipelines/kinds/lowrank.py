@@ -8,6 +8,7 @@ of none it holds ``.lora_B.bias`` (out,) too, to be added to the bias, or in pla
 
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,13 +67,14 @@ def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
     edited = erasure.record.base.components
     for component, one in edited.items():
         try:
-            _check_layers(component_of(pipe, component), one.layers)
+            check_layers(component_of(pipe, component), one.layers)
         except InputError as error:
             raise InputError(f"The erasure {erasure.name!r} edits {component}.{error}") from error
     adapters: list[Adapter] = []
     try:
-        for component in sorted(edited):
-            adapters.append(Adapter(pipe, component, name, erasure, weight))
+        for component, one in sorted(edited.items()):
+            tensors = own_tensors(pipe, component, one.layers, erasure.tensors)
+            adapters.append(Adapter(pipe, component, name, tensors, weight))
         if transport := erasure.record.transport:
             (adapter,) = adapters
             adapter.transport = Transported(pipe, adapter.adapter, transport)
@@ -83,7 +85,25 @@ def put(pipe: Any, erasure: "Erasure", weight: float) -> "tuple[Put, ...]":
     return tuple(adapters)
 
 
-def _check_layers(module: Any, names: Iterable[str]) -> None:
+def own_tensors(
+    pipe: Any, component: str, layers: Iterable[str], tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A file's tensors for one component, by the names that its layers have there.
+
+    Args:
+        layers: The layers by the names that the file has.
+        tensors: All of the file's.
+    """
+    module = component_of(pipe, component)
+    return {
+        f"{own_name(module, layer)}.lora_{end}": tensors[key]  # type: ignore[arg-type]
+        for layer in layers
+        for end in ("A.weight", "B.weight", "B.bias")
+        if (key := f"{component}.{layer}.lora_{end}") in tensors
+    }
+
+
+def check_layers(module: Any, names: Iterable[str]) -> None:
     """Makes sure that a LoRA can be put around layers.
 
     Raises:
@@ -129,10 +149,17 @@ class Around:
 
 
 class Adapter:
-    """An erasure in one component as a LoRA of peft's."""
+    """What is added to the weights of one component, as a LoRA of peft's.
+
+    Args:
+        component: The component's name in the pipeline.
+        name: The LoRA's, which no other there has.
+        tensors: A, B and biases, as ``own_tensors`` names them.
+        weight: What they are multiplied by.
+    """
 
     def __init__(
-        self, pipe: Any, component: str, name: str, erasure: "Erasure", weight: float
+        self, pipe: Any, component: str, name: str, tensors: dict[str, Tensor], weight: float
     ) -> None:
         self.component, self.adapter = component, name
         denoiser: Any = component_of(pipe, component)
@@ -141,26 +168,9 @@ class Adapter:
         # the layers' active adapters while it is weighed to nothing
         self.others: dict[Any, tuple[list[str], list[str]]] = {}
         self.transport: Transported | None = None
-        active = {layer: list(layer.active_adapters) for layer in tuners(denoiser)}
-        # By the layers' own names
-        tensors = {
-            f"{own_name(denoiser, layer)}.lora_{end}": erasure.tensors[key]
-            for layer in erasure.record.base.components[component].layers
-            for end in ("A.weight", "B.weight", "B.bias")
-            if (key := f"{component}.{layer}.lora_{end}") in erasure.tensors
-        }
         # The tensors that peft draws to begin with are replaced at once.
-        with torch.random.fork_rng(), warnings.catch_warnings():
-            # Several at once are what is meant here.
-            warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
-            # That it cannot be merged, which nobody does
-            warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", UserWarning)
-            warnings.filterwarnings("ignore", "`lora_bias=True` was passed", UserWarning)
-            _inject(denoiser, self.adapter, tensors)
-        # Not set_adapters, which would put the scales of the others back to 1.
-        for layer in tuners(denoiser):
-            ours = [self.adapter] if self.adapter in layer.scaling else []
-            layer.set_adapter([*active.get(layer, ()), *ours])
+        with torch.random.fork_rng(), beside(denoiser, name):
+            _inject(denoiser, name, tensors)
         found = places(denoiser, sorted({key.rpartition(".lora_")[0] for key in tensors}))
         self.steps = ways(found)
         # What fuse_qkv_projections of diffusers puts in the place of an attention's own layers.
@@ -306,6 +316,83 @@ def _activate(layer: Any, names: list[str]) -> None:
         parameter.requires_grad_(flag)
 
 
+def tuners(denoiser: nn.Module) -> dict[str, Any]:
+    """A denoiser's layers that LoRAs are around, anybody's, by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {n: m for n, m in denoiser.named_modules() if isinstance(m, BaseTunerLayer)}
+
+
+@contextmanager
+def beside(denoiser: nn.Module, name: str) -> Iterator[None]:
+    """Puts a LoRA into a denoiser, inside a ``with``: it and those that act already then act.
+
+    What was there learns afterwards if it did before.
+    """
+    active = {layer: list(layer.active_adapters) for layer in tuners(denoiser).values()}
+    flags = [(p, p.requires_grad) for p in denoiser.parameters()]
+    with warnings.catch_warnings():
+        # Several at once are what is meant here.
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)
+        # That it cannot be merged, which nobody does
+        warnings.filterwarnings("ignore", "TorchaoLoraLinear was instantiated", UserWarning)
+        warnings.filterwarnings("ignore", "`lora_bias=True` was passed", UserWarning)
+        yield
+    # Not set_adapters, which would put the scales of the others back to 1.
+    for layer in tuners(denoiser).values():
+        ours = [name] if name in layer.scaling else []
+        layer.set_adapter([*active.get(layer, ()), *ours])
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def take_out(denoiser: Any, name: str) -> None:
+    """Takes one LoRA out of a denoiser, in which the others stay and act as they did.
+
+    A layer that no LoRA is left around is what it was. What is not there is let be.
+    """
+    # Those that are there now: more may have come since, and it may be gone.
+    there = list(getattr(denoiser, "peft_config", None) or ())
+    if there == [name]:
+        unload(denoiser)
+        return
+    if name not in there:
+        return
+    active = {
+        layer: [other for other in layer.active_adapters if other != name]
+        for layer in tuners(denoiser).values()
+    }
+    flags = [(p, p.requires_grad) for p in denoiser.parameters()]
+    with warnings.catch_warnings():
+        # peft switches another on in its place, which is not meant here.
+        warnings.simplefilter("ignore")
+        _delete(denoiser, name)
+    for key, layer in tuners(denoiser).items():
+        if layer.scaling:
+            layer.set_adapter(active[layer])
+        else:
+            parent, _, own = key.rpartition(".")
+            setattr(denoiser.get_submodule(parent), own, layer.get_base_layer())
+    for parameter, flag in flags:
+        parameter.requires_grad_(flag)
+
+
+def check_on(denoiser: nn.Module) -> None:
+    """Makes sure that a LoRA which is put in would act.
+
+    Raises:
+        InputError: Somebody has switched all LoRAs off, or fused one into the weights.
+    """
+    for layer in tuners(denoiser).values():
+        if layer.disable_adapters or layer.merged_adapters:
+            off = layer.disable_adapters
+            what = "switched off" if off else "fused into the weights"
+            raise InputError(
+                f"The pipeline's LoRAs are {what}, and one that is put beside them would not act: "
+                f"call pipe.{'enable_lora' if off else 'unfuse_lora'}() first."
+            )
+
+
 def _inject(denoiser: Any, name: str, state: dict[str, Tensor]) -> None:
     """Puts a LoRA into a component: by diffusers, and by peft into one that has no such method.
 
@@ -348,38 +435,6 @@ def unload(denoiser: Any) -> None:
     if getattr(denoiser, "_hf_peft_config_loaded", False):
         # By this, transformers knows that a text encoder has a LoRA.
         denoiser._hf_peft_config_loaded = False
-
-
-def take_out(denoiser: Any, name: str) -> None:
-    """Takes one LoRA out of a denoiser, if it is there, and leaves the others as they are."""
-    # Those that are there now: more may have come since.
-    there = list(getattr(denoiser, "peft_config", None) or ())
-    if there == [name]:
-        unload(denoiser)
-    elif name in there:
-        active = {
-            layer: [other for other in layer.active_adapters if other != name]
-            for layer in tuners(denoiser)
-        }
-        with warnings.catch_warnings():
-            # peft switches another on in its place, which is not meant here.
-            warnings.simplefilter("ignore")
-            _delete(denoiser, name)
-        for layer, names in active.items():
-            layer.set_adapter(names)
-        # What no LoRA is around any more is itself again
-        bare = {layer for layer in active if not layer.scaling}
-        for parent in list(denoiser.modules()):
-            for key, child in list(parent.named_children()):
-                if child in bare:
-                    setattr(parent, key, base_layer(child))
-
-
-def tuners(denoiser: nn.Module) -> Iterator[Any]:
-    """A component's layers that have LoRAs, anybody's."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    return (m for m in denoiser.modules() if isinstance(m, BaseTunerLayer))
 
 
 def _delete(denoiser: Any, name: str) -> None:
