@@ -69,6 +69,8 @@ class Words(Attack):
     up to 750 words that say nothing, "by", "an" and "emoji", come next after them, as the noised
     image tells enough; from 850 on it is pieces of words. Hence t from 600 to 950, and a look.
 
+    There, 395 texts took 2,208 rows and 62 images, 36 to 43 s of a busy core, and pairs 9 s more.
+
     Where a guide is on, which steers no single prediction, the base ranks and what is attacked
     draws.
 
@@ -82,7 +84,7 @@ class Words(Attack):
         samples: Samples (x₀, n, t) that the last words are ranked on.
         first: Samples that all are ranked on.
         earliest, latest: Where t lies, out of 1000, which is noise.
-        drawn: Words of which an image is drawn; a quarter as many go to the best of them then.
+        drawn: Words of which an image is drawn; the best of them then get a quarter as many more.
         pairs: Words of which all pairs are ranked, and twice as many drawn; 0 is none.
         batch_size: Rows of the denoiser at a time.
     """
