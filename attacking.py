@@ -22,7 +22,7 @@ from ._files import append, file_stem, read_text
 from ._reading import plain
 from ._registry import unknown
 from ._settings import check, hints_of, read
-from .attacks import ATTACKS, DEFAULT, Attack, Touch
+from .attacks import ATTACKS, DEFAULT, Attack, beside_weights
 from .drawing import Progress, Source
 from .gallery import Gallery
 from .processes import appears, processes
@@ -440,7 +440,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
             detail=detail,
             effort=effort,
             rungs=tuple(rungs),
-            note=_note(attack.touches, target),
+            note=_note(attack, target),
             needs=attack.controls,
         )
 
@@ -707,15 +707,14 @@ def _renamed(row: Prompt, concept: Concept, novel: Novel) -> Prompt:
     return dataclasses.replace(row, prompt=put_in(row.prompt, concept, novel.name), unit=unit(row))
 
 
-def _note(touches: Touch, target: Target) -> str:
+def _note(attack: Attack, target: Target) -> str:
     """What is to be said of an attack on weights where the erasure is none of the weights' own."""
-    loose = [e.name for e, _ in target.erasures]
-    if touches != "weights" or not loose:
+    from .pipelines.watch import Active
+
+    if attack.touches != "weights" and not attack.of_weights:
         return ""
-    return (
-        "The erasure is a file beside the weights, and not loading it undoes it: this speaks of "
-        "checkpoints into which it was merged."
-    )
+    loose = [Active(e.name, e.record.kind, e.record.method) for e, _ in target.erasures]
+    return beside_weights(loose)
 
 
 def _place(gallery: Gallery, target: Target) -> str:
