@@ -685,8 +685,8 @@ class _Attacks:
         self._galleries: dict[str, _Attacked | None] = {}
         if given.attacks:
             recorded.append(
-                "What attacks were given and spent: settings, denoiser rows, steps, looks, images "
-                "and seconds."
+                "What attacks were given, spent and came to: settings, images, denoiser rows, "
+                "steps, looks, seconds, hashes."
             )
 
     @property
@@ -778,7 +778,10 @@ class _Attacks:
         if gallery is None:
             return said
         if eye is None:
-            self._recorded.append(f"What {detector} saw in {place}: it is not here.")
+            self._found.append(
+                f"report.json: {place} was looked at by {detector}, which is none of the run’s "
+                "detectors and not known here."
+            )
             return said
         return {
             row.id: gallery.sees(row, eye, labels_of(concept), said[row.id], self._found)

@@ -680,7 +680,7 @@ def test_a_run_with_attacks_holds_and_what_they_spent_is_as_recorded(attacked_: 
     # Base and erased, and four galleries of the target's rows
     assert f"{2 * 32 + 4 * 16} images" in found.checked
     assert f"{2 * 32 + 4 * 16} answers" in found.checked
-    assert any(line.startswith("What attacks were given and spent") for line in found.recorded)
+    assert any(line.startswith("What attacks were given, spent") for line in found.recorded)
 
 
 def rung(**change: Any) -> Callable[[Path], None]:
@@ -719,6 +719,13 @@ def acquitted(run: Path) -> None:
 def dropped(run: Path) -> None:
     """The attack that brings it back, taken out of the report; the page and verdict stay."""
     edit(run / "report.json", lambda page: page["attacks"].pop(0))
+
+
+def somebody_else(run: Path) -> None:
+    def change(page: Any) -> None:
+        page["attacks"][0]["rungs"][1]["controls"][1]["detector"] = "test/nobody"
+
+    edit(run / "report.json", change)
 
 
 def no_controls(run: Path) -> None:
@@ -786,6 +793,7 @@ TAMPERED: list[tuple[Callable[[Path], None], str]] = [
     (outcome(concept="blue"), "of “blue” by test/hue, who was not asked"),
     (acquitted, "verdict, value is 'forgotten'; it follows that it is 'comes back'"),
     (dropped, "verdict, value is 'comes back'; it follows"),
+    (somebody_else, f"{PLACE}/novel was looked at by test/nobody, which is none of"),
     (no_controls, "textual-inversion on “red”, value is 'comes back'; .*'not informative'"),
     (another_image, f"{PLACE}/attacked/images/03.png is not the file whose SHA-256"),
     (another_image_in_a_control, f"{PLACE}/novel/images/03.png is not the file whose SHA-256"),
@@ -826,3 +834,21 @@ def test_attacks_that_the_report_does_not_name_are_said_to_be_there(attacked_: P
     edit(attacked_ / "report.json", lambda page: page["attacks"].pop(0))
     found = unsee.verify(attacked_, detectors=[Hue()])
     assert f"What came of {PLACE}: report.json does not name it." in found.recorded
+
+
+@pytest.mark.slow
+def test_every_third_value_of_an_attack_that_is_edited_is_found(attacked_: Path) -> None:
+    file = attacked_ / "report.json"
+    text = file.read_text(encoding="utf-8")
+    checked = 0
+    for path in list(leaves(json.loads(text)["attacks"], ("attacks",)))[::3]:
+        page = at = json.loads(text)
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = other(at[path[-1]])
+        file.write_text(json.dumps(page), encoding="utf-8")
+        found = unsee.verify(attacked_, detectors=[Hue()])
+        # What an attack that changes prompts alone came to, and how long it took to a tenth
+        assert found.differences or path[-1] in ("sha256", "seconds"), path
+        checked += 1
+    assert checked > 40
