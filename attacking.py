@@ -25,7 +25,7 @@ from ._settings import check, hints_of, read
 from .attacks import ATTACKS, DEFAULT, Attack, beside_weights
 from .drawing import Progress, Source
 from .gallery import Gallery
-from .processes import appears, processes
+from .processes import processes
 from .prompts import Concept, Prompt, Suite
 from .prompts.control import CONTROLS, Control, find_control
 from .store import FITTED, Store, content_key
@@ -540,18 +540,13 @@ def _fitted(
     }
     key = content_key(page)
     kept = target.folder / "fits" / key if target.store is None else target.store.attack(key)
-    found = processes().first(
+    several = processes()
+    found = several.first(
         lambda: _found(tried, target, subject, given, concept, look, kept, hashes)
     )
-    if found is None:
-        appears(kept / WHOLE)
-        found = _loaded(kept)
-    if found is None:
-        raise InputError(
-            f"This process does not see {kept}, where the first has put what the attack found: "
-            "name folders that all machines share."
-        )
-    return found
+    whole = several.share(found)[0]
+    assert whole is not None  # the first has it
+    return whole
 
 
 def _loaded(kept: Path) -> "list[Attacked] | None":
@@ -641,13 +636,20 @@ def _seen(
 
     eyes = target.detectors if detectors is None else detectors
     labels = names(target.concept) if wanted is None else wanted
-    shared = None if target.store is None else target.store.answers
-    kept = Answers(gallery.path / "answers.jsonl", shared)
-    looked, _ = look(Side(gallery, eyes, (), kept), None)
-    return {
-        d.name: {id: seen(row.found[d.name], labels) for id, row in looked.rows.items()}
-        for d in eyes
-    }
+
+    def asked() -> "dict[str, Seen]":
+        shared = None if target.store is None else target.store.answers
+        kept = Answers(gallery.path / "answers.jsonl", shared)
+        looked, _ = look(Side(gallery, eyes, (), kept), None)
+        return {
+            d.name: {id: seen(row.found[d.name], labels) for id, row in looked.rows.items()}
+            for d in eyes
+        }
+
+    several = processes()
+    found = several.share(several.first(asked))[0]
+    assert found is not None  # the first has it
+    return found
 
 
 def _novel(
