@@ -440,7 +440,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
             detail=detail,
             effort=effort,
             rungs=tuple(rungs),
-            note=_note(attack, target),
+            note=_note(attack, target, found[-1]),
             needs=attack.controls,
         )
 
@@ -709,14 +709,22 @@ def _renamed(row: Prompt, concept: Concept, novel: Novel) -> Prompt:
     return dataclasses.replace(row, prompt=put_in(row.prompt, concept, novel.name), unit=unit(row))
 
 
-def _note(attack: Attack, target: Target) -> str:
-    """What is to be said of an attack on weights where the erasure is none of the weights' own."""
+def _note(attack: Attack, target: Target, found: "Attacked") -> str:
+    """What is to be said beside its figures: prompts that it left as they are, and of an attack on
+    weights where the erasure is none of the weights' own."""
     from .pipelines.watch import Active
 
-    if attack.touches != "weights" and not attack.of_weights:
-        return ""
-    loose = [Active(e.name, e.record.kind, e.record.method) for e, _ in target.erasures]
-    return beside_weights(loose)
+    said = []
+    if left := len(found.record.left):
+        whole = left + len(found.record.prompts)
+        said.append(
+            f"It could put nothing into {left} of {whole} prompts, which have no room for its "
+            "tokens: these were drawn as they are."
+        )
+    if attack.touches == "weights" or attack.of_weights:
+        loose = [Active(e.name, e.record.kind, e.record.method) for e, _ in target.erasures]
+        said.append(beside_weights(loose))
+    return " ".join(filter(None, said))
 
 
 def _place(gallery: Gallery, target: Target) -> str:

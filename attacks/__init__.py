@@ -173,6 +173,7 @@ ATTACKS: Registry[type[Attack]] = Registry(
     {
         "benign": "unsee.attacks.relearn:Benign",
         "completion": "unsee.attacks.completion:Completion",
+        "prompt": "unsee.attacks.prompt:PromptSearch",
         "quantise": "unsee.attacks.quantise:Quantise",
         "relearn": "unsee.attacks.relearn:Relearn",
         "ring-a-bell": "unsee.attacks.ring_a_bell:RingABell",

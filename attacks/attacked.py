@@ -69,6 +69,7 @@ class Record:
         own_words: Whether the concept's own words were allowed; None where it made no words.
         text: What stands in the place of the concept's phrases in a prompt; None leaves them.
         prompts: Whole prompts, by the prompt in whose place they stand.
+        left: Prompts that it could put nothing into, and left as they are.
         step: The denoising step, from 0, at which the erasure comes on; None is before the first.
         then: The text that stands in the place of the concept's phrases from that step on, and
             of a whole prompt that has none of them.
@@ -92,6 +93,7 @@ class Record:
     own_words: bool | None = None
     text: str | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
+    left: tuple[str, ...] = ()
     step: Number | None = None
     then: str | None = None
     strength: NotNegative | None = None

@@ -21,13 +21,12 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from .._errors import InputError
 from .._reading import plain
 from .._settings import Count, NotNegative, Positive, check
 from ..pipelines.parts import Parts
-from ..pipelines.text import Text
 from ..prompts import Concept, Prompt
 from ..training import search
 from ..training.denoising import check_unguided, loss, noised
@@ -165,7 +164,7 @@ class TextualInversion(Attack):
             # Each prompt once, however many samples read it
             said = list(dict.fromkeys(prompts[i] for i in which))
             text = parts.encode_with_gradient(said)
-            _check_learns(text, parts)
+            search.check_learns(text, parts, "textual inversion")
             loss(parts, now, text[[said.index(prompts[i]) for i in which]]).backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
@@ -179,18 +178,3 @@ class TextualInversion(Attack):
                     learn()
                     progress((step + 1) / self.steps)
             yield mark
-
-
-def _check_learns(text: Text, parts: Parts) -> None:
-    """Makes sure that a gradient goes back through the text encoders.
-
-    Raises:
-        InputError: It does not.
-    """
-    found = [v for v in text.inputs.values() if isinstance(v, Tensor)]
-    listed = [one for v in text.inputs.values() if isinstance(v, list) for one in v]
-    if not any(tensor.requires_grad for tensor in (*found, *listed)):
-        raise InputError(
-            f"No gradient goes back through the text encoders of a {type(parts.pipe).__name__}: "
-            "textual inversion cannot learn a token there."
-        )

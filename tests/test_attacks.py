@@ -21,12 +21,14 @@ from unsee.attacks.textual_inversion import TextualInversion
 from unsee.pipelines.generation import pictures
 from unsee.pipelines.parts import described
 from unsee.prompts import Concept, Prompt, Suite
+from unsee.tests.families import build
 from unsee.training import search
 
 CONCEPT = Concept("knife", anchor="hammer", keep=("cat",))
 ROWS = [Prompt(f"{i}", f"a {word} of a knife", i) for i, word in enumerate(("photo", "painting"))]
 
 SMALL: dict[str, dict[str, Any]] = {
+    "prompt": {"steps": 2, "looks": 1, "batch_size": 2, "candidates": 3},
     "ring-a-bell": {"tokens": 3, "population": 8, "generations": 3},
     "words": {"samples": 4, "drawn": 4, "pairs": 2, "candidates": 12},
     "benign": {"steps": 2, "rungs": 2, "batch_size": 2, "rank": 2},
@@ -34,6 +36,14 @@ SMALL: dict[str, dict[str, Any]] = {
     "textual-inversion": {"steps": 4, "rungs": 2, "batch_size": 2, "start": "hammer"},
 }
 """Settings that a tiny model can be attacked with."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def lora(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A LoRA of somebody's own, which one of the attacks is told."""
+    file = tmp_path_factory.mktemp("lora") / "dog.safetensors"
+    erase(tiny_folder, Concept("dog", anchor="cat"), check=False).save(file)
+    SMALL["stack"] = {"lora": str(file)}
 
 
 class Looking:
@@ -225,6 +235,17 @@ def test_a_tokens_embedding_is_what_the_encoder_reads(pipe: Any) -> None:
     with search.learnt(pipe, word):
         token = parts.encode([f"a photo of {search.words(pipe, 1)} by monet"])
     assert token.equals(parts.encode(["a photo of cat by monet"]))
+
+
+@pytest.mark.parametrize("name", ["flux", "stable-diffusion-xl", "wan"])
+def test_every_encoder_reads_a_tokens_embedding(name: str) -> None:
+    pipe = build(name)
+    token = {n: torch.full_like(v, 0.5) for n, v in search.like(pipe, "cat", 1).items()}
+    with search.learnt(pipe, token), search.embedded(pipe) as read:
+        described(pipe).encode([f"a photo of {search.words(pipe, 1)} by monet"])
+    assert read.keys() == token.keys()
+    for one in read.values():
+        assert int((one.rows == 0.5).all(-1).sum()) == 1
 
 
 def test_several_vectors_stand_one_after_another(pipe: Any) -> None:

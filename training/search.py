@@ -11,6 +11,7 @@ can be what a gradient is taken to. Afterwards the pipeline is bit for bit as it
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 
 from .._errors import InputError
 from ..pipelines.modules import ENCODERS, component_of, named
+from ..pipelines.parts import Parts
+from ..pipelines.text import Text
 
 TOKEN = "unseetoken"
 """The token's name; a second vector's is ``unseetoken_1``, and so on, as diffusers has them."""
@@ -121,7 +124,7 @@ def _known(pipe: Any, name: str, module: nn.Module, rows: Tensor) -> Iterator[No
 
     handles = [
         module.register_forward_pre_hook(before, with_kwargs=True),
-        table.register_forward_hook(after),
+        *(one.register_forward_hook(after) for one in _tables(module)),
     ]
     try:
         setattr(pipe, attribute, tokenizer)
@@ -130,6 +133,70 @@ def _known(pipe: Any, name: str, module: nn.Module, rows: Tensor) -> Iterator[No
         setattr(pipe, attribute, own)
         for handle in handles:
             handle.remove()
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What a text encoder read.
+
+    Attributes:
+        ids: The tokens, shape (texts, length).
+        rows: Their embeddings, shape (texts, length, dim), at which the gradient's way back ends.
+    """
+
+    ids: Tensor
+    rows: Tensor
+
+
+@contextmanager
+def embedded(pipe: Any) -> Iterator[dict[str, Embedded]]:
+    """What each text encoder reads last inside a ``with``, by name, for a gradient with respect
+    to it."""
+    found: dict[str, Embedded] = {}
+    with ExitStack() as stack:
+        for name, module in encoders(pipe).items():
+            _watch(stack, found, name, module)
+        yield found
+
+
+def _watch(stack: ExitStack, found: dict[str, Embedded], name: str, module: nn.Module) -> None:
+    read: list[Tensor] = []
+
+    def before(module: nn.Module, args: Any, kwargs: Any) -> None:
+        ids = named(module, args, kwargs).get("input_ids")
+        read[:] = [] if ids is None else [ids]
+
+    def after(module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
+        if not read or read[0].shape != output.shape[:-1]:
+            return None
+        rows = output.detach().requires_grad_()
+        found[name] = Embedded(read[0], rows)
+        return rows
+
+    for handle in (
+        module.register_forward_pre_hook(before, with_kwargs=True),
+        *(one.register_forward_hook(after) for one in _tables(module)),
+    ):
+        stack.callback(handle.remove)
+
+
+def check_learns(text: Text, parts: Parts, what: str) -> None:
+    """Makes sure that a gradient goes back through the text encoders.
+
+    Args:
+        text: What was encoded for it.
+        what: What cannot be done if not.
+
+    Raises:
+        InputError: It does not.
+    """
+    found = [v for v in text.inputs.values() if isinstance(v, Tensor)]
+    listed = [one for v in text.inputs.values() if isinstance(v, list) for one in v]
+    if not any(tensor.requires_grad for tensor in (*found, *listed)):
+        raise InputError(
+            f"No gradient goes back through the text encoders of a {type(parts.pipe).__name__}: "
+            f"{what} cannot search there."
+        )
 
 
 def _names(count: int) -> list[str]:
@@ -142,3 +209,10 @@ def _tokenizer(pipe: Any, name: str) -> Any:
 
 def _table(module: Any) -> Any:
     return module.get_input_embeddings()
+
+
+def _tables(module: nn.Module) -> list[nn.Module]:
+    """What looks embeddings up. T5's stack does by a module of its own, of the same weight."""
+    own = _table(module)
+    weight = own.weight
+    return [m for m in module.modules() if m is own or getattr(m, "weight", None) is weight]
