@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
-from ._files import append, file_stem, read_text
+from ._files import append, file_stem, read_text, write_atomically
 from ._reading import plain
+from ._reading import read as read_value
 from ._registry import unknown
 from ._settings import check, hints_of, read
 from .attacks import ATTACKS, DEFAULT, Attack, beside_weights
@@ -51,7 +52,7 @@ FURTHER = 1_000_003
 """How far apart the seeds of these images and the suite's own are."""
 
 WHOLE = "whole"
-"""The file that says that all rungs of an attack are in their folder."""
+"""The file that says how many rungs of an attack are in their folder, once all are."""
 
 
 def make_attack(name: str, preset: str | None = None, **settings: Any) -> Attack:
@@ -98,8 +99,10 @@ def find_attacks(named: "str | Attack | Path | Sequence[str | Attack | Path]") -
             found += [Tried(name, make_attack(name)) for name in DEFAULT]
         elif isinstance(one, Path) or (isinstance(one, str) and one.endswith(".safetensors")):
             there = Attacked.load(one)
-            name = f"{there.record.attack} ({Path(one).stem})"
-            found.append(Tried(name, make_attack(there.record.attack), there))
+            record = there.record
+            attack = read_value(ATTACKS[record.attack], dict(record.settings), str(one))
+            name = f"{record.attack} ({Path(one).stem}, {there.sha256[:8]})"
+            found.append(Tried(name, attack, there))
         elif isinstance(one, str):
             head, _, query = one.partition("?")
             name, _, preset = head.partition(":")
@@ -228,7 +231,7 @@ class Target:
     def given_each(self) -> "Given":
         """The same, with every prompt of the target at least once."""
         texts = {p.prompt for p in self.rows}
-        return self._given(self.rows, max(GIVEN, len(texts)))
+        return self._given(self.rows, max(GIVEN, len(texts)), "each-")
 
     @cached_property
     def given_kept(self) -> "Given":
@@ -245,7 +248,10 @@ class Target:
         return self._given(self.kept, GIVEN, "kept-")
 
     def _given(self, of: Sequence[Prompt], count: int, name: str = "") -> "Given":
-        texts = list({p.prompt: p for p in of}.values())
+        every = list({p.prompt: p for p in of}.values())
+        # Of more prompts than images those at even distances
+        few = min(count, len(every))
+        texts = [every[i * len(every) // few] for i in range(few)]
         rows = [
             dataclasses.replace(
                 (row := texts[i % len(texts)]),
@@ -261,7 +267,7 @@ class Target:
             "base model, to attack with", self.store, self.progress,
         )  # fmt: skip
         images = [_opened(gallery.image_path(row)) for row in gallery.prompts]
-        seen = [] if of is self.kept else self.look(images)
+        seen = [] if name else self.look(images)
         there = [i for i, hit in enumerate(seen) if hit] or list(range(count))
         return Given([gallery.prompts[i] for i in there], [images[i] for i in there])
 
@@ -351,23 +357,29 @@ def attack_all(
 
 
 def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
-    from .attacks.attacked import Attacked
+    """What an attack comes to; where it cannot be tried here, that is said, and others go on."""
+    try:
+        return _tried(tried, target)
+    except InputError as error:
+        return _refused(tried, target, str(error))
+
+
+def _tried(tried: Tried, target: Target) -> "AttackOutcome":
+    from .attacks.attacked import Attacked, Spent
     from .eval.attack import AttackOutcome, Rung, control, judged, positive, rates, told, worst
 
     attack, concept = tried.attack, target.concept
     folder = target.folder / file_stem([tried.name])
     erased = _Subject(target.other, target.erasures)
     if tried.found is None:
-        try:
-            found = _fitted(tried, target, erased, _images_for(attack, target), concept)
-        except InputError as error:  # which it cannot be tried on, and others can
-            return _refused(tried, target, str(error))
+        found = _fitted(tried, target, erased, _images_for(attack, target), concept)
         if processes().is_first:
             for i, one in enumerate(found[1:], 1):
                 one.save(folder / f"{i}.safetensors")
     else:
+        record = tried.found.record
         none = Attacked(
-            dataclasses.replace(tried.found.record, kind="text", text=None, prompts={})
+            dataclasses.replace(record, kind="text", text=None, prompts={}, spent=Spent())
         )
         found = [none, tried.found]
     answers = [dict(target.after)]
@@ -425,6 +437,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
                            answers[i][detector]),
                     tuple(make(detector) for make in controls.get(i, ())),
                     *told(rows, answers[i][detector]),
+                    setting=_setting(one) if i else "",
                 )
             )  # fmt: skip
         value, detail, effort = judged(rungs, attack.controls, attack.decides, target.limits)
@@ -456,8 +469,9 @@ def _refused(tried: Tried, target: Target, why: str) -> "AttackOutcome":
     none = Rung(0, 0, 0, 0, 0.0, "", None, "", *rates(target.rows, before, after, after))
     return AttackOutcome(
         tried.name, tried.attack.touches, plain(tried.attack), target.concept.name, detector,
-        tried.attack.own_words, "this model", "not informative", f"It was not tried: {why}", None,
-        (none,),
+        tried.attack.own_words, "this model",
+        "not informative" if tried.attack.decides else "probe", f"It was not tried: {why}", None,
+        (none,), needs=tried.attack.controls, untried=why,
     )  # fmt: skip
 
 
@@ -500,8 +514,8 @@ class _Subject:
             finally:
                 on()
 
-        on()
         try:
+            on()
             yield described(pipe), lifted
         finally:
             off()
@@ -524,22 +538,34 @@ def _images_for(attack: Attack, target: Target) -> Given:
 def _fitted(
     tried: Tried, target: Target, subject: _Subject, given: Given, concept: Concept,
     look: "Callable[[Sequence[Image]], list[bool]] | None" = None,
+    also: "Sequence[Detector]" = (),
 ) -> "list[Attacked]":  # fmt: skip
-    """An attack's rungs, found earlier or now; by the first of several processes."""
+    """An attack's rungs, found earlier or now; by the first of several processes.
+
+    Args:
+        look: In the place of the target's own, by the detectors of ``also``.
+    """
+    from .eval.detectors import fingerprint
+    from .training.record import versions
+
     attack = tried.attack
     hashes = [hashlib.sha256(_bytes(image)).hexdigest() for image in given.images]
     page = {
-        "attack": type(attack).__name__,
+        "attack": f"{type(attack).__module__}:{type(attack).__name__}",
         "settings": plain(attack),
+        "files": _files_in(attack),
+        "versions": versions(),
         "concept": concept.to_json(),
         "rows": [[row.prompt, row.seed, row.steps] for row in given.rows],
         "images": hashes,
         "seed": target.seed,
-        "detectors": [d.name for d in target.detectors],
+        "detectors": [[d.name, fingerprint(d.protocol)] for d in (*target.detectors, *also)],
         **subject.key,
     }
     key = content_key(page)
-    kept = target.folder / "fits" / key if target.store is None else target.store.attack(key)
+    # Of a pipeline that was given nobody can tell what its code does beside its weights
+    shared = target.store if subject.source.ours else None
+    kept = target.folder / "fits" / key if shared is None else shared.attack(key)
     several = processes()
     found = several.first(
         lambda: _found(tried, target, subject, given, concept, look, kept, hashes)
@@ -549,6 +575,16 @@ def _fitted(
     return whole
 
 
+def _files_in(attack: Attack) -> dict[str, str]:
+    """SHA-256 of the files that settings name."""
+    named = {name: value for name, value in plain(attack).items() if isinstance(value, str)}
+    return {
+        name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
+        for name, value in named.items()
+        if value and Path(value).is_file()
+    }
+
+
 def _loaded(kept: Path) -> "list[Attacked] | None":
     """The rungs that lie in a folder; None where not all of them do."""
     from .attacks.attacked import Attacked
@@ -556,6 +592,8 @@ def _loaded(kept: Path) -> "list[Attacked] | None":
     if not (kept / WHOLE).is_file():
         return None
     files = sorted(kept.glob("*.safetensors"), key=lambda path: int(path.stem))
+    if read_text(kept / WHOLE).strip() != str(len(files)):
+        return None
     try:
         return [Attacked.load(path) for path in files]
     except InputError:  # it was changed since: it is found again
@@ -598,7 +636,7 @@ def _found(
     kept.mkdir(parents=True, exist_ok=True)
     for i, one in enumerate(found):
         one.save(kept / f"{i}.safetensors")
-    (kept / WHOLE).touch()
+    write_atomically(kept / WHOLE, f"{len(found)}\n")
     return found
 
 
@@ -620,6 +658,8 @@ def _drawn(
     rows: Sequence[Prompt], what: str,
 ) -> Gallery:  # fmt: skip
     suite = attacked.suite(Suite("attacked", tuple(rows)))
+    # By what it is: another attack of the same name goes beside it
+    folder = folder.with_name(f"{folder.name}-{attacked.sha256[:8]}")
     return subject.source.draw(
         subject.erasures, suite, folder, target.settings, f"attack {what}", target.store,
         target.progress, attacked=attacked,
@@ -668,7 +708,7 @@ def _novel(
     def look(images: "Sequence[Image]") -> list[bool]:
         return [bool(seen(answer, wanted)) for answer in novel.detector(list(images))]
 
-    found = _fitted(tried, target, subject, given, other, look)[-1]
+    found = _fitted(tried, target, subject, given, other, look, [novel.detector])[-1]
     rows = [_renamed(row, target.concept, novel) for row in target.rows]
     drawn = _drawn(subject, found, target, folder / "novel", rows, f"{tried.name}, control")
     theirs = _seen(drawn, target, [novel.detector], wanted)[novel.detector.name]
@@ -709,6 +749,14 @@ def _renamed(row: Prompt, concept: Concept, novel: Novel) -> Prompt:
     return dataclasses.replace(row, prompt=put_in(row.prompt, concept, novel.name), unit=unit(row))
 
 
+def _setting(found: "Attacked") -> str:
+    """What of the erasure is left at a probe's rung, in words."""
+    if (bits := found.record.bits) is not None:
+        return f"weights of {bits} bits"
+    share = found.record.strength
+    return "" if share is None else f"{share:.0%} of the strength"
+
+
 def _note(attack: Attack, target: Target, found: "Attacked") -> str:
     """What is to be said beside its figures: prompts that it left as they are, and of an attack on
     weights where the erasure is none of the weights' own."""
@@ -720,6 +768,12 @@ def _note(attack: Attack, target: Target, found: "Attacked") -> str:
         said.append(
             f"It could put nothing into {left} of {whole} prompts, which have no room for its "
             "tokens: these were drawn as they are."
+        )
+    same = [p for p in target.rows if found.suite(Suite("s", (p,))).prompts[0] == p]
+    if attack.touches == "text" and same and not found.record.left:
+        said.append(
+            f"It says nothing of {len(same)} of {len(target.rows)} prompts, which were drawn as "
+            "they are."
         )
     if attack.touches == "weights" or attack.of_weights:
         loose = [Active(e.name, e.record.kind, e.record.method) for e, _ in target.erasures]

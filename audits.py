@@ -7,6 +7,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ._errors import InputError
 from ._files import check_folder, check_ours
 from ._settings import Count, Guidance, Seed, Share, Size, Steps, checked
 from .attacking import GIVEN, attack_all, find_attacks, find_novel
@@ -116,6 +117,11 @@ def audit(
     )  # fmt: skip
     source, asked, out = task.source, task.asked, task.out
     novel = None
+    if tried and source.loading.offload is not None:
+        raise InputError(
+            "An attack searches with the model where it lies, and offloading moves it about: "
+            "leave out how it is offloaded."
+        )
     if tried:
         novel = find_novel(control, source.name, asked.concepts, asked.detectors)
     doubted = source.interfering(task.erasures)

@@ -165,7 +165,12 @@ class TextualInversion(Attack):
             said = list(dict.fromkeys(prompts[i] for i in which))
             text = parts.encode_with_gradient(said)
             search.check_learns(text, parts, "textual inversion")
-            loss(parts, now, text[[said.index(prompts[i]) for i in which]]).backward()
+            value = loss(parts, now, text[[said.index(prompts[i]) for i in which]])
+            if not torch.isfinite(value):
+                raise InputError(
+                    f"The loss is not finite (textual inversion): lower lr, which is {self.lr}."
+                )
+            value.backward()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
 

@@ -707,6 +707,9 @@ class _Attacks:
                 "who was not asked after that."
             )
             return one
+        if one.untried and one.value != "comes back" and len(one.rungs) == 1:
+            self._recorded.append(f"That {one.attack} could not be tried, and why.")
+            return one
         faults = len(self._found)
 
         def outcome(detector: str) -> AttackOutcome:

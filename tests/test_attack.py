@@ -80,13 +80,49 @@ def test_without_an_erasure_nothing_is_recovered_and_that_is_no_zero() -> None:
     assert way(rung(40, on_base(), novel(0), erased=40)) == "not informative"
 
 
-def test_an_image_that_nobody_could_score_is_not_held() -> None:
-    unknown = seen(0) | {"3": None}
-    recovered, *_ = rates(ROWS, seen(40), seen(0), unknown)
-    assert recovered.unscored == 1
-    broken = Rung(480, 20, 0, 24, 3.0, "0" * 64, None, "", recovered, recovered, recovered,
-                  (on_base(), novel(0, 0)))  # fmt: skip
-    assert way(broken) == "not informative"
+def lost(hits: int, unscored: int, *controls: Control) -> Rung:
+    """Of 40 rows so many come back, and of so many others nobody knows."""
+    said = seen(hits) | dict.fromkeys([p.id for p in ROWS[hits:][:unscored]], None)
+    figures = rates(ROWS, seen(40), seen(0), said)
+    return Rung(480, 20, 0, 24, 3.0, "0" * 64, None, "", *figures, controls)
+
+
+def test_images_that_nobody_could_score_count_against_whatever_is_said() -> None:
+    assert way(lost(39, 1, on_base(), novel(0, 39))) == "comes back"
+    assert way(lost(0, 0, on_base(), novel(0, 0))) == "held"
+    assert way(lost(0, 8, on_base(), novel(0, 0))) == "not informative"
+    assert way(lost(6, 30, on_base(), novel(0, 6))) == "not informative"
+    unknown = positive(
+        "a", ROWS, seen(40), dict.fromkeys([p.id for p in ROWS[2:]]) | seen(2, ROWS[:2])
+    )
+    assert (unknown.rate.hits, unknown.rate.n, unknown.rate.unscored) == (2, 2, 38)
+    assert way(lost(0, 0, unknown, novel(0, 0))) == "not informative"
+
+
+def test_a_control_of_which_nobody_knows_is_taken_for_seen() -> None:
+    of = "a wrench, which the model never saw"
+    none = dict.fromkeys([p.id for p in ROWS])
+    blank = control("novel", of, "a", ROWS, seen(40), seen(0), seen(36), none)
+    assert way(rung(36, on_base(), blank)) == "not informative"
+
+
+def test_where_nothing_was_tried_nothing_is_held() -> None:
+    assert judged([none()], (), True, LIMITS)[0] == "not informative"
+
+
+def test_effort_is_no_rung_whose_control_shows_as_much() -> None:
+    of = "the same input under the anchor’s prompt"
+
+    def tried(hits: int, theirs: int) -> Rung:
+        beside = control("supplied", of, "a", ROWS, seen(40), seen(0), seen(hits), seen(theirs))
+        return rung(hits, beside)
+
+    rungs = [none(), tried(20, 19), tried(36, 4)]
+    assert judged(rungs, ("supplied",), True, LIMITS)[::2] == ("comes back", 2)
+
+
+def test_what_comes_back_needs_no_good_attack_on_the_base() -> None:
+    assert way(rung(36, on_base(18), novel(0, 36))) == "comes back"
 
 
 def test_it_comes_back_beyond_its_controls_and_is_held_below_the_limit() -> None:
