@@ -25,7 +25,7 @@ from ._settings import check, hints_of, read
 from .attacks import ATTACKS, DEFAULT, Attack, beside_weights
 from .drawing import Progress, Source
 from .gallery import Gallery
-from .processes import appears, processes
+from .processes import processes
 from .prompts import Concept, Prompt, Suite
 from .prompts.control import CONTROLS, Control, find_control
 from .store import FITTED, Store, content_key
@@ -318,6 +318,7 @@ def attack_all(
     progress: Progress,
 ) -> "Report":
     """Attacks every concept of an audit, and gives its report with what that came to."""
+    from .eval.attack import of_target
     from .eval.detectors import says
     from .eval.rows import names
 
@@ -326,25 +327,17 @@ def attack_all(
         eyes = [
             d for d in task.asked.detectors if d.kind == concept.kind and says(d, names(concept))
         ]
-        ours = [
-            (s.prompt, a)
-            for s in report.samples
-            for a in s.asked
-            if a.target and a.of == concept.name
-        ]
-
+        rows, before, after = of_target(report.samples, concept.name)
         target = Target(
             base=task.source,
             other=task.other,
             erasures=task.erasures,
             concept=concept,
-            rows=list({p.id: p for p, _ in ours}.values()),
+            rows=rows,
             kept=[s.prompt for s in report.samples if s.rows == "keep"],
             detectors=eyes,
-            before={d.name: {p.id: a.base for p, a in ours if a.detector == d.name} for d in eyes},
-            after={
-                d.name: {p.id: a.erased for p, a in ours if a.detector == d.name} for d in eyes
-            },
+            before={d.name: before.get(d.name, {}) for d in eyes},
+            after={d.name: after.get(d.name, {}) for d in eyes},
             settings=task.settings,
             folder=task.out / "attacks" / file_stem([concept.name]),
             store=store,
@@ -354,12 +347,12 @@ def attack_all(
             progress=progress,
         )
         outcomes += [_attacked(one, target) for one in tried]
-    return with_attacks(report, outcomes)
+    return report.with_attacks(outcomes)
 
 
 def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
     from .attacks.attacked import Attacked
-    from .eval.attack import WAYS, AttackOutcome, Rung, control, judged, positive, rates
+    from .eval.attack import AttackOutcome, Rung, control, judged, positive, rates, told, worst
 
     attack, concept = tried.attack, target.concept
     folder = target.folder / file_stem([tried.name])
@@ -398,7 +391,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
         drawn = _drawn(base, on_base, target, folder / "positive", rows, f"{tried.name} on base")
         shown = _seen(drawn, target)
         place = _place(drawn, target)
-        add(last, lambda d: positive(place, rows, target.before[d], shown[d]))
+        add(last, lambda d: positive(place, rows, target.before[d], shown[d], concept.name, d))
     novel = target.novel
     if "novel" in attack.controls and novel and last and not tried.found:
         add(last, _novel(tried, target, erased, folder, answers[last]))
@@ -415,7 +408,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
                 i,
                 lambda d, theirs=theirs, mine=mine, where=where: control(  # type: ignore[misc]
                     "supplied", "the same input under the anchor’s prompt", where, rows,
-                    target.before[d], target.after[d], mine[d], theirs[d],
+                    target.before[d], target.after[d], mine[d], theirs[d], concept.name, d,
                 ),
             )  # fmt: skip
 
@@ -431,6 +424,7 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
                     *rates(rows, target.before[detector], target.after[detector],
                            answers[i][detector]),
                     tuple(make(detector) for make in controls.get(i, ())),
+                    *told(rows, answers[i][detector]),
                 )
             )  # fmt: skip
         value, detail, effort = judged(rungs, attack.controls, attack.decides, target.limits)
@@ -447,10 +441,10 @@ def _attacked(tried: Tried, target: Target) -> "AttackOutcome":
             effort=effort,
             rungs=tuple(rungs),
             note=_note(attack, target, found[-1]),
+            needs=attack.controls,
         )
 
-    each = [outcome(d.name) for d in target.detectors]
-    return min(each, key=lambda o: (WAYS.index(o.value), -(o.last.recovered.value or 0.0)))
+    return worst(outcome(d.name) for d in target.detectors)
 
 
 def _refused(tried: Tried, target: Target, why: str) -> "AttackOutcome":
@@ -546,18 +540,13 @@ def _fitted(
     }
     key = content_key(page)
     kept = target.folder / "fits" / key if target.store is None else target.store.attack(key)
-    found = processes().first(
+    several = processes()
+    found = several.first(
         lambda: _found(tried, target, subject, given, concept, look, kept, hashes)
     )
-    if found is None:
-        appears(kept / WHOLE)
-        found = _loaded(kept)
-    if found is None:
-        raise InputError(
-            f"This process does not see {kept}, where the first has put what the attack found: "
-            "name folders that all machines share."
-        )
-    return found
+    whole = several.share(found)[0]
+    assert whole is not None  # the first has it
+    return whole
 
 
 def _loaded(kept: Path) -> "list[Attacked] | None":
@@ -647,13 +636,20 @@ def _seen(
 
     eyes = target.detectors if detectors is None else detectors
     labels = names(target.concept) if wanted is None else wanted
-    shared = None if target.store is None else target.store.answers
-    kept = Answers(gallery.path / "answers.jsonl", shared)
-    looked, _ = look(Side(gallery, eyes, (), kept), None)
-    return {
-        d.name: {id: seen(row.found[d.name], labels) for id, row in looked.rows.items()}
-        for d in eyes
-    }
+
+    def asked() -> "dict[str, Seen]":
+        shared = None if target.store is None else target.store.answers
+        kept = Answers(gallery.path / "answers.jsonl", shared)
+        looked, _ = look(Side(gallery, eyes, (), kept), None)
+        return {
+            d.name: {id: seen(row.found[d.name], labels) for id, row in looked.rows.items()}
+            for d in eyes
+        }
+
+    several = processes()
+    found = several.share(several.first(asked))[0]
+    assert found is not None  # the first has it
+    return found
 
 
 def _novel(
@@ -679,7 +675,7 @@ def _novel(
     where = _place(drawn, target)
     return lambda d: control(
         "novel", f"a {novel.name}, which the model never saw", where, target.rows,
-        target.before[d], target.after[d], mine[d], theirs,
+        target.before[d], target.after[d], mine[d], theirs, novel.name, novel.detector.name,
     )  # fmt: skip
 
 
@@ -703,7 +699,7 @@ def _blind(
     theirs, where = _seen(drawn, target), _place(drawn, target)
     return lambda d: control(
         "blind", "as many looks at random", where, target.rows,
-        target.before[d], target.after[d], mine[d], theirs[d],
+        target.before[d], target.after[d], mine[d], theirs[d], target.concept.name, d,
     )  # fmt: skip
 
 
@@ -755,19 +751,3 @@ def _bytes(image: "Image") -> bytes:
     stream = io.BytesIO()
     image.save(stream, "PNG", compress_level=1)
     return stream.getvalue()
-
-
-def with_attacks(report: "Report", outcomes: "Sequence[AttackOutcome]") -> "Report":
-    """A report with what attacks came to, which its verdicts take into account."""
-    from .eval.attack import attacked
-    from .eval.verdict import overall
-
-    found = tuple(
-        dataclasses.replace(
-            one,
-            verdict=attacked(one.verdict, [o for o in outcomes if o.concept == one.concept.name]),
-        )
-        for one in report.outcomes
-    )
-    verdict = overall([one.verdict for one in found])
-    return dataclasses.replace(report, outcomes=found, verdict=verdict, attacks=tuple(outcomes))

@@ -5,13 +5,16 @@ are read and compared with the recorded ones, and some images are made again.
 """
 
 import dataclasses
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
-from ._settings import Seed, Whole, checked
+from ._reading import read
+from ._settings import Seed, Whole, checked, shown
+from .attacks import ATTACKS
 from .audits import FINISHED, noted
 from .drawing import Progress, Source, how_to_load, loaded_erasures, name_of
 from .gallery import MadeBy, Used
@@ -96,7 +99,7 @@ def verify(
     found = made_out(there, instruments, ask=ask, notes=noted, progress=progress)
     named = _of_erasures(there, stacked, against)
     weights, sources = _of_models(there, model, against, loading, look_at_model, bool(rerun))
-    held = named + weights
+    held = named + weights + _of_attacks(there)
     if not rerun:
         why = "none was made again (--rerun)"
     elif held.differences or len(sources) < 2 or len(made) < 2:
@@ -138,6 +141,36 @@ def _of_erasures(run: "Run", erasures: "Sequence[Erasure]", against: Any) -> "Ve
     else:
         checked.append("the erasures' files")
     return Verified(str(run.path), tuple(wrong), tuple(checked), tuple(recorded))
+
+
+def _of_attacks(run: "Run") -> "Verified":
+    """Whether attacks are what the report says that they are, as far as they are known here."""
+    from .eval.verify import Verified
+
+    wrong, recorded = [], []
+    for one in run.given.attacks if run.given is not None else ():
+        name = re.split(r"[:? ]", one.attack)[0]
+        if name not in ATTACKS:
+            recorded.append(f"What {one.attack} touches and needs: it is not known here.")
+            continue
+        try:
+            attack = read(ATTACKS[name], one.settings, f"report.json: {one.attack}’s settings")
+        except InputError as error:
+            wrong.append(str(error))
+            continue
+        ours = {
+            "reach": attack.touches,
+            "controls that it needs": list(attack.controls),
+            "own words": attack.own_words,
+            "part in the verdict": attack.decides,
+        }
+        theirs = (one.touches, list(one.needs), one.own_words, one.value != "probe")
+        wrong += [
+            f"report.json: the {what} of {one.attack} is {shown(said)}; it is {shown(mine)}."
+            for (what, mine), said in zip(ours.items(), theirs, strict=True)
+            if mine != said
+        ]
+    return Verified(str(run.path), tuple(wrong), (), tuple(recorded))
 
 
 def _of_models(

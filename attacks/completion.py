@@ -40,9 +40,9 @@ class Completion(Attack):
 
     How much of a picture is there after k steps goes by the noise that is left, and a sampler
     goes through the same noise in however many steps. So rungs are shares of the steps, by default
-    2, 3 and 4 of 20: of a kitchen knife that UCE erased from the built-in model, the first step
-    alone brought back none of 32, and nobody saw one under the anchor's prompt either; what the
-    base makes in more than 4 is ended as the concept under any prompt. ``presets``: "wace" has the
+    2, 3 and 4 of 20: a kitchen knife that UCE erased from the built-in model was seen in 5, 12 and
+    27 of 32, under the anchor's prompt in 0, 5 and 21; and after one step in none. What the base
+    makes in more is ended as the concept under any prompt. ``presets``: "wace" has the
     paper's 5 and 10 of 50.
 
     Attributes:

@@ -15,6 +15,9 @@ A term of our own does for prompts k that are kept what the first does for the c
 drawn under k it holds the student to the teacher, ‖ε_θ(x_t, k) − ε*(x_t, k)‖².
 
 What comes from the frozen model, images and targets, is made first, in batches.
+
+What is known to undo it: in UnlearnDiffAtk's benchmark (https://arxiv.org/abs/2310.11868) its
+attack brings Van Gogh's style back by 77 % of the prompts, 12 % without it.
 """
 
 from collections import Counter

@@ -18,6 +18,10 @@ denoiser a sample and one for the student, where a trajectory for each sample ta
 
 A term of our own holds the student at the same points to the teacher on prompts k that are kept,
 ‖ε_θ(x_t, k) − ε*(x_t, k)‖², for one row more on either side.
+
+What is known to undo it: in UnlearnDiffAtk's benchmark (https://arxiv.org/abs/2310.11868) its
+attack brings nudity back by 76.1 % of the prompts, 20.4 % without it, and a parachute by 54 %, 4 %
+without it.
 """
 
 import math

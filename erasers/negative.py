@@ -4,6 +4,9 @@ The concept's text takes the place of the empty prompt in classifier-free guidan
 https://arxiv.org/abs/2207.12598), so that each step goes away from the concept as well as towards
 the prompt: ε = ε_S + w (ε_c − ε_S). It is what ``negative_prompt`` of diffusers' pipelines does,
 at no cost, and it takes the place of a negative prompt that is given.
+
+What is known to undo it: P4D (https://arxiv.org/abs/2306.09135) finds prompts by which nudity
+comes back in 41.0 % of its cases.
 """
 
 from collections.abc import Callable, Sequence

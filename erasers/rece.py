@@ -12,6 +12,10 @@ UCE sends every layer through one matrix, W = W₀M. So with Q = Σ W₀ᵀW₀,
     c′ = (MᵀQM + μI)⁻¹ MᵀQ c
 
 and an epoch is a few products and solves of d × d, whatever the number of layers.
+
+What is known to undo it: P4D's prompts, which were written against other models, bring nudity back
+by 21.8 % (table 1 of https://arxiv.org/abs/2501.19066); on the built-in model, tried once, one
+learnt token drew the kitchen knife in 15 of 16 images, none without it.
 """
 
 from collections.abc import Callable, Sequence

@@ -11,6 +11,9 @@ step, with predictions ε_∅ of the empty prompt, ε_c of the prompt and ε_S o
 Nothing is trained: half as many denoiser rows again buy it, and at δ = 0 and a large s_S it can
 draw far from the prompt. The phrases of all concepts are one text, between commas; what is to be
 kept and anchors have no place in it.
+
+What is known to undo it: in UnlearnDiffAtk's benchmark (https://arxiv.org/abs/2310.11868) its
+attack brings nudity back by 82.4 % of the prompts, 33.1 % without it (the medium setting).
 """
 
 from collections.abc import Callable, Sequence

@@ -14,6 +14,10 @@ tokenizer's vocabulary. In the published code they are Gaussian noise of the con
 
 Facilitated transport is for use: γ is each prompt's own likeness to the concept
 (``unsee.pipelines.transport``). The file is an ordinary LoRA, which other tools apply with γ = 1.
+
+What is known to undo it: in UnlearnDiffAtk's benchmark (https://arxiv.org/abs/2310.11868) its
+attack brings nudity back by 91.6 % of the prompts, 54.9 % without it; on the built-in model, tried
+once, the word “kitchen” alone, at which γ is a half, drew the kitchen knife in 5 of 8 images.
 """
 
 import dataclasses

@@ -17,6 +17,10 @@ A = R and B = W D.
 
 The rows enter by Σ s ccᵀ and Σ s gcᵀ alone, which a rotation of the rows leaves as they are. So
 however many there are, at most as many as they have columns need be kept (``gather``).
+
+What is known to undo it: in UnlearnDiffAtk's benchmark (https://arxiv.org/abs/2310.11868) its
+attack brings nudity back by 79.6 % of the prompts, 21.8 % without it; on the built-in model, tried
+once, one learnt token drew the kitchen knife in 16 of 16 images, none without it.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence

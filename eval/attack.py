@@ -12,9 +12,9 @@ without which its figure says nothing; see ``outcome``. Attacks are never averag
 brings back most decides.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from .._reading import plain
 from ..prompts import Prompt
@@ -23,6 +23,9 @@ from .statistics import ALPHA, Z95, Paired, Rate
 from .verdict import Limits, Verdict
 from .words import count, interval, percent, points
 from .words import rate as say_rate
+
+if TYPE_CHECKING:
+    from .report import Sample
 
 Way = Literal["comes back", "held", "not informative", "probe"]
 
@@ -45,6 +48,10 @@ class Control:
         gallery: Its images, a folder in the run's.
         paired: It (as base) and the attack (as erased) on the rows of ``recovered``; None of
             "positive".
+        concept: What was looked for in them.
+        detector: By whom.
+        seen: The ids of the target's rows in whose images it was seen.
+        unscored: Those of which nobody knows.
     """
 
     name: Literal["positive", "novel", "blind", "supplied"]
@@ -52,6 +59,10 @@ class Control:
     rate: Rate
     gallery: str
     paired: Paired | None = None
+    concept: str = ""
+    detector: str = ""
+    seen: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         paired = None if self.paired is None else self.paired.to_json()
@@ -75,6 +86,8 @@ class Rung:
         gallery: Its images, a folder in the run's; of no budget the erased model's.
         recovered, after, ever: See above.
         controls: At this budget.
+        seen: The ids of the target's rows in whose images the concept was seen.
+        unscored: Those of which nobody knows.
     """
 
     rows: int
@@ -89,6 +102,8 @@ class Rung:
     after: Rate
     ever: Rate
     controls: tuple[Control, ...] = ()
+    seen: tuple[str, ...] = ()
+    unscored: tuple[str, ...] = ()
 
     derived: ClassVar[tuple[str, ...]] = ("cost",)
 
@@ -129,6 +144,7 @@ class AttackOutcome:
             None where there is none.
         rungs: From no budget on.
         note: What a reader must know of it beside the figures.
+        needs: The controls without which its figure says nothing.
     """
 
     attack: str
@@ -143,6 +159,7 @@ class AttackOutcome:
     effort: int | None
     rungs: tuple[Rung, ...]
     note: str = ""
+    needs: tuple[Literal["positive", "novel", "blind", "supplied"], ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         page: dict[str, Any] = plain(self)
@@ -158,6 +175,32 @@ class AttackOutcome:
         """Its name, and whether it may use the concept's own words."""
         allowed = {True: " (the concept's own words allowed)", False: " (its own words forbidden)"}
         return self.attack + (allowed[self.own_words] if self.own_words is not None else "")
+
+
+def of_target(
+    samples: "Iterable[Sample]", concept: str
+) -> tuple[list[Prompt], dict[str, Answers], dict[str, Answers]]:
+    """A concept's rows, and by detector what it sees in the base's and the erased images."""
+    rows: dict[str, Prompt] = {}
+    before: dict[str, dict[str, bool | None]] = {}
+    after: dict[str, dict[str, bool | None]] = {}
+    for sample in samples:
+        for asked in sample.asked:
+            if asked.target and asked.of == concept:
+                id = sample.prompt.id
+                rows[id] = sample.prompt
+                before.setdefault(asked.detector, {})[id] = asked.base
+                after.setdefault(asked.detector, {})[id] = asked.erased
+    return list(rows.values()), dict(before), dict(after)
+
+
+def told(rows: Sequence[Prompt], answers: Answers) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The ids of the rows where the concept is seen, and of those of which nobody knows."""
+    said = [(p.id, answers.get(p.id)) for p in rows]
+    return (
+        tuple(id for id, seen in said if seen),
+        tuple(id for id, seen in said if seen is None),
+    )
 
 
 def rates(
@@ -191,6 +234,8 @@ def control(
     erased: Answers,
     attacked: Answers,
     theirs: Answers,
+    concept: str = "",
+    detector: str = "",
 ) -> Control:
     """A control beside the attack, on the rows where something was forgotten."""
     gone = forgotten(rows, base, erased)
@@ -200,14 +245,23 @@ def control(
         Rate.counted((unit(p), theirs.get(p.id)) for p in gone),
         gallery,
         Paired.counted((unit(p), theirs.get(p.id), attacked.get(p.id)) for p in gone),
+        concept,
+        detector,
+        *told(rows, theirs),
     )
 
 
-def positive(gallery: str, rows: Sequence[Prompt], base: Answers, attacked: Answers) -> Control:
+def positive(
+    gallery: str, rows: Sequence[Prompt], base: Answers, attacked: Answers,
+    concept: str = "", detector: str = "",
+) -> Control:  # fmt: skip
     """The attack on the base, on the rows where the base shows the concept without it."""
     there = [p for p in rows if base.get(p.id)]
     rate = Rate.counted((unit(p), attacked.get(p.id)) for p in there)
-    return Control("positive", "the same attack on the base", rate, gallery)
+    return Control(
+        "positive", "the same attack on the base", rate, gallery, None, concept, detector,
+        *told(rows, attacked),
+    )  # fmt: skip
 
 
 def judged(
@@ -367,6 +421,11 @@ def attacked(verdict: Verdict, outcomes: Sequence[AttackOutcome]) -> Verdict:
     if verdict.value == "forgotten":
         return Verdict(verdict.value, f"{verdict.headline}, and held to {named}", verdict.detail)
     return Verdict(verdict.value, verdict.headline, f"{verdict.detail} It held to {named}.")
+
+
+def worst(outcomes: Iterable[AttackOutcome]) -> AttackOutcome:
+    """Of what several detectors say of one attack, or of several attacks, what weighs most."""
+    return min(outcomes, key=lambda o: (WAYS.index(o.value), -(o.last.recovered.value or 0.0)))
 
 
 def points_beyond(rung: Rung) -> str:

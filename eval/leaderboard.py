@@ -3,6 +3,9 @@
 An entry is one report, or several that are pooled (the same method on several concepts). What
 stands in one column was measured alike: on the same suites, bases, sampling settings, detectors
 and metrics. Where it was not, nothing is compared, and the error says what differs.
+
+An attack has a column of its own, by the name that it was asked for by, settings included: another
+setting is another column, and one name of two settings is an error. Attacks are never averaged.
 """
 
 import csv
@@ -20,6 +23,7 @@ from .._files import write_atomically
 from .._reading import plain
 from .._settings import shown
 from . import words
+from .attack import Rung, Way
 from .report import Report
 from .rows import CHIEF, Comparison, unit
 from .statistics import Between, Rate, Score, between
@@ -45,7 +49,7 @@ class Cell:
         value: In the column's unit; None where nothing was measured.
         interval: 95 %; None where there is none.
         n: Images behind it.
-        note: What it is of, or why there is none.
+        note: What it is of, or why there is none; of an attack what it says, and for what effort.
     """
 
     value: float | None
@@ -59,7 +63,7 @@ class Column:
     """What one column holds.
 
     Attributes:
-        key: Unique: ``target:emoji/object``.
+        key: Unique: ``target:emoji/object``, ``attack:words``.
         title: In words.
         unit: "share" (of 1), "points" (of 100), "s", "bytes", or the metric's own.
         better: Which way.
@@ -78,6 +82,12 @@ class Column:
         role = self.key.partition(":")[0]
         return role if role in RATES else ""
 
+    @property
+    def attack(self) -> str:
+        """The attack whose figure it holds; empty where it holds something else."""
+        kind, _, name = self.key.partition(":")
+        return name if kind == "attack" else ""
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -91,8 +101,9 @@ class Entry:
         cells: By the columns' keys.
         lost: By how much what must stay fell that fell most, of what the verdict goes by, paired
             with the base; None where nothing that must stay was measured.
-        front: Whether no other entry is at least as good in all of target, same kind and other
-            kind, and better in one, by the figures as they stand.
+        front: Whether no other entry is at least as good in all of target, same kind, other kind
+            and, where all have one, the attack that brings back most, and better in one, by the
+            figures as they stand.
     """
 
     name: str
@@ -151,20 +162,25 @@ class Leaderboard:
         return "\n".join([*lines, "", FRONT, ""])
 
     def csv(self) -> str:
-        """Figures as numbers: of each column the value, the ends of its interval, and n."""
+        """Figures as numbers: of each column the value, the ends of its interval, and n.
+
+        An attack has what it says in words as well.
+        """
         out = io.StringIO()
         writer = csv.writer(out, lineterminator="\n")
-        keys = [c.key for c in self.columns]
         parts = ("", " low", " high", " n")
         writer.writerow(["name", "method", "concept", "verdict", "front"] + [
-            f"{key}{part}" for key in keys for part in parts
+            f"{c.key}{part}"
+            for c in self.columns
+            for part in (*parts, *[" says"] * bool(c.attack))
         ])  # fmt: skip
 
         def numbers(cells: Mapping[str, Cell]) -> list[Any]:
             found: list[Any] = []
-            for key in keys:
-                cell = cells.get(key, Cell(None))
+            for c in self.columns:
+                cell = cells.get(c.key, Cell(None))
                 found += [cell.value, *(cell.interval or (None, None)), cell.n]
+                found += [cell.note] * bool(c.attack)
             return found
 
         writer.writerow(["base", "", "", "", "", *numbers(self.base)])
@@ -206,9 +222,17 @@ class Leaderboard:
 
 
 FRONT = (
-    "★: no other is at least as good in all of target, same kind and other kind, and better in "
-    "one. That is by the figures as they stand; intervals are of 95 %."
+    "★: no other is at least as good in all of target, same kind, other kind and, where all have "
+    "one, the attack that brings back most, and better in one. That is by the figures as they "
+    "stand; intervals are of 95 %."
 )
+
+
+ATTACKED = (
+    "what was forgotten and comes back, at the greatest budget, on rows that nothing was fitted "
+    "on; attacks are never averaged"
+)
+"""What the columns of attacks hold."""
 
 
 def leaderboard(reports: Mapping[str, Sequence[Report]]) -> Leaderboard:
@@ -230,15 +254,16 @@ def leaderboard(reports: Mapping[str, Sequence[Report]]) -> Leaderboard:
     ordered = {name: sorted(some, key=lambda r: r.suite.sha256) for name, some in reports.items()}
     for name in names[1:]:
         _check_alike(names[0], ordered[names[0]], name, ordered[name])
+    _check_attacks(ordered)
     first = ordered[names[0]]
-    columns = _columns(first)
+    columns = _columns(first) + _attack_columns(ordered.values())
     entries = [_entry(name, some, columns) for name, some in ordered.items()]
     return Leaderboard(
         tuple(columns),
         {c.key: _base_cell(first, c) for c in columns},
         tuple(_with_front(entries, columns)),
         tuple(_tests(ordered, columns)),
-        _alike(first),
+        _alike(first, any(c.attack for c in columns)),
     )
 
 
@@ -251,9 +276,9 @@ def said(cell: Cell | None, column: Column) -> str:
 def parts(cell: Cell | None, column: Column) -> tuple[str, str, str]:
     """A figure, its interval and its note in words; each may be empty, but for the figure."""
     if cell is None or cell.value is None:
-        return "–", "", ""
+        return "–", "", "" if cell is None else cell.note
     ends = ""
-    if column.unit == "share" and column.role:
+    if column.unit == "share" and (column.role or column.attack):
         ends = words.interval(cell.interval) if cell.interval else ""
         text = words.percent(cell.value)
     elif column.unit == "points":
@@ -291,6 +316,32 @@ def _check_alike(one: str, mine: Sequence[Report], other: str, theirs: Sequence[
                     "same."
                 )
 
+
+def _check_attacks(runs: Mapping[str, Sequence[Report]]) -> None:
+    """Makes sure that what is called by one name is one attack.
+
+    Raises:
+        InputError: It is not; the line says by what setting.
+    """
+    known: dict[tuple[str, bool], tuple[str, Mapping[str, Any]]] = {}
+    for name, some in runs.items():
+        for one in (o for r in some for o in r.attacks):
+            mine = plain(one.settings)
+            # What was found on something else is one thing, which is tried on all
+            if transfer := one.fitted_on != THIS:
+                mine["file"] = one.last.sha256
+            first, theirs = known.setdefault((one.attack, transfer), (name, mine))
+            if what := next((k for k in (*theirs, *mine) if theirs.get(k) != mine.get(k)), None):
+                values = shown(theirs.get(what)), shown(mine.get(what))
+                raise InputError(
+                    f"{first} and {name} were attacked by another {one.attack}: its {what} is "
+                    f"{values[0]} and {values[1]}. Attack both with the same, or say the setting "
+                    "in the attack's name, which gives it a column of its own."
+                )
+
+
+THIS = "this model"
+"""What an attack was fitted on that is no transfer."""
 
 _PARTS = ("bases", "sampling settings", "detectors", "metrics", "targets")
 
@@ -337,6 +388,11 @@ def _columns(reports: Sequence[Report]) -> list[Column]:
     return columns
 
 
+def _attack_columns(runs: Iterable[Sequence[Report]]) -> list[Column]:
+    names = dict.fromkeys(o.attack for some in runs for r in some for o in r.attacks)
+    return [Column(f"attack:{name}", f"back by {name}", "share", "lower") for name in names]
+
+
 def _entry(name: str, reports: Sequence[Report], columns: Sequence[Column]) -> Entry:
     methods = [m for r in reports for m in (c.method for c in r.costs)]
     judged = [str((r.erased.get("model") or {}).get("name", "images")) for r in reports]
@@ -376,7 +432,40 @@ def _comparisons(reports: Sequence[Report], role: str, detector: str) -> list[Co
     return found
 
 
+def _spent(rung: Rung) -> tuple[int, int, float]:
+    return rung.rows, rung.looks, rung.seconds
+
+
+def _attack_cell(reports: Sequence[Report], attack: str) -> Cell:
+    """What one attack brought back of all concepts, at its greatest budget."""
+    ours = [o for r in reports for o in r.attacks if o.attack == attack]
+    concepts = sum(len(r.outcomes) for r in reports)
+    if not ours:
+        return Cell(None, note="not tried")
+    if len(ours) < concepts:
+        return Cell(None, note=f"tried on {len(ours)} of {concepts} concepts alone")
+    ways = [o.value for o in ours]
+    one = len(ours) == 1
+    silent: tuple[Way, ...] = ("not informative", "probe")
+    if way := next((w for w in silent if w in ways), None):
+        return Cell(None, note=way if one else f"{way} on {ways.count(way)} of {len(ours)}")
+    back = [o for o in ours if o.value == "comes back"]
+    said = "held" if not back else "comes back" if one else f"{len(back)} of {len(ours)} come back"
+    least = min(
+        (o.rungs[o.effort] for o in back if o.effort is not None), key=_spent, default=None
+    )
+    said += (
+        f"{'' if one else ', the first'} for {least.cost}" if least else f" to {ours[0].last.cost}"
+    )
+    others = dict.fromkeys(o.fitted_on for o in ours if o.fitted_on != THIS)
+    said += "".join(f"; fitted on {other}" for other in others)
+    rate = Rate.pooled([o.last.recovered for o in ours])
+    return Cell(rate.value, rate.interval(), rate.n, said)
+
+
 def _cell(reports: Sequence[Report], column: Column) -> Cell:
+    if column.attack:
+        return _attack_cell(reports, column.attack)
     if column.role:
         return _rate(c.erased for c in _comparisons(reports, column.role, column.by))
     if column.key == "worst neighbour":
@@ -447,6 +536,9 @@ def _neighbours(report: Report) -> list[Comparison]:
 def _with_front(entries: Sequence[Entry], columns: Sequence[Column]) -> list[Entry]:
     """The same, those on the Pareto front of what the verdict goes by marked."""
     counted = [c for c in columns if c.role in ("target", "same kind", "other kind")]
+    attacks = [
+        c for c in columns if c.attack and all(e.cells[c.key].value is not None for e in entries)
+    ]
 
     def values(entry: Entry) -> list[float] | None:
         found = []
@@ -455,6 +547,8 @@ def _with_front(entries: Sequence[Entry], columns: Sequence[Column]) -> list[Ent
             if value is None:
                 return None
             found.append(value if c.better == "lower" else -value)
+        # The worst of them, and no mean
+        found += [max(entry.cells[c.key].value or 0.0 for c in attacks)] if attacks else []
         return found
 
     def beaten(entry: Entry) -> bool:
@@ -510,7 +604,7 @@ def _judged(
     return found
 
 
-def _alike(reports: Sequence[Report]) -> dict[str, str]:
+def _alike(reports: Sequence[Report], attacked: bool) -> dict[str, str]:
     first = reports[0]
     model = first.base.get("model") or {}
     images = sum(r.suite.n for r in reports)
@@ -520,7 +614,9 @@ def _alike(reports: Sequence[Report]) -> dict[str, str]:
         "prompts": f"{images} prompts, each with the same seed for all",
         "detectors": ", ".join(first.detectors),
         "metrics": ", ".join(first.metrics) or "none",
-        "attack": "no attack was made: every figure is of the suite as it stands",
+        "attack": ATTACKED
+        if attacked
+        else "no attack was made: every figure is of the suite as it stands",
     }
 
 

@@ -22,6 +22,7 @@ from .._reading import many, read
 from ..gallery import Gallery, MadeBy
 from . import words
 from .answers import Progress
+from .attack import AttackOutcome, Control, Rung, Way, of_target
 from .images import frames_of
 from .report import Outcome, Report, Sample, Shown
 from .rows import ACCURACIES, CHIEF, Asked, Comparison, unit
@@ -66,6 +67,17 @@ MARKS: Mapping[Value, tuple[str, str]] = {
 }
 """A verdict's sign, which says it without colour, and its tone."""
 
+SAYS: Mapping[Way, tuple[str, str]] = {
+    "comes back": ("✗", "bad"),
+    "held": ("✓", "good"),
+    "not informative": ("?", "warn"),
+    "probe": ("–", "soft"),
+}
+"""The same of what an attack says."""
+
+ROWS = 6
+"""Of the target, whose images under an attack are shown beside each other."""
+
 
 def write(
     report: Report,
@@ -74,6 +86,7 @@ def write(
     erased_gallery: Gallery,
     *,
     images: bool = True,
+    run: Path | None = None,
     progress: Progress | None = None,
 ) -> Path:
     """Writes report.json, the thumbnails and report.html into a folder; returns the page's path.
@@ -83,6 +96,7 @@ def write(
 
     Args:
         images: Whether the page shows any.
+        run: The folder in which the attacks' galleries are; None is ``folder``.
         progress: Told "thumbnails", of how many pairs they are made, and of how many there are.
     """
     for place in (folder, folder / FILES):
@@ -90,7 +104,9 @@ def write(
     report.save(folder / "report.json")
     made = strips(report, folder, base_gallery, erased_gallery, progress) if images else []
     page = folder / "report.html"
-    write_atomically(page, render(report, base_gallery, erased_gallery, made, images=images))
+    write_atomically(page, render(
+        report, base_gallery, erased_gallery, made, images=images, run=run or folder
+    ))  # fmt: skip
     for name in set(_there(folder).values()) - {strip.file for strip in made}:
         (folder / FILES / name).unlink()
     return page
@@ -104,6 +120,7 @@ def render(
     strips: "Sequence[Strip]" = (),
     *,
     images: bool = True,
+    run: Path | None = None,
 ) -> str:
     """The report as one HTML page.
 
@@ -113,6 +130,7 @@ def render(
         strips: The thumbnails beside the page, as ``strips`` wrote them; without them all pairs
             can be browsed too, and show what was said of them alone.
         images: Whether the page shows any.
+        run: The folder in which the attacks' galleries are; None shows none of their images.
     """
     from markupsafe import Markup
 
@@ -163,6 +181,7 @@ def render(
         span=_span(neighbours),
         shown=SHOWN,
         plane=_plane(report),
+        attacks=[_tried(one, report, galleries, run) for one in report.attacks],
         tables=[_table(outcome) for outcome in report.outcomes],
         seeds=_seeds(sample.prompt.seed for sample in report.samples),
     )
@@ -580,22 +599,22 @@ def _pair(sample: Sample, pictures: Mapping[str, Picture]) -> Pair:
 
 def _inline(sample: Sample, galleries: Mapping[str, Gallery]) -> dict[str, Picture]:
     """A pair's images as data URIs; a small PNG as it is."""
-    found = {}
-    for side, gallery in galleries.items():
-        frames = _thumbnails(gallery, sample.shown[side])
-        if not frames:
-            found[side] = Picture("", None, False)
-            continue
-        first, *others = frames
-        kind, data = "png", _bytes(gallery, sample.shown[side]) or b""
-        if not data.startswith(b"\x89PNG") or max(first.size) == SIDE:
-            buffer = io.BytesIO()
-            animated = {"save_all": True, "append_images": others, "duration": 500}
-            first.save(buffer, "WEBP", quality=80, **(animated if others else {}))
-            kind, data = "webp", buffer.getvalue()
-        src = f"data:image/{kind};base64," + base64.b64encode(data).decode()
-        found[side] = Picture(src, None, max(first.size) <= SMALL)
-    return found
+    return {side: _data_uri(gallery, sample.shown[side]) for side, gallery in galleries.items()}
+
+
+def _data_uri(gallery: Gallery, shown: Shown) -> Picture:
+    frames = _thumbnails(gallery, shown)
+    if not frames:
+        return Picture("", None, False)
+    first, *others = frames
+    kind, data = "png", _bytes(gallery, shown) or b""
+    if not data.startswith(b"\x89PNG") or max(first.size) == SIDE:
+        buffer = io.BytesIO()
+        animated = {"save_all": True, "append_images": others, "duration": 500}
+        first.save(buffer, "WEBP", quality=80, **(animated if others else {}))
+        kind, data = "webp", buffer.getvalue()
+    src = f"data:image/{kind};base64," + base64.b64encode(data).decode()
+    return Picture(src, None, max(first.size) <= SMALL)
 
 
 def _cells(place: int, strips: Sequence[Strip], sample: Sample) -> dict[str, Picture]:
@@ -773,3 +792,137 @@ def _seeds(seeds: Iterable[int]) -> str:
     if len(there) > 12:
         return f"{len(there)} different, from {there[0]} to {there[-1]}"
     return ", ".join(map(str, there))
+
+
+class Spot(NamedTuple):
+    """A rung's place on the plot of an attack, or that of a control beside it.
+
+    Attributes:
+        at: Across, in percent of the width.
+        rate: How high.
+        control: How many controls stand between it and its rung, itself included; 0 of a rung.
+    """
+
+    at: float
+    rate: Rate
+    control: int
+
+
+class Tried(NamedTuple):
+    """An attack as the page shows it.
+
+    Attributes:
+        outcome: It.
+        sign, tone: Of what it says.
+        axis: What its rungs are spaced by, in words; they are spaced evenly.
+        ticks: Where each rung is, in percent of the width, and its budget.
+        spots: What is plotted.
+        strips: The rows whose images are shown.
+        shown: The rung that these are of, and of which rows, in words.
+    """
+
+    outcome: AttackOutcome
+    sign: str
+    tone: str
+    axis: str
+    ticks: list[tuple[float, str]]
+    spots: list[Spot]
+    strips: list[Pair]
+    shown: str
+
+
+def _tried(
+    outcome: AttackOutcome, report: Report, galleries: Mapping[str, Gallery], run: Path | None
+) -> Tried:
+    rungs = outcome.rungs
+    axis, budgets = next(
+        (
+            (axis, [getattr(rung, name) for rung in rungs])
+            for name, axis in (
+                ("rows", "denoiser rows"),
+                ("steps", "steps of the base before the erasure comes on"),
+                ("looks", "looks"),
+            )
+            if any(getattr(rung, name) for rung in rungs)
+        ),
+        ("rungs", list(range(len(rungs)))),
+    )
+    places = [100 * i / max(len(rungs) - 1, 1) for i in range(len(rungs))]
+    every = max(1, math.ceil(len(rungs) / 5))
+    ticks = [
+        (at, f"{budget:,}" if (len(rungs) - 1 - i) % every == 0 else "")
+        for i, (at, budget) in enumerate(zip(places, budgets, strict=True))
+    ]
+    spots = []
+    for at, rung in zip(places, rungs, strict=True):
+        spots.append(Spot(at, rung.recovered, 0))
+        others = (c for c in rung.controls if c.paired is not None)
+        spots += [Spot(at, c.rate, i) for i, c in enumerate(others, 1)]
+    strips, shown = _strips_of(outcome, report, galleries, run) if run and galleries else ([], "")
+    return Tried(outcome, *SAYS[outcome.value], axis, ticks, spots, strips, shown)
+
+
+def _strips_of(
+    outcome: AttackOutcome, report: Report, galleries: Mapping[str, Gallery], run: Path
+) -> tuple[list[Pair], str]:
+    """Some rows of the target: base, erased, attacked, and each control."""
+    tries = [rung for rung in outcome.rungs if rung.controls] or list(outcome.rungs[-1:])
+    rung = max(tries, key=lambda r: r.recovered.value or 0.0)
+    rows, before, after = of_target(report.samples, outcome.concept)
+    base, erased = before.get(outcome.detector, {}), after.get(outcome.detector, {})
+    gone = {p.id for p in rows if base.get(p.id) and erased.get(p.id) is False}
+    ids = gone or {p.id for p in rows}
+    there = [s for s in report.samples if s.prompt.id in ids]
+    which = "target prompts that were forgotten" if gone else "target prompts"
+    some = _some(there, ROWS)
+    said = f"{_of(some, there, which)} Under the attack for {rung.cost}."
+    sides: list[tuple[str, Rung | Control]] = [("attacked", rung)]
+    sides += [(c.of, c) for c in rung.controls]
+    found = [(side, one, attack_gallery(run, one.gallery)) for side, one in sides]
+    return [
+        Pair(
+            sample.prompt.prompt,
+            sample.prompt.seed,
+            [
+                *_pair(sample, _inline(sample, galleries)).halves,
+                *(
+                    Half(side, _under(gallery, sample), [_of_attack(one, sample, outcome)])
+                    for side, one, gallery in found
+                    if gallery is not None
+                ),
+            ],
+            sample.prompt.id in rung.seen,
+        )
+        for sample in some
+    ], said
+
+
+def attack_gallery(run: Path, place: str) -> Gallery | None:
+    """An attack's gallery in a run's folder; None where there is none, or it lies elsewhere."""
+    path = run / place
+    if not place or not path.resolve().is_relative_to(run.resolve()):
+        return None
+    try:
+        return Gallery.open(path)
+    except InputError:
+        return None
+
+
+def _under(gallery: Gallery, sample: Sample) -> Picture:
+    """A row's image in an attack's gallery."""
+    path = gallery.image_path(sample.prompt)
+    name = path.relative_to(gallery.path).as_posix()
+    return _data_uri(gallery, Shown(name, gallery.hashes().get(sample.prompt.id), False, {}))
+
+
+def _of_attack(one: Rung | Control, sample: Sample, outcome: AttackOutcome) -> Reading:
+    what = one.concept or outcome.concept if isinstance(one, Control) else outcome.concept
+    if sample.prompt.id in one.unscored:
+        return Reading("?", "warn", "unknown", "unscored")
+    seen = sample.prompt.id in one.seen
+    if isinstance(one, Control):
+        return Reading("✓" if seen else "–", "soft", *(("seen", what) if seen else
+                       ("not seen", f"no {what}")))  # fmt: skip
+    if seen:
+        return Reading("✗", "bad", "comes back", f"{what} comes back")
+    return Reading("✓", "good", "gone", f"no {what}")

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -14,10 +14,10 @@ from .._reading import line, loads, many, plain, read
 from .._settings import checked
 from ..prompts import Concept, Prompt
 from . import words
-from .attack import AttackOutcome
+from .attack import AttackOutcome, attacked
 from .rows import ACCURACIES, Asked, Comparison, RowRole
 from .statistics import Rate, Score
-from .verdict import Limits, Verdict
+from .verdict import Limits, Verdict, overall
 
 FORMAT = 2
 """Of report.json. A file of another number is refused."""
@@ -283,6 +283,24 @@ class Report:
         others = words.count(len(reasons) - 2, "other reason")
         more = f", and {others}" if reasons[2:] else ""
         return f" ({'; '.join(reasons[:2])}{more})" if reasons else ""
+
+    def with_attacks(self, outcomes: Sequence[AttackOutcome]) -> "Report":
+        """The same with what attacks came to, which its verdicts then take into account."""
+        found = tuple(
+            dataclasses.replace(
+                one,
+                verdict=attacked(
+                    one.verdict, [o for o in outcomes if o.concept == one.concept.name]
+                ),
+            )
+            for one in self.outcomes
+        )
+        return dataclasses.replace(
+            self,
+            verdict=overall([one.verdict for one in found]),
+            outcomes=found,
+            attacks=tuple(outcomes),
+        )
 
     def to_json(self) -> dict[str, Any]:
         return {**self._head(), "samples": plain(self.samples)}

@@ -9,6 +9,8 @@ page. Of these the images and the answers are measured, and all the rest follows
                                  labels follow from its scores
     report.json                  every value but what nothing else in the run says
     report.html                  all of it, by report.json and the images
+    attacks/                     the same of every attack's galleries and its controls': what comes
+                                 back, and what the attack says
 
 A cause is named in its own place, and what follows from it is not named once more where that can
 be helped: of an image that was exchanged, or an answer that is gone, the report's own word is
@@ -41,6 +43,19 @@ from ..gallery import Gallery, MadeBy
 from ..prompts import Concept, Prompt
 from . import words
 from .answers import Answers, ImageAnswers, Progress, Seen, Side, detect, look
+from .attack import Answers as Told
+from .attack import (
+    AttackOutcome,
+    Control,
+    Rung,
+    control,
+    judged,
+    of_target,
+    positive,
+    rates,
+    told,
+    worst,
+)
 from .audit import About, conclude
 from .detectors import (
     DETECTORS,
@@ -53,9 +68,11 @@ from .detectors import (
 )
 from .images import Taken, Unscored
 from .metrics import METRICS, Metric, find_metric
-from .page import FILES, write
+from .page import FILES, attack_gallery, write
 from .report import FORMAT, Measurement, Protocol, Report, Said, Sample, SuiteRecord
 from .rows import divide
+from .rows import names as labels_of
+from .rows import seen as sees
 from .statistics import Score
 from .verdict import Limits
 
@@ -126,6 +143,9 @@ class _Given:
     versions: Mapping[str, str]
     samples: tuple[Sample, ...]
     outcomes: tuple["_Named", ...]
+    attacks: tuple[AttackOutcome, ...] = ()
+
+    later: ClassVar[tuple[str, ...]] = ("attacks",)
 
 
 @dataclass(frozen=True)
@@ -365,7 +385,9 @@ def verify(
         )
     except InputError as error:
         found.append(str(error))
+    looked_at = _Attacks(run, given, instruments, asked, found, recorded)
     if report is not None:
+        report = report.with_attacks([looked_at.again(one, report) for one in given.attacks])
         try:
             said = notes(base, erased)
         except InputError as error:
@@ -381,12 +403,15 @@ def verify(
         values = _leaves(wanted)
         found += [f"report.json: {line}" for line in places]
         found += _pages(run, report, base, erased)
+    looked_at.unnamed()
     recorded.append("When, by which command and versions the run was made, and how long it took.")
     if not ask:
         recorded.append("What the detectors said: they were not asked again (--ask).")
     checked = [
-        words.count(len(base) + len(erased), "image"),
-        words.count(len(given.detectors) * (len(base) + len(erased)), "answer"),
+        words.count(len(base) + len(erased) + looked_at.images, "image"),
+        words.count(
+            len(given.detectors) * (len(base) + len(erased)) + looked_at.answers, "answer"
+        ),
         f"{words.count(values, 'value')} of report.json",
         "report.html",
     ]
@@ -641,6 +666,216 @@ class _Side:
         return report
 
 
+class _Attacks:
+    """The attacks of a run, made out again from their galleries and the answers in these.
+
+    Args:
+        run, given, instruments: As ``verify`` has them.
+        asked: The detectors that are asked again.
+        found, recorded: Where it is said what differs, and what is taken as it is recorded.
+    """
+
+    def __init__(
+        self, run: Run, given: _Given, instruments: Instruments, asked: Sequence[Detector],
+        found: list[str], recorded: list[str],
+    ) -> None:  # fmt: skip
+        self._run, self._given, self._asked = run, given, asked
+        self._detectors = {d.name: d for d in instruments.detectors}
+        self._found, self._recorded = found, recorded
+        self._galleries: dict[str, _Attacked | None] = {}
+        if given.attacks:
+            recorded.append(
+                "What attacks were given, spent and came to: settings, images, denoiser rows, "
+                "steps, looks, seconds, hashes."
+            )
+
+    @property
+    def images(self) -> int:
+        return sum(len(g.gallery) for g in self._galleries.values() if g is not None)
+
+    @property
+    def answers(self) -> int:
+        return sum(g.answered for g in self._galleries.values() if g is not None)
+
+    def again(self, one: AttackOutcome, report: Report) -> AttackOutcome:
+        """What an attack came to, by what is in its galleries."""
+        concept = next((o.concept for o in report.outcomes if o.concept.name == one.concept), None)
+        rows, before, after = of_target(report.samples, one.concept)
+        if concept is None or one.detector not in before:
+            self._found.append(
+                f"report.json: {one.attack} is said to be of “{one.concept}” by {one.detector}, "
+                "who was not asked after that."
+            )
+            return one
+        faults = len(self._found)
+
+        def outcome(detector: str) -> AttackOutcome:
+            told_to = _Asked(rows, before[detector], after[detector], concept, detector)
+            rungs = [self._rung(rung, told_to, i == 0) for i, rung in enumerate(one.rungs)]
+            value, detail, effort = judged(rungs, one.needs, one.value != "probe", report.limits)
+            return replace(
+                one, detector=detector, value=value, detail=detail, effort=effort,
+                rungs=tuple(rungs),
+            )  # fmt: skip
+
+        ours = outcome(one.detector)
+        if len(self._found) > faults:  # which says more than what follows from it
+            return ours
+        return worst([ours, *(outcome(name) for name in before if name != one.detector)])
+
+    def unnamed(self) -> None:
+        """Says which galleries of attacks are there of which the report says nothing."""
+        attacks = self._run.path / "attacks"
+        heads = attacks.glob("*/*/*/gallery.json")
+        there = {h.parent.relative_to(self._run.path).as_posix() for h in heads}
+        if others := {place.rpartition("/")[0] for place in there - set(self._galleries)}:
+            self._recorded.append(
+                f"What came of {', '.join(sorted(others))}: report.json does not name it."
+            )
+
+    def _rung(self, rung: Rung, of: "_Asked", first: bool) -> Rung:
+        if first:  # of no budget
+            mine = of.after
+        else:
+            mine = self._told(rung.gallery, rung, of, of.concept, of.detector)
+            if (gallery := self._galleries[rung.gallery]) is not None:
+                self._found.extend(gallery.misplaced(self._run, "erased", rung.sha256))
+        recovered, after, ever = rates(of.rows, of.before, of.after, mine)
+        seen, unscored = told(of.rows, mine)
+        return replace(
+            rung, recovered=recovered, after=after, ever=ever, seen=seen, unscored=unscored,
+            controls=tuple(self._control(c, of, mine) for c in rung.controls),
+        )  # fmt: skip
+
+    def _control(self, one: Control, of: "_Asked", mine: Told) -> Control:
+        # Of something else only its own detector knows
+        other = one.name == "novel"
+        concept = Concept(one.concept, of.concept.kind) if other else of.concept
+        detector = one.detector if other else of.detector
+        theirs = self._told(one.gallery, one, of, concept, detector)
+        if (gallery := self._galleries[one.gallery]) is not None:
+            side = "base" if one.name == "positive" else "erased"
+            self._found.extend(gallery.misplaced(self._run, side))
+        if one.name == "positive":
+            found = positive(one.gallery, of.rows, of.before, theirs, concept.name, detector)
+        else:
+            found = control(
+                one.name, one.of, one.gallery, of.rows, of.before, of.after, mine, theirs,
+                concept.name, detector,
+            )  # fmt: skip
+        return found
+
+    def _told(
+        self, place: str, one: Rung | Control, of: "_Asked", concept: Concept, detector: str
+    ) -> Told:
+        """What a detector sees in a gallery; where that is not to be had, what is recorded."""
+        ids = [row.id for row in of.rows]
+        said = {id: None if id in one.unscored else id in one.seen for id in ids}
+        if place not in self._galleries:
+            self._galleries[place] = self._opened(place, of)
+        gallery = self._galleries[place]
+        eye = self._detectors.get(detector) or _known(DETECTORS, find_detector, detector)
+        if gallery is None:
+            return said
+        if eye is None:
+            self._found.append(
+                f"report.json: {place} was looked at by {detector}, which is none of the run’s "
+                "detectors and not known here."
+            )
+            return said
+        return {
+            row.id: gallery.sees(row, eye, labels_of(concept), said[row.id], self._found)
+            for row in of.rows
+        }
+
+    def _opened(self, place: str, of: "_Asked") -> "_Attacked | None":
+        gallery = attack_gallery(self._run.path, place)
+        if gallery is None:
+            self._found.append(f"report.json names {place or 'no folder'}, which is no gallery.")
+            return None
+        for id, why in _unmade(place, gallery, self._found).items():
+            self._found.append(f"{place}/images/{id}.png {why}.")
+        seeds = {prompt.id: prompt.seed for prompt in gallery}
+        for row in of.rows:
+            if seeds.get(row.id) != row.seed:
+                self._found.append(f"{place} has no image of {row.id} by the seed of the suite.")
+        try:
+            found = _Attacked(gallery, place, self._asked)
+        except InputError as error:
+            self._found.append(str(error))
+            return None
+        self._found.extend(found.changed())
+        return found
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The rows of a target, and what one detector sees in their images without an attack."""
+
+    rows: Sequence[Prompt]
+    before: Told
+    after: Told
+    concept: Concept
+    detector: str
+
+
+class _Attacked:
+    """A gallery of an attack or of its control, and what detectors said of its images.
+
+    Raises:
+        InputError: answers.jsonl, or images.jsonl, cannot be read.
+    """
+
+    def __init__(self, gallery: Gallery, place: str, asked: Sequence[Detector]) -> None:
+        self.gallery, self._place, self._asked = gallery, place, asked
+        self._answers = Answers(gallery.path / "answers.jsonl")
+        self._hashes = gallery.hashes()
+        self._looked, _ = look(Side(gallery, [_Reader(), *asked]), None)
+        self.answered = 0
+
+    def changed(self) -> Iterator[str]:
+        """What detectors say otherwise now."""
+        for prompt in self.gallery:
+            row = self._looked.rows[prompt.id]
+            for d in self._asked:
+                then = row.sha256 and self._answers.of(row.sha256, d, fingerprint(d.protocol))
+                if then and (difference := apart(then, row.found[d.name])):
+                    image = f"{self._place}/images/{prompt.id}.png"
+                    yield f"{image}: asked again, {d.name} {difference}."
+
+    def misplaced(self, run: Run, side: str, sha256: str = "") -> Iterator[str]:
+        """What of its head cannot be of an attack on a side of the run."""
+        made, theirs = (g.made_by or MadeBy() for g in (self.gallery, run.galleries[side]))
+        if difference := replace(theirs, attack="").difference(replace(made, attack="")):
+            yield f"{self._place} was made with another {difference} than {side}/."
+        if sha256 and made.attack not in ("", sha256):
+            yield f"{self._place} was made under another attack than report.json has."
+
+    def sees(
+        self, row: Prompt, detector: Detector, labels: set[str], said: bool | None,
+        found: list[str],
+    ) -> bool | None:  # fmt: skip
+        """Whether a detector sees labels in a row's image; as it is recorded where it is not the
+        image that was made, or has no answer, which is then a fault."""
+        there = self._looked.rows.get(row.id)
+        if there is None or there.sha256 != self._hashes.get(row.id):
+            return said
+        if isinstance(there.found[_Reader.name], Unscored) or there.sha256 is None:
+            return None
+        where = f"{self._place}/answers.jsonl"
+        try:
+            kept = self._answers.of(there.sha256, detector, fingerprint(detector.protocol))
+        except InputError as error:
+            found.append(str(error).partition(": the line was edited")[0] + ".")
+            return said
+        if kept is None:
+            if said is not None:
+                found.append(f"{where} has no answer of {detector.name} on {row.id}.")
+            return said
+        self.answered += 1
+        return sees(kept, labels)
+
+
 UNREAD = ("missing:", "unreadable:", "blank:")
 """How the reason begins for which an image itself cannot be measured."""
 
@@ -821,6 +1056,10 @@ def _by_name(items: Sequence[Any]) -> dict[str, Any] | None:
             name = f"row {prompt.get('id')}"
         elif isinstance(concept, Mapping):
             name = f"“{concept.get('name')}”"
+        elif "rungs" in item:
+            name = f"{item.get('attack')} on “{concept}”"
+        elif "after" in item:
+            name = str(item.get("gallery") or "without a budget")
         elif "role" in item:
             name = f"{item['role']} “{item.get('of')}” by {item.get('detector')}"
         elif "metric" in item:
@@ -915,7 +1154,7 @@ def _pages(run: Run, report: Report, base: Gallery, erased: Gallery) -> Iterator
         folder = Path(place)
         # A page without images has no thumbnails
         shown = any((run.path / FILES).glob("*.webp"))
-        write(report, folder, base, erased, images=shown)
+        write(report, folder, base, erased, images=shown, run=run.path)
         made = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
     del made[Path("report.json")]
     for name, wanted in sorted(made.items()):

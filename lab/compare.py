@@ -2,6 +2,7 @@
 
     python -m lab.compare --search   # settings of each method, on concepts that are in no table
     python -m lab.compare            # the tables, by the settings that the search found best
+    python -m lab.compare --attack default   # and what each attack brings back, for how much
 
 Each concept's erasures are judged by ``unsee.audit_each``, each alone beside one base, and a table
 is ``unsee.compare`` of them, the concepts of a method pooled into one line. Erasures, images and
@@ -89,7 +90,9 @@ def run_name(method: str, settings: Settings) -> str:
     return f"{method}-{digest[:8]}"
 
 
-def measure(concept: str, jobs: Sequence[Job], size: int | None, pipe: Any) -> list[Report]:
+def measure(
+    concept: str, jobs: Sequence[Job], size: int | None, pipe: Any, attacks: Sequence[str] = ()
+) -> list[Report]:
     """An audit of each erasure of a concept; what was made before is not made again."""
     shared = HERE / f"{concept.replace(' ', '-')}-{size or 'whole'}"
     files = {}
@@ -105,8 +108,9 @@ def measure(concept: str, jobs: Sequence[Job], size: int | None, pipe: Any) -> l
             bar.set_description_str(f"{concept}, {what}: {made} of {total}")
 
         reports = unsee.audit_each(
-            "emoji", files, out=shared, size=size, metrics=METRICS, progress=shown
-        )
+            "emoji", files, out=shared, size=size, metrics=METRICS, attacks=list(attacks),
+            progress=shown,
+        )  # fmt: skip
     return list(reports.values())
 
 
@@ -189,6 +193,9 @@ def main() -> None:
     parser.add_argument(
         "--size", type=int, help="prompts an audit [default: the suite's own, search: 64]"
     )
+    parser.add_argument(
+        "--attack", nargs="+", default=(), help="attacks, as unsee audit takes them [none]"
+    )
     parser.add_argument("--out", type=Path, default=RESULTS, help="where the tables go")
     args = parser.parse_args()
     if args.search:
@@ -196,7 +203,9 @@ def main() -> None:
     settings = chosen()
     jobs = [(method, settings[method]) for method in args.methods]
     pipe = load_pipeline("emoji")
-    reports = {concept: measure(concept, jobs, args.size, pipe) for concept in args.concepts}
+    reports = {
+        concept: measure(concept, jobs, args.size, pipe, args.attack) for concept in args.concepts
+    }
     tables: dict[str, Leaderboard] = {}
     text = ""
     for name, concepts in TABLES.items():

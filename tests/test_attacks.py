@@ -38,6 +38,14 @@ SMALL: dict[str, dict[str, Any]] = {
 """Settings that a tiny model can be attacked with."""
 
 
+@pytest.fixture(scope="module", autouse=True)
+def lora(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """A LoRA of somebody's own, which one of the attacks is told."""
+    file = tmp_path_factory.mktemp("lora") / "dog.safetensors"
+    erase(tiny_folder, Concept("dog", anchor="cat"), check=False).save(file)
+    SMALL["stack"] = {"lora": str(file)}
+
+
 class Looking:
     """Sees nothing, and counts."""
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,8 +20,11 @@ import yaml
 import unsee
 from unsee import Concept, Erasure, contract, records
 from unsee._registry import Registry, told
+from unsee.attacking import find_attacks
+from unsee.attacks import ATTACKS, Control
 from unsee.cli.commands import app
 from unsee.eval import DETECTORS, METRICS
+from unsee.eval.attack import WAYS
 from unsee.eval.metrics import FEATURES
 from unsee.eval.rows import ACCURACIES
 from unsee.pipelines import parts_of
@@ -96,6 +99,7 @@ def test_the_page_of_the_format_names_every_field(cls: type) -> None:
 NOT_RUN = "# Not run by the tests: "
 FIGURES = DOCS / "figures.md"
 JUDGE = DOCS / "judge.md"
+ATTACKING = DOCS / "attacks.md"
 USE = sorted((DOCS / "use").glob("*.md"))
 PAGES = pytest.mark.parametrize("page", USE, ids=lambda page: page.stem)
 
@@ -108,7 +112,7 @@ def typed(line: str) -> list[str]:
 
 COMMANDS = [
     words
-    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE)
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE, ATTACKING)
     for block in blocks(page)
     if block.language == "sh"
     for line in block.text.replace("\\\n", " ").splitlines()
@@ -145,6 +149,8 @@ def test_what_a_command_measures_with_is_there(words: list[str]) -> None:
     for suite in given(words, "--suite"):
         known = suite in SUITES or suite.startswith(HUB) or Path(suite).suffix in READERS
         assert known or Path(suite).suffix in (".yaml", ".yml"), suite
+    for spec in [*given(words, "--attack"), *given(words, "-a")]:
+        assert find_attacks(spec)
     for where in given(words, "--where"):
         Where(where, ["categories", "nudity_percentage", "hard"])
 
@@ -165,6 +171,21 @@ def test_every_protocol_and_accuracy_has_its_place_on_the_page_of_figures() -> N
         assert name in text, name
     for shape in SHAPES[:-1]:
         assert shape.name in text or shape.name.lower() in text, shape.name
+
+
+def test_every_attack_control_and_verdict_has_its_row_on_the_page_of_attacks() -> None:
+    text = ATTACKING.read_text("utf-8")
+    for name in ATTACKS:
+        assert f"\n| `{name}` |" in text, name
+    for name in (*get_args(Control), *WAYS):
+        assert f"\n| {name} |" in text, name
+    # What its commands make is there before the next ones read it
+    there: set[str] = set()
+    for words in (typed(line) for b in blocks(ATTACKING) for line in b.text.splitlines()):
+        read = {*given(words, "-e"), *(w for w in words[2:] if w.startswith("runs/"))}
+        made = set(given(words, "-o"))
+        assert read - made <= there, words
+        there |= made
 
 
 @PAGES
@@ -212,7 +233,7 @@ def test_the_page_on_comfyui_names_every_pipeline_that_is_known_there() -> None:
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
-    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE):
+    for page in (*USE, DOCS / "format.md", FIGURES, DOCS / "report.md", JUDGE, ATTACKING):
         for block in blocks(page):
             assert block.language in ("sh", "python", "json", "yaml")
         assert page.read_text("utf-8").count("```") == 2 * len(blocks(page))

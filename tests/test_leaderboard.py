@@ -11,9 +11,12 @@ from typing import Any
 import pytest
 
 from unsee import InputError, Report, compare
+from unsee.eval import board_page
+from unsee.eval.attack import AttackOutcome, Rung, control, judged, positive, rates
 from unsee.eval.leaderboard import leaderboard
 from unsee.eval.rows import Asked
 from unsee.eval.statistics import Paired, Rate, holm
+from unsee.prompts import Prompt
 
 Run = Callable[..., tuple[int, str, str]]
 GOLDEN = Report.load(Path(__file__).parent / "golden" / "report.json")
@@ -222,3 +225,96 @@ def test_one_run_under_two_names_is_refused(tmp_path: Path) -> None:
     (tmp_path / "runs/a/report.json").write_text(json.dumps(REPORT.to_json()))
     with pytest.raises(InputError, match="named twice"):
         compare([tmp_path / "runs/a", tmp_path / "runs/../runs/a"])
+
+
+def with_attack(report: Report, hits: int, n: int = 40, **change: Any) -> Report:
+    """The report with an attack that brought so much back, and none of its control."""
+    rows = [Prompt(f"{i:02}", f"a thing, number {i}", i) for i in range(n)]
+    shown, gone = ({row.id: so for row in rows} for so in (True, False))
+    attacked = {row.id: i < hits for i, row in enumerate(rows)}
+    controls = (
+        positive("", rows, shown, shown),
+        control("novel", "a wrench", "", rows, shown, gone, attacked, gone),
+    )
+    rungs = (
+        Rung(0, 0, 0, 0, 0.0, "", None, "", *rates(rows, shown, gone, gone)),
+        Rung(
+            480, 20, 0, 24, 2.0, "a" * 64, None, "a", *rates(rows, shown, gone, attacked), controls
+        ),
+    )
+    value, detail, effort = judged(rungs, ("positive", "novel"), True, report.limits)
+    outcome = AttackOutcome(
+        "learnt", "embedding", {"steps": 20}, report.outcomes[0].concept.name,
+        next(iter(report.detectors)), None, "this model", value, detail, effort, rungs, "",
+        ("positive", "novel"),
+    )  # fmt: skip
+    return report.with_attacks([*report.attacks, dataclasses.replace(outcome, **change)])
+
+
+def test_an_attack_has_a_column_with_its_interval_its_effort_and_what_it_says() -> None:
+    runs = {
+        "back": [with_attack(REPORT, 30)],
+        "held": [with_attack(REPORT, 0)],
+        "silent": [with_attack(REPORT, 5)],
+        "untried": [REPORT],
+    }
+    board = leaderboard(runs)
+    back, held, silent, untried = (e.cells["attack:learnt"] for e in board.entries)
+    assert (back.value, back.n, back.interval) == (0.75, 40, Rate(30, 40).interval())
+    assert back.note == "comes back for 480 denoiser rows, 24 images, 2 s"
+    assert (held.value, held.note) == (0.0, "held to 480 denoiser rows, 24 images, 2 s")
+    assert (silent.value, silent.note) == (None, "not informative")
+    assert (untried.value, untried.note) == (None, "not tried")
+    column = board.rows()[0].index("back by learnt ↓")
+    assert [row[column] for row in board.rows()[2:]] == [
+        "75 % (59.8 to 85.8 %) comes back for 480 denoiser rows, 24 images, 2 s",
+        "0 % (0 to 8.8 %) held to 480 denoiser rows, 24 images, 2 s",
+        "– not informative",
+        "– not tried",
+    ]
+    rows = list(csv.DictReader(board.csv().splitlines()))
+    assert [row["attack:learnt"] for row in rows] == ["", "0.75", "0.0", "", ""]
+    assert [row["attack:learnt says"] for row in rows][3:] == ["not informative", "not tried"]
+    assert "never averaged" in board.alike["attack"]
+    html = board_page.render(board)
+    assert "No attack was made" not in html and "not informative" in html
+
+
+def test_runs_of_one_line_pool_an_attack_and_one_that_lacks_it_leaves_the_cell_empty() -> None:
+    two = [with_attack(REPORT, 30), with_attack(REPORT, 0)]
+    board = leaderboard({"a": two, "b": [with_attack(REPORT, 30), REPORT]})
+    a, b = (e.cells["attack:learnt"] for e in board.entries)
+    assert (a.value, a.n) == (30 / 80, 80)
+    assert a.note.startswith("1 of 2 come back, the first for 480 denoiser rows")
+    assert (b.value, b.note) == (None, "tried on 1 of 2 concepts alone")
+
+
+def test_one_name_of_two_settings_is_refused_and_another_name_is_another_column() -> None:
+    mine, other = with_attack(REPORT, 30), with_attack(REPORT, 30, settings={"steps": 40})
+    with pytest.raises(InputError, match="attacked by another learnt: its steps is 20 and 40"):
+        leaderboard({"a": [mine], "b": [other]})
+    named = with_attack(REPORT, 30, settings={"steps": 40}, attack="learnt?steps=40")
+    board = leaderboard({"a": [mine], "b": [named]})
+    assert [c.key for c in board.columns if c.attack] == [
+        "attack:learnt", "attack:learnt?steps=40"
+    ]  # fmt: skip
+
+
+def test_what_was_found_elsewhere_must_be_the_same_and_is_said_to_be() -> None:
+    elsewhere: dict[str, Any] = {"fitted_on": "another model (uce)"}
+    one = with_attack(REPORT, 30, **elsewhere)
+    board = leaderboard({"a": [one], "b": [with_attack(REPORT, 30)]})
+    assert board.entries[0].cells["attack:learnt"].note.endswith("fitted on another model (uce)")
+    (last,) = (o.last for o in one.attacks)
+    rungs = (one.attacks[0].rungs[0], dataclasses.replace(last, sha256="b" * 64))
+    other = with_attack(REPORT, 30, rungs=rungs, **elsewhere)
+    with pytest.raises(InputError, match="its file is"):
+        leaderboard({"a": [one], "b": [other]})
+
+
+def test_the_front_counts_the_worst_attack_where_all_have_one_and_never_else() -> None:
+    more, less = with_attack(REPORT, 30), with_attack(REPORT, 0)
+    board = leaderboard({"a": [more], "b": [less]})
+    assert [e.front for e in board.entries] == [False, True]
+    board = leaderboard({"a": [more], "b": [less], "untried": [REPORT]})
+    assert [e.front for e in board.entries] == [True, True, True]

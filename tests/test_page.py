@@ -22,6 +22,7 @@ from unsee.eval import About, Detection, Report, Unscored, compare
 from unsee.eval.page import PAIRS, STRIP, write
 from unsee.gallery import Gallery
 from unsee.prompts import Concept, Prompt
+from unsee.tests.tried import tried
 
 pytestmark = pytest.mark.slow
 
@@ -406,3 +407,43 @@ def test_a_comparison_fits_a_phone_and_its_table_scrolls_by_keyboard(
         before = page.evaluate("document.activeElement.scrollLeft")
         page.keyboard.press("ArrowRight")
         page.wait_for_function("x => document.activeElement.scrollLeft > x", arg=before)
+
+
+def coloured(name: str) -> Any:
+    def draw(i: int, prompt: Prompt) -> Image.Image:
+        pixels = np.full((64, 64, 3), COLOURS[name], np.uint8)
+        pixels[0, 0] = 255, 255, i % 256
+        return Image.fromarray(pixels)
+
+    return draw
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a report of unsafe content with an attack that brought it back."""
+    folder = tmp_path_factory.mktemp("attacked")
+    eye = Unsafe()
+    report = made(folder, 60, 64, eye)
+    draws = {"attacked": coloured("red"), "positive": coloured("red"), "novel": coloured("blue")}
+    one = tried(report, folder, eye, draws)
+    assert one.value == "comes back"
+    galleries = (Gallery.open(folder / side) for side in ("base", "erased"))
+    write(report.with_attacks([one]), folder, *galleries)
+    return folder
+
+
+def test_attacks_on_a_page_are_read_by_everybody_and_unsafe_ones_are_blurred(
+    chromium: Browser, attacked: Path
+) -> None:
+    for how in ({"color_scheme": "light"}, {"color_scheme": "dark"}, {"viewport": PHONE}):
+        with opened(chromium, attacked, **how) as page:
+            found = Axe().run(page).response["violations"]
+            assert not [(v["id"], node["target"]) for v in found for node in v["nodes"]]
+            width = page.evaluate("document.documentElement.scrollWidth - innerWidth")
+            assert width == 0
+            images = page.locator(".attacks .veil img")
+            assert images.count() == 6 * 5
+            blur = "(e) => getComputedStyle(e).filter"
+            assert "blur" in images.first.evaluate(blur)
+            page.locator(".attacks .veil").first.focus()
+            assert images.first.evaluate(blur) == "none" and "blur" in images.last.evaluate(blur)

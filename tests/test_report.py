@@ -45,6 +45,7 @@ from unsee.eval.statistics import Floor
 from unsee.gallery import Gallery, MadeBy, Used
 from unsee.prompts import Concept, Prompt
 from unsee.records import Model
+from unsee.tests.tried import tried
 
 GOLDEN = Path(__file__).parent / "golden"
 COLOURS = ("red", "green", "blue")
@@ -803,3 +804,83 @@ def test_an_attack_that_was_made_is_named() -> None:
     attacked = replace(report, suite=replace(report.suite, source={"attack": "one try a prompt"}))
     text = render(attacked, base, erased)
     assert "The suite is an attack." in text and "No attack was made." not in text
+
+
+def colour(name: str) -> Any:
+    values = {"red": (200, 30, 30), "green": (30, 180, 40), "blue": (40, 50, 210)}
+
+    def draw(i: int, prompt: Prompt) -> Image.Image:
+        image = Image.new("RGB", (8, 8), values[name])
+        image.putpixel((0, 0), (i, 255, 0))
+        return image
+
+    return draw
+
+
+def attacked(run: Path, **draws: str) -> tuple[Report, Gallery, Gallery]:
+    """The golden report with an attack, which and whose controls draw one colour each."""
+    report, base, erased = golden()
+    one = tried(report, run, Colours(), {name: colour(of) for name, of in draws.items()})
+    return report.with_attacks([one]), base, erased
+
+
+ATTACKED = {"attacked": "red", "positive": "red", "novel": "green"}
+
+
+def test_the_golden_report_with_an_attack_is_as_it_was(tmp_path: Path) -> None:
+    report, _, _ = attacked(tmp_path, **ATTACKED)
+    new = tmp_path / "report.json"
+    report.save(new)
+    kept = GOLDEN / "reports" / "format-2-attacked.json"
+    assert json.loads(new.read_text()) == json.loads(kept.read_text()), (
+        f"If the change is meant: cp {new} {kept}"
+    )
+    assert Report.load(new) == report
+
+
+def test_a_page_without_attacks_says_so_and_has_no_section_of_them(html: str) -> None:
+    assert "<dt>Attacked</dt><dd>not at all</dd>" in html
+    assert "Does it come back?" not in html
+
+
+def test_attacks_stand_after_the_verdict_each_with_its_controls_and_its_images(
+    tmp_path: Path,
+) -> None:
+    report, base, erased = attacked(tmp_path, **ATTACKED)
+    (one,) = report.attacks
+    text = render(report, base, erased, run=tmp_path)
+    Page(text)
+    assert text.index("<h1>") < text.index("Does it come back?") < text.index("Chief figures")
+    assert "No attack was made" not in text and "not at all" not in text
+    assert escape(one.detail) in text and "UnlearnDiffAtk’s post-ASR" in text
+    for c in one.last.controls:
+        assert f"Control “{c.name}”" in text and c.of in text
+    there = text[text.index('class="attacks"') : text.index("Chief figures")]
+    # Three rows that were forgotten: base, erased, attacked and two controls
+    assert there.count("<img ") == 3 * 5
+    assert words.interval(one.last.recovered.interval()) in there
+    silent = render(report, base, erased, images=False, run=tmp_path)
+    assert "<img " not in silent and escape(one.detail) in silent
+
+
+def test_an_attack_without_a_control_that_it_needs_changes_nothing_and_says_why(
+    tmp_path: Path,
+) -> None:
+    report, base, erased = attacked(tmp_path, attacked="red", positive="red")
+    (one,) = report.attacks
+    assert one.value == "not informative" and report.verdict.value == golden()[0].verdict.value
+    text = render(report, base, erased, run=tmp_path)
+    assert "Control “novel”: not run." in text and "changes nothing in the verdict" in text
+
+
+def test_an_attacks_gallery_outside_the_run_is_not_shown(tmp_path: Path) -> None:
+    report, base, erased = attacked(tmp_path / "run", **ATTACKED)
+    (one,) = report.attacks
+    (tmp_path / "elsewhere").mkdir()
+    place = tmp_path / "run" / one.last.gallery
+    shutil.move(place, tmp_path / "elsewhere" / "images")
+    last = replace(one.last, gallery="../elsewhere/images")
+    moved = replace(report, attacks=(replace(one, rungs=(*one.rungs[:-1], last)),))
+    text = render(moved, base, erased, run=tmp_path / "run")
+    there = text[text.index('class="attacks"') : text.index("Chief figures")]
+    assert there.count("<img ") == 3 * 4

@@ -19,6 +19,7 @@ from unsee.eval.page import write
 from unsee.eval.report import Report
 from unsee.eval.verify import LEVELS, drawn
 from unsee.gallery import Gallery
+from unsee.tests.tried import Hue, attacked_run, hue
 
 ROWS = tuple(
     Prompt(f"{i:02}", f"a {name} photo", i, {"object": name, "style": style}, steps=1)
@@ -655,3 +656,199 @@ def test_a_file_of_something_else_is_named_in_one_line(name: str, run_: Path) ->
 @pytest.mark.slow
 def test_every_tenth_value_of_a_report_that_is_edited_is_found(run_: Path, erasure: Path) -> None:
     every_value_is_checked(run_, erasure, 10)
+
+
+# Attacks
+
+
+@pytest.fixture(scope="module")
+def attacked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return attacked_run(tmp_path_factory.mktemp("attacked") / "run")
+
+
+@pytest.fixture
+def attacked_(attacked: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(attacked, tmp_path / "copy"))
+
+
+PLACE = "attacks/red/textual-inversion"
+
+
+def test_a_run_with_attacks_holds_and_what_they_spent_is_as_recorded(attacked_: Path) -> None:
+    found = unsee.verify(attacked_, detectors=[Hue()], ask=True)
+    assert not found.differences
+    # Base and erased, and four galleries of the target's rows
+    assert f"{2 * 32 + 4 * 16} images" in found.checked
+    assert f"{2 * 32 + 4 * 16} answers" in found.checked
+    assert any(line.startswith("What attacks were given, spent") for line in found.recorded)
+
+
+def rung(**change: Any) -> Callable[[Path], None]:
+    def tamper(run: Path) -> None:
+        edit(run / "report.json", lambda page: page["attacks"][0]["rungs"][1].update(change))
+
+    return tamper
+
+
+def outcome(at: int = 0, **change: Any) -> Callable[[Path], None]:
+    def tamper(run: Path) -> None:
+        edit(run / "report.json", lambda page: page["attacks"][at].update(change))
+
+    return tamper
+
+
+def fewer(run: Path) -> None:
+    """Less comes back, with all that follows from the counts in the same place."""
+
+    def change(page: Any) -> None:
+        page["attacks"][0]["rungs"][1]["recovered"] |= {"hits": 1}
+
+    edit(run / "report.json", change)
+
+
+def acquitted(run: Path) -> None:
+    """The verdict of before the attack."""
+
+    def change(page: Any) -> None:
+        for one in (page["verdict"], page["outcomes"][0]["verdict"]):
+            one |= {"value": "forgotten", "headline": "“red” is forgotten"}
+
+    edit(run / "report.json", change)
+
+
+def dropped(run: Path) -> None:
+    """The attack that brings it back, taken out of the report; the page and verdict stay."""
+    edit(run / "report.json", lambda page: page["attacks"].pop(0))
+
+
+def somebody_else(run: Path) -> None:
+    def change(page: Any) -> None:
+        page["attacks"][0]["rungs"][1]["controls"][1]["detector"] = "test/nobody"
+
+    edit(run / "report.json", change)
+
+
+def no_controls(run: Path) -> None:
+    edit(run / "report.json", lambda page: page["attacks"][0]["rungs"][1].update(controls=[]))
+
+
+def another_image(run: Path) -> None:
+    images = run / PLACE / "attacked/images"
+    shutil.copy(run / "erased/images/03.png", images / "03.png")
+
+
+def another_image_in_a_control(run: Path) -> None:
+    images = run / PLACE / "novel/images"
+    shutil.copy(run / "base/images/03.png", images / "03.png")
+
+
+def another_label(run: Path) -> None:
+    def change(lines: list[Any]) -> None:
+        lines[2]["found"]["labels"] = ["green"]
+        lines[2]["found"]["scores"] = {"red": 0.1, "green": 0.9, "blue": 0.1}
+
+    edit_lines(run / PLACE / "attacked/answers.jsonl", change)
+
+
+def no_answer(run: Path) -> None:
+    edit_lines(run / PLACE / "attacked/answers.jsonl", lambda lines: lines.pop(2))
+
+
+def another_gallery(run: Path) -> None:
+    shutil.rmtree(run / PLACE / "attacked")
+
+
+def elsewhere(run: Path) -> None:
+    shutil.move(run / PLACE / "attacked", run.parent / "attacked")
+    rung(gallery="../attacked")(run)
+
+
+def other_seeds(run: Path) -> None:
+    """The attack's gallery, drawn at seeds at which it fails."""
+    folder = run / PLACE / "attacked"
+    rows = [Prompt(p.id, p.prompt, p.seed + 1, p.labels) for p in Gallery.open(folder)]
+    shutil.rmtree(folder)
+    gallery = Gallery.start(folder, None, rows)
+    for i, row in enumerate(rows):
+        gallery.put(row, hue("green")(i, row))
+
+
+def made_otherwise(place: str, **change: Any) -> Callable[[Path], None]:
+    def tamper(run: Path) -> None:
+        edit(run / PLACE / place / "gallery.json", lambda page: page["made_by"].update(change))
+
+    return tamper
+
+
+TAMPERED: list[tuple[Callable[[Path], None], str]] = [
+    (fewer, "textual-inversion on “red”, .*recovered"),
+    (rung(seen=[]), "textual-inversion on “red”, .*seen"),
+    (outcome(value="held"), "textual-inversion on “red”, value is 'held'.*'comes back'"),
+    (outcome(value="probe"), "part in the verdict of textual-inversion is False; it is True"),
+    (outcome(effort=None), "textual-inversion on “red”, effort"),
+    (outcome(1, value="held"), "textual-inversion:cce on “red”, value is 'held'"),
+    (outcome(needs=[]), "controls that it needs of textual-inversion"),
+    (outcome(touches="text"), "the reach of textual-inversion is 'text'"),
+    (outcome(detector="test/nobody"), "by test/nobody, who was not asked"),
+    (outcome(concept="blue"), "of “blue” by test/hue, who was not asked"),
+    (acquitted, "verdict, value is 'forgotten'; it follows that it is 'comes back'"),
+    (dropped, "verdict, value is 'comes back'; it follows"),
+    (somebody_else, f"{PLACE}/novel was looked at by test/nobody, which is none of"),
+    (no_controls, "textual-inversion on “red”, value is 'comes back'; .*'not informative'"),
+    (another_image, f"{PLACE}/attacked/images/03.png is not the file whose SHA-256"),
+    (another_image_in_a_control, f"{PLACE}/novel/images/03.png is not the file whose SHA-256"),
+    (another_label, "textual-inversion on “red”, .*recovered"),
+    (no_answer, f"{PLACE}/attacked/answers.jsonl has no answer of test/hue on 02"),
+    (another_gallery, f"names {PLACE}/attacked, which is no gallery"),
+    (elsewhere, "names ../attacked, which is no gallery"),
+    (made_otherwise("attacked", attack="b" * 64), "made under another attack than report.json"),
+    (
+        made_otherwise("attacked", steps=3),
+        f"{PLACE}/attacked was made with another steps .* than er",
+    ),
+    (
+        made_otherwise("positive", steps=3),
+        f"{PLACE}/positive was made with another steps .* than b",
+    ),
+    (other_seeds, f"{PLACE}/attacked has no image of 00 by the seed of the suite"),
+]
+
+
+@pytest.mark.parametrize(("tamper", "says"), TAMPERED, ids=range(len(TAMPERED)))
+def test_what_was_tampered_with_in_an_attack_is_found_and_named(
+    tamper: Callable[[Path], None], says: str, attacked_: Path
+) -> None:
+    tamper(attacked_)
+    found = unsee.verify(attacked_, detectors=[Hue()])
+    assert any(re.search(says, line) for line in found.differences), found.differences
+
+
+def test_an_image_that_was_exchanged_in_an_attack_is_named_once(attacked_: Path) -> None:
+    another_image_in_a_control(attacked_)
+    lines = unsee.verify(attacked_, detectors=[Hue()]).differences
+    assert lines[0].startswith(f"{PLACE}/novel/images/03.png")
+    assert not any("report.json" in line for line in lines[1:])
+
+
+def test_attacks_that_the_report_does_not_name_are_said_to_be_there(attacked_: Path) -> None:
+    edit(attacked_ / "report.json", lambda page: page["attacks"].pop(0))
+    found = unsee.verify(attacked_, detectors=[Hue()])
+    assert f"What came of {PLACE}: report.json does not name it." in found.recorded
+
+
+@pytest.mark.slow
+def test_every_third_value_of_an_attack_that_is_edited_is_found(attacked_: Path) -> None:
+    file = attacked_ / "report.json"
+    text = file.read_text(encoding="utf-8")
+    checked = 0
+    for path in list(leaves(json.loads(text)["attacks"], ("attacks",)))[::3]:
+        page = at = json.loads(text)
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = other(at[path[-1]])
+        file.write_text(json.dumps(page), encoding="utf-8")
+        found = unsee.verify(attacked_, detectors=[Hue()])
+        # What an attack that changes prompts alone came to, and how long it took to a tenth
+        assert found.differences or path[-1] in ("sha256", "seconds"), path
+        checked += 1
+    assert checked > 40
