@@ -758,23 +758,25 @@ def _setting(found: "Attacked") -> str:
 
 
 def _note(attack: Attack, target: Target, found: "Attacked") -> str:
-    """What is to be said beside its figures: prompts that it left as they are, and of an attack on
-    weights where the erasure is none of the weights' own."""
+    """What is to be said beside its figures: prompts that were drawn as they are, and of an attack
+    on weights where the erasure is none of the weights' own."""
     from .pipelines.watch import Active
 
     said = []
-    if left := len(found.record.left):
-        whole = left + len(found.record.prompts)
-        said.append(
-            f"It could put nothing into {left} of {whole} prompts, which have no room for its "
-            "tokens: these were drawn as they are."
-        )
-    same = [p for p in target.rows if found.suite(Suite("s", (p,))).prompts[0] == p]
-    if attack.touches == "text" and same and not found.record.left:
-        said.append(
-            f"It says nothing of {len(same)} of {len(target.rows)} prompts, which were drawn as "
-            "they are."
-        )
+    if attack.per_prompt:
+        prompts = {row.prompt for row in target.rows}
+        plain_ones = prompts - found.record.prompts.keys()
+        full = len(plain_ones & set(found.record.left))
+        if full:
+            said.append(
+                f"It could put nothing into {full} of {len(prompts)} prompts, which have no room "
+                "for its tokens: these were drawn as they are."
+            )
+        if others := len(plain_ones) - full:
+            said.append(
+                f"It was not fitted to {others} of {len(prompts)} prompts, as it was given no "
+                "image of them that shows the concept: these were drawn as they are."
+            )
     if attack.touches == "weights" or attack.of_weights:
         loose = [Active(e.name, e.record.kind, e.record.method) for e, _ in target.erasures]
         said.append(beside_weights(loose))

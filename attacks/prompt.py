@@ -111,18 +111,18 @@ class PromptSearch(Attack):
     every: Whole = 0
     own_words: bool = False
     target: Literal["truth", "base"] = "truth"
-    steps: Count = 20
+    steps: Count = 40
     rungs: Count = 2
     looks: Whole = 4
     lr: Positive = 0.01
     weight_decay: NotNegative = 0.1
     top: Count = 64
-    candidates: Count = 16
+    candidates: Count = 8
     samples: Count = 64
     earliest: Time = 600
     latest: Time = 950
     rising: Whole = 0
-    batch_size: Count = 4
+    batch_size: Count = 2
     at_once: Count = 64
 
     touches = "text"

@@ -1,7 +1,7 @@
 """The attack `prompt` beside the published schedule: rows and seconds to one loss.
 
     python -m lab.bench_attacks [--prompts 2] [--times 50] [--iterations 40] [--tokens 3]
-                                [--steps 32] [--by gcg]
+                                [--steps 40] [--by gcg]
 
 On the built-in base model, with nothing erased. Each prompt says a style and no object, its image
 shows a kitchen knife, and the tokens before it, the concept's words among them, are searched for.
@@ -14,10 +14,12 @@ and without looks.
 
 Both are judged by the same held-out samples, 32 a prompt with t from 600 to 949, on the texts
 after decode and encode, outside the clock: the published one at every time and ours at every rung.
-The loss to be reached is the least mean over the prompts that the published one came to. Printed
-are that loss, the rows of the denoiser (a row forward and back counts as three) and the seconds to
-it of each, their ratios, and beside them the losses of the prompts as they are, with words drawn
-blindly, and with the concept's name. Where ours does not reach that loss, it says so.
+The level to be reached is 95 % of the way from the mean loss of the prompts as they are to that of
+the same prompts with the concept's name, which neither search sets; the published one ends there.
+
+Prints the rows of the denoiser (a row forward and back counts as three) and the seconds to the
+level of each, their ratios and curves, and the loss of words drawn blindly. Where one does not
+reach the level, it says so.
 """
 
 import argparse
@@ -38,8 +40,9 @@ from unsee.pipelines.parts import Parts, described
 from unsee.prompts import Concept, Prompt
 
 KNIFE = Concept("kitchen knife")
-STYLES = ("noto", "blob", "twemoji", "fluent", "flat", "contrast")
+STYLES = ("fluent", "twemoji", "noto", "blob", "flat", "contrast")
 HELD_OUT = 32
+CLOSED = 0.95
 
 
 class HeldOut:
@@ -149,7 +152,7 @@ def main() -> None:
     parser.add_argument("--times", type=int, default=50)
     parser.add_argument("--iterations", type=int, default=40)
     parser.add_argument("--tokens", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=40)
     parser.add_argument("--by", choices=("gcg", "simplex"), default="gcg")
     one = parser.parse_args()
     pipe = load_pipeline("emoji", device="cpu")
@@ -163,18 +166,22 @@ def main() -> None:
     latents = parts.latents(images).float()
     held_out = HeldOut(parts, latents)
 
-    curves = []
-    for row, own in zip(rows, latents, strict=True):
-        schedule = published(
-            pipe, parts, row.prompt, own[None], one.tokens, one.times, one.iterations
-        )
-        curves.append(list(schedule))
-    together = list(zip(*curves, strict=True))
-    theirs = [
-        (mean(held_out([t for *_, t in at])), sum(r for r, *_ in at), sum(s for _, s, _ in at), at)
-        for at in together
+    plain = mean(held_out([row.prompt for row in rows]))
+    name = mean(held_out([row.prompt for row in named]))
+    level = name + (1 - CLOSED) * (plain - name)
+
+    schedules = [
+        published(pipe, parts, row.prompt, own[None], one.tokens, one.times, one.iterations)
+        for row, own in zip(rows, latents, strict=True)
     ]
-    least, their_rows, their_seconds, at = min(theirs, key=lambda point: point[0])
+    theirs = []
+    for at in zip(*schedules, strict=True):
+        texts = [text for *_, text in at]
+        theirs.append(
+            (mean(held_out(texts)), sum(r for r, *_ in at), sum(s for _, s, _ in at), texts)
+        )
+        if theirs[-1][0] <= level:
+            break
 
     attack = PromptSearch(
         by=one.by, tokens=one.tokens, own_words=True, steps=one.steps, looks=0,
@@ -193,30 +200,29 @@ def main() -> None:
         begun = time.perf_counter()
     last = found
     blind = attack.blind(last, parts, rows, Unasked(), draw, seed=1)
+    curves = {"published": theirs, "ours": ours}
     page: dict[str, Any] = {
         "threads": torch.get_num_threads(),
-        "loss": round(least, 5),
-        "published": {
-            "rows": their_rows, "s": round(their_seconds, 1), "texts": [t for *_, t in at],
-            "curve": [(r, round(loss, 5)) for loss, r, *_ in theirs][:: max(1, one.times // 10)],
-        },
-        "ours_curve": [(r, round(s, 1), round(loss, 5)) for loss, r, s, _ in ours],
-        "ours_texts": ours[-1][3],
-        "as_they_are": round(mean(held_out([row.prompt for row in rows])), 5),
+        "level": round(level, 5),
+        "as_they_are": round(plain, 5),
+        "named": round(name, 5),
         "blind": round(mean(held_out(list(blind.record.prompts.values()))), 5),
-        "named": round(mean(held_out([row.prompt for row in named])), 5),
-    }  # fmt: skip
-    reached = [point for point in ours if point[0] <= least]
-    if reached:
-        _, our_rows, our_seconds, _ = reached[0]
-        page |= {
-            "ours": {"rows": our_rows, "s": round(our_seconds, 1)},
-            "rows_ratio": round(their_rows / our_rows, 1),
-            "seconds_ratio": round(their_seconds / our_seconds, 1),
-        }
-    else:
-        page["ours"] = f"did not reach it in {one.steps} steps"
-    print(json.dumps(page, indent=1, ensure_ascii=False))
+    }
+    first: dict[str, tuple[int, float]] = {}
+    for who, curve in curves.items():
+        page[f"{who}_curve"] = [[r, round(s, 1), round(loss, 5)] for loss, r, s, _ in curve]
+        page[who] = "did not reach the level"
+        for loss, count, took, texts in curve:
+            if loss <= level:
+                first[who] = count, took
+                page[who] = {"rows": count, "s": round(took, 1), "texts": texts}
+                break
+    if len(first) == 2:
+        (their_rows, their_s), (our_rows, our_s) = first["published"], first["ours"]
+        page["rows_ratio"] = round(their_rows / our_rows, 1)
+        page["seconds_ratio"] = round(their_s / our_s, 1)
+    for key, value in page.items():
+        print(key, json.dumps(value, ensure_ascii=False))
 
 
 if __name__ == "__main__":

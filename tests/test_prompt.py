@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,9 +25,10 @@ from unsee.attacks.prompt import (
     on_simplex,
 )
 from unsee.attacks.vocabulary import says_own, survives
+from unsee.pipelines import load_pipeline
 from unsee.pipelines.generation import pictures
 from unsee.pipelines.parts import described
-from unsee.prompts import Concept, Prompt
+from unsee.prompts import Concept, Prompt, Suite
 from unsee.tests.families import build
 
 KNIFE = Concept("knife", anchor="hammer")
@@ -301,3 +303,25 @@ def test_what_cannot_be_is_refused() -> None:
         PromptSearch(earliest=5, latest=4)
     with pytest.raises(InputError, match="set no more looks than steps"):
         PromptSearch(steps=2, looks=3)
+
+
+@pytest.mark.slow
+def test_a_report_says_how_many_prompts_were_drawn_as_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "knife.safetensors"
+    unsee.erase("emoji", "kitchen knife", method="uce", check=False).save(file)
+    said = (
+        "a kitchen knife",
+        "an emoji of a kitchen knife, fluent style",
+        # Of which the base draws no knife
+        f"a {'flat ' * 12}kitchen knife",
+    )
+    knife = {"object": "kitchen knife"}
+    suite = Suite("s", tuple(Prompt(f"{i}", p, i, labels=knife) for i, p in enumerate(said)))
+    stream = described(load_pipeline("emoji", device="cpu")).streams()[0]
+    room = stream.room - len(stream.tokens(said[0]))
+    attack = dataclasses.replace(QUICK, steps=1, tokens=room, by="simplex")
+    report = unsee.attack("emoji", file, suite=suite, out=tmp_path / "run", attacks=[attack])
+    (found,) = report.attacks
+    assert "It could put nothing into 1 of 3 prompts" in found.note
+    assert "It was not fitted to 1 of 3 prompts" in found.note
+    assert {c.name for c in found.last.controls} == {"positive", "blind"}
