@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 FOLDER = Path(__file__).parents[1] / "notebooks"
-STORED = ("audit", "compare")
+STORED = ("attack", "audit", "compare")
 """The notebooks that are kept with what they print."""
 
 
