@@ -696,7 +696,7 @@ def _novel(
     tried: Tried, target: Target, subject: _Subject, folder: Path, mine: "Mapping[str, Seen]"
 ) -> "Callable[[str], Held]":
     """The same attack for something that the model never saw."""
-    from .eval.attack import control
+    from .eval.attack import control, either
     from .eval.rows import names, seen
 
     novel = target.novel
@@ -711,11 +711,14 @@ def _novel(
     found = _fitted(tried, target, subject, given, other, look, [novel.detector])[-1]
     rows = [_renamed(row, target.concept, novel) for row in target.rows]
     drawn = _drawn(subject, found, target, folder / "novel", rows, f"{tried.name}, control")
-    theirs = _seen(drawn, target, [novel.detector], wanted)[novel.detector.name]
+    known = _seen(drawn, target, [novel.detector], wanted)[novel.detector.name]
+    # What the attack's own detector takes for the concept is a false alarm, and counts as well
+    alarms = _seen(drawn, target)
     where = _place(drawn, target)
     return lambda d: control(
         "novel", f"a {novel.name}, which the model never saw", where, target.rows,
-        target.before[d], target.after[d], mine[d], theirs, novel.name, novel.detector.name,
+        target.before[d], target.after[d], mine[d], either(known, alarms[d]), novel.name,
+        novel.detector.name,
     )  # fmt: skip
 
 

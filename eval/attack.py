@@ -216,16 +216,23 @@ def rates(
 ) -> tuple[Rate, Rate, Rate]:
     """recovered, after and ever over rows."""
 
-    def either(id: str) -> bool | None:
-        one, other = erased.get(id), attacked.get(id)
-        return True if one or other else None if None in (one, other) else False
-
     gone = forgotten(rows, base, erased)
+    any_ = either(erased, attacked)
     return (
         Rate.counted((unit(p), attacked.get(p.id)) for p in gone),
         Rate.counted((unit(p), attacked.get(p.id)) for p in rows),
-        Rate.counted((unit(p), either(p.id)) for p in rows),
+        Rate.counted((unit(p), any_.get(p.id)) for p in rows),
     )
+
+
+def either(one: Answers, other: Answers) -> Answers:
+    """Whether it was seen in one of two ways; None where that hangs on what nobody knows."""
+
+    def both(id: str) -> bool | None:
+        ways = (one.get(id), other.get(id))
+        return True if any(ways) else None if None in ways else False
+
+    return {id: both(id) for id in {**one, **other}}
 
 
 def forgotten(rows: Sequence[Prompt], base: Answers, erased: Answers) -> list[Prompt]:

@@ -49,6 +49,7 @@ from .attack import (
     Control,
     Rung,
     control,
+    either,
     judged,
     of_target,
     positive,
@@ -756,6 +757,9 @@ class _Attacks:
         concept = Concept(one.concept, of.concept.kind) if other else of.concept
         detector = one.detector if other else of.detector
         theirs = self._told(one.gallery, one, of, concept, detector)
+        if other and (one.concept, detector) != (of.concept.name, of.detector):
+            # And what the attack's own takes for the concept
+            theirs = either(theirs, self._told(one.gallery, one, of, of.concept, of.detector))
         if (gallery := self._galleries[one.gallery]) is not None:
             side = "base" if one.name == "positive" else "erased"
             self._found.extend(gallery.misplaced(self._run, side))
