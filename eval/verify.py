@@ -1088,6 +1088,8 @@ def _equal(found: Any, wanted: Any, path: tuple[str, ...]) -> bool:
         )
     if isinstance(found, bool) or isinstance(wanted, bool):
         return found is wanted
+    if isinstance(found, int) and isinstance(wanted, int):
+        return found == wanted
     if isinstance(found, (int, float)) and isinstance(wanted, (int, float)):
         # A measurement, its side, and its value or interval; a rate's are one place deeper
         measured = len(path) == 3 and path[1] in SIDES and path[2] in ("value", "interval")

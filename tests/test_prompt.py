@@ -312,7 +312,7 @@ def test_a_report_says_how_many_prompts_were_drawn_as_they_are(tmp_path: Path) -
     said = (
         "a kitchen knife",
         "an emoji of a kitchen knife, fluent style",
-        # Of which the base draws no knife
+        # Of which the base draws no knife: it is fitted to it all the same
         f"a {'flat ' * 12}kitchen knife",
     )
     knife = {"object": "kitchen knife"}
@@ -322,6 +322,5 @@ def test_a_report_says_how_many_prompts_were_drawn_as_they_are(tmp_path: Path) -
     attack = dataclasses.replace(QUICK, steps=1, tokens=room, by="simplex")
     report = unsee.attack("emoji", file, suite=suite, out=tmp_path / "run", attacks=[attack])
     (found,) = report.attacks
-    assert "It could put nothing into 1 of 3 prompts" in found.note
-    assert "It was not fitted to 1 of 3 prompts" in found.note
+    assert "It could put nothing into 2 of 3 prompts" in found.note
     assert {c.name for c in found.last.controls} == {"positive", "blind"}
