@@ -9,7 +9,7 @@ from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar, cast
 
 from ._errors import InputError
-from ._settings import read
+from ._settings import check, hints_of, read
 
 T = TypeVar("T")
 M = TypeVar("M")
@@ -27,6 +27,31 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> InputError:
     more = f" and {len(names) - 20} more" if len(names) > 20 else ""
     there = f"There are: {', '.join(names[:20])}{more}." if names else "There is none at all."
     return InputError(f"No {kind} is named {name!r}.{hint} {there}")
+
+
+def configured(
+    registry: "Registry[type[T]]", name: str, preset: str | None, settings: dict[str, Any]
+) -> T:
+    """A member of a registry of dataclasses of settings, such as methods and attacks.
+
+    Args:
+        name: Its name.
+        preset: One of its named settings, ``presets``.
+        settings: What goes before the preset's.
+
+    Raises:
+        InputError: There is no such member, preset or setting, or a value that cannot be.
+    """
+    cls: Any = registry[name]
+    known = hints_of(cls)
+    for one in settings:
+        if one not in known:
+            raise unknown(f"setting of {name}", one, known)
+    if preset is not None and preset not in cls.presets:
+        raise unknown(f"preset of {name}", preset, cls.presets)
+    made: T = cls(**((cls.presets[preset] if preset else {}) | settings))
+    check(made)  # as another package's may not do
+    return made
 
 
 class Registry(Mapping[str, T], Generic[T]):

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._errors import InputError
-from ._files import append, file_stem, read_text, write_atomically
+from ._files import append, file_stem, read_text, sha256_of, write_atomically
 from ._reading import plain
 from ._reading import read as read_value
-from ._registry import unknown
-from ._settings import check, hints_of, read
+from ._registry import configured, unknown
+from ._settings import hints_of, read
 from .attacks import ATTACKS, DEFAULT, Attack, beside_weights
 from .drawing import Progress, Source
 from .gallery import Gallery
@@ -66,16 +66,7 @@ def make_attack(name: str, preset: str | None = None, **settings: Any) -> Attack
     Raises:
         InputError: There is no such attack, preset or setting, or a value that cannot be.
     """
-    cls = ATTACKS[name]
-    known = hints_of(cls)
-    for one in settings:
-        if one not in known:
-            raise unknown(f"setting of {name}", one, known)
-    if preset is not None and preset not in cls.presets:
-        raise unknown(f"preset of {name}", preset, cls.presets)
-    attack = cls(**((cls.presets[preset] if preset else {}) | settings))
-    check(attack)  # as another package's may not do
-    return attack
+    return configured(ATTACKS, name, preset, settings)
 
 
 def find_attacks(named: "str | Attack | Path | Sequence[str | Attack | Path]") -> "list[Tried]":
@@ -273,11 +264,18 @@ class Target:
 
     def look(self, images: "Sequence[Image]") -> list[bool]:
         """Whether one of the detectors sees the concept."""
-        from .eval.rows import names, seen
+        return _looked(self.detectors, self.concept, images)
 
-        wanted = names(self.concept)
-        asked = [detector(list(images)) for detector in self.detectors]
-        return [any(seen(one, wanted) for one in said) for said in zip(*asked, strict=True)]
+
+def _looked(
+    detectors: "Sequence[Detector]", concept: Concept, images: "Sequence[Image]"
+) -> list[bool]:
+    """Whether one of the detectors sees a concept, in each image."""
+    from .eval.rows import names, seen
+
+    wanted = names(concept)
+    asked = [detector(list(images)) for detector in detectors]
+    return [any(seen(one, wanted) for one in said) for said in zip(*asked, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -395,11 +393,9 @@ def _tried(tried: Tried, target: Target) -> "AttackOutcome":
         controls.setdefault(i, []).append(make)
 
     if "positive" in attack.controls and last:
-        if tried.found is None:
-            base = _Subject(target.base, ())
+        base, on_base = _Subject(target.base, ()), tried.found
+        if on_base is None:
             on_base = _fitted(tried, target, base, _images_for(attack, target), concept)[-1]
-        else:
-            base, on_base = _Subject(target.base, ()), tried.found
         drawn = _drawn(base, on_base, target, folder / "positive", rows, f"{tried.name} on base")
         shown = _seen(drawn, target)
         place = _place(drawn, target)
@@ -579,9 +575,7 @@ def _files_in(attack: Attack) -> dict[str, str]:
     """SHA-256 of the files that settings name."""
     named = {name: value for name, value in plain(attack).items() if isinstance(value, str)}
     return {
-        name: hashlib.sha256(Path(value).read_bytes()).hexdigest()
-        for name, value in named.items()
-        if value and Path(value).is_file()
+        name: sha256_of(value) for name, value in named.items() if value and Path(value).is_file()
     }
 
 
@@ -612,10 +606,7 @@ def _found(
     if there := _loaded(kept):
         return there
     looking = Looking(look or target.look)
-
-    def draw(prompts: Sequence[Prompt]) -> "list[Image]":
-        return pictures(subject.source.pipe, prompts, **target.settings)
-
+    draw = partial(pictures, subject.source.pipe, **target.settings)
     found: list[Attacked] = []
     seconds, begun = 0.0, time.perf_counter()
     with subject.parts() as (parts, lifted):
@@ -697,21 +688,17 @@ def _novel(
 ) -> "Callable[[str], Held]":
     """The same attack for something that the model never saw."""
     from .eval.attack import control, either
-    from .eval.rows import names, seen
+    from .eval.rows import names
 
     novel = target.novel
     assert novel is not None
     other = Concept(novel.name, kind=target.concept.kind)
     given = _images_for(tried.attack, target).of(target.concept, novel)
-    wanted = names(other)
-
-    def look(images: "Sequence[Image]") -> list[bool]:
-        return [bool(seen(answer, wanted)) for answer in novel.detector(list(images))]
-
+    look = partial(_looked, [novel.detector], other)
     found = _fitted(tried, target, subject, given, other, look, [novel.detector])[-1]
     rows = [_renamed(row, target.concept, novel) for row in target.rows]
     drawn = _drawn(subject, found, target, folder / "novel", rows, f"{tried.name}, control")
-    known = _seen(drawn, target, [novel.detector], wanted)[novel.detector.name]
+    known = _seen(drawn, target, [novel.detector], names(other))[novel.detector.name]
     # What the attack's own detector takes for the concept is a false alarm, and counts as well
     alarms = _seen(drawn, target)
     where = _place(drawn, target)
@@ -730,9 +717,7 @@ def _blind(
     from .eval.attack import control
     from .pipelines.generation import pictures
 
-    def draw(prompts: Sequence[Prompt]) -> "list[Image]":
-        return pictures(subject.source.pipe, prompts, **target.settings)
-
+    draw = partial(pictures, subject.source.pipe, **target.settings)
     given = _images_for(tried.attack, target)
     with subject.parts() as (parts, _):
         blind = tried.attack.blind(

@@ -13,16 +13,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from ._errors import InputError
 from ._files import check_folder, check_ours, file_stem
-from ._registry import unknown
+from ._registry import configured, unknown
 from ._settings import (
     Count,
     Guidance,
     Rest,
     Seed,
     Steps,
-    check,
     checked,
-    hints_of,
     shown,
 )
 from .drawing import (
@@ -64,16 +62,7 @@ def make_eraser(method: str, preset: str | None = None, **settings: Any) -> Eras
     Raises:
         InputError: There is no such method, preset or setting, or a value that cannot be.
     """
-    cls = ERASERS[method]
-    known = hints_of(cls)
-    for name in settings:
-        if name not in known:
-            raise unknown(f"setting of {method}", name, known)
-    if preset is not None and preset not in cls.presets:
-        raise unknown(f"preset of {method}", preset, cls.presets)
-    eraser = cls(**((cls.presets[preset] if preset else {}) | settings))
-    check(eraser)  # as another package's may not do
-    return eraser
+    return configured(ERASERS, method, preset, settings)
 
 
 @checked

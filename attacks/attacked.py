@@ -24,7 +24,8 @@ from .._reading import loads, plain, read
 from .._settings import NotNegative, Range, checked, shown
 from ..pipelines.erasure import checksum
 from ..prompts import Concept, Suite
-from . import Touch
+from ..training.record import versions
+from . import Attack, Touch
 from .kinds import KINDS
 
 FORMAT = 1
@@ -107,6 +108,29 @@ class Record:
     def to_json(self) -> dict[str, Any]:
         page: dict[str, Any] = plain(self)
         return {"format": FORMAT} | page
+
+
+def record_of(
+    attack: Attack, name: str, kind: str, concept: Concept, seed: int, **found: Any
+) -> Record:
+    """The record of what an attack came to at one rung.
+
+    Args:
+        attack: Its settings, which say what it touches and whether own words were allowed.
+        name, kind, concept, seed: As ``Record``.
+        found: What else a ``Record`` has.
+    """
+    return Record(
+        attack=name,
+        kind=kind,
+        touches=attack.touches,
+        settings=plain(attack),
+        concept=concept,
+        seed=seed,
+        own_words=attack.own_words,
+        versions=versions(),
+        **found,
+    )
 
 
 @dataclass(frozen=True)

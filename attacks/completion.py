@@ -21,14 +21,12 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .._errors import InputError
-from .._reading import plain
 from .._settings import Share, check
 from ..pipelines.generation import own
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
-from ..training.record import versions
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record, Spent
+from .attacked import Attacked, Spent, record_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -91,16 +89,14 @@ class Completion(Attack):
             )
         (steps,) = counts
         for step in (0, *self.steps(steps)):
-            record = Record(
-                attack="completion",
-                kind="switch",
-                touches=self.touches,
-                settings=plain(self),
-                concept=concept,
-                seed=seed,
+            record = record_of(
+                self,
+                "completion",
+                "switch",
+                concept,
+                seed,
                 spent=Spent(steps=step),
                 step=step or None,
-                versions=versions(),
             )
             yield Attacked(record)
         progress(1.0)

@@ -44,7 +44,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from .._errors import InputError
-from .._reading import plain
 from .._settings import Count, NotNegative, Positive, Whole, check
 from ..pipelines.parts import Parts, Stream
 from ..pipelines.text import Text
@@ -52,13 +51,12 @@ from ..prompts import Concept, Prompt
 from ..training import search
 from ..training.denoising import check_unguided
 from ..training.loop import halves
-from ..training.record import versions
 from ..training.student import frozen
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record, Spent
+from .attacked import Attacked, Record, Spent, record_of
 from .kinds.text import unit
 from .vocabulary import fits, says_own, survives, vocabulary
-from .words import GOLDEN, Time
+from .words import GOLDEN, Time, check_times
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -174,10 +172,7 @@ class PromptSearch(Attack):
 
     def __post_init__(self) -> None:
         check(self)
-        if self.latest < self.earliest:
-            raise InputError(
-                f"latest is {self.latest} and earliest is {self.earliest}: no t lies between."
-            )
+        check_times(self.earliest, self.latest)
         if self.looks > self.steps:
             raise InputError(
                 f"looks is {self.looks} and steps is {self.steps}: set no more looks than steps."
@@ -282,18 +277,8 @@ class PromptSearch(Attack):
         prompts: Mapping[str, str],
         left: tuple[str, ...],
     ) -> Record:
-        return Record(
-            attack="prompt",
-            kind="text",
-            touches=self.touches,
-            settings=plain(self),
-            concept=concept,
-            seed=seed,
-            spent=spent,
-            own_words=self.own_words,
-            prompts=dict(prompts),
-            left=left,
-            versions=versions(),
+        return record_of(
+            self, "prompt", "text", concept, seed, spent=spent, prompts=dict(prompts), left=left
         )
 
     def _frames(

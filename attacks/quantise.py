@@ -11,14 +11,12 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from .._reading import plain
 from .._settings import check
 from ..pipelines.parts import Parts
 from ..pipelines.weaken import merged
 from ..prompts import Concept, Prompt
-from ..training.record import versions
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Bits, Record
+from .attacked import Attacked, Bits, record_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -64,15 +62,6 @@ class Quantise(Attack):
         with merged(parts.pipe, lambda weight: weight):
             pass
         for bits in (None, *sorted(set(self.bits), reverse=True)):
-            record = Record(
-                attack="quantise",
-                kind="rounded",
-                touches=self.touches,
-                settings=plain(self),
-                concept=concept,
-                seed=seed,
-                bits=bits,
-                versions=versions(),
-            )
+            record = record_of(self, "quantise", "rounded", concept, seed, bits=bits)
             yield Attacked(record)
         progress(1.0)

@@ -25,16 +25,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 
 from torch import Tensor, nn
 
-from .._reading import plain
 from .._settings import Count, NotNegative, Positive, check
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
 from ..training.denoising import check_unguided, loss, noised
 from ..training.loop import halves, training
-from ..training.record import versions
 from ..training.student import autocast, frozen, lora, precision, select
 from . import Attack, Control, Draw, Gives, Look
-from .attacked import Attacked, Record, Spent
+from .attacked import Attacked, Spent, record_of
 from .kinds.text import put_in
 
 if TYPE_CHECKING:
@@ -146,16 +144,14 @@ class Finetuning(Attack):
         spent: Spent,
         seed: int,
     ) -> Attacked:
-        record = Record(
-            attack=self.name,
-            kind="lowrank",
-            touches=self.touches,
-            settings=plain(self),
-            concept=concept,
-            seed=seed,
+        record = record_of(
+            self,
+            self.name,
+            "lowrank",
+            concept,
+            seed,
             spent=spent,
             text=self.text if learnt else None,
-            versions=versions(),
         )
         tensors = {f"{parts.prefix}.{n}": p.detach().cpu().clone() for n, p in learnt.items()}
         return Attacked(record, tensors)

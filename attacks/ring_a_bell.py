@@ -28,14 +28,13 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from .._errors import InputError
-from .._reading import plain
 from .._settings import Count, NotNegative, Share, check, is_text
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
 from ..prompts.concept import read_yaml
-from ..training.record import versions
+from ..training.loop import halves
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record, Spent
+from .attacked import Attacked, Record, Spent, record_of
 from .kinds.text import put_in
 from .vocabulary import fits, says_own, says_phrase, survives, vocabulary
 
@@ -143,7 +142,7 @@ class RingABell(Attack):
 
         yield found(0, prompts)
         search = _Search(self, parts, concept, words, goals, generator)
-        marks = {max(1, self.generations >> i) for i in range(self.rungs)}
+        marks = halves(self.generations, self.rungs)
         for step in range(self.generations):
             search.step()
             progress((step + 1) / self.generations)
@@ -181,18 +180,7 @@ class RingABell(Attack):
     def _record(
         self, concept: Concept, seed: int, spent: Spent, prompts: dict[str, str]
     ) -> Record:
-        return Record(
-            attack="ring-a-bell",
-            kind="text",
-            touches=self.touches,
-            settings=plain(self),
-            concept=concept,
-            seed=seed,
-            spent=spent,
-            own_words=self.own_words,
-            prompts=prompts,
-            versions=versions(),
-        )
+        return record_of(self, "ring-a-bell", "text", concept, seed, spent=spent, prompts=prompts)
 
     def _words(self, parts: Parts, concept: Concept) -> list[str]:
         """What texts are made of."""

@@ -12,14 +12,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from .._errors import InputError
-from .._reading import plain
 from .._settings import Share, check
 from ..pipelines.parts import Parts
 from ..pipelines.watch import active
 from ..prompts import Concept, Prompt
-from ..training.record import versions
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record
+from .attacked import Attacked, record_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -67,15 +65,6 @@ class Scale(Attack):
                 "multiplied: leave scale out, and attack it by words or completion."
             )
         for strength in (None, *sorted({s for s in self.strengths if s != 1}, reverse=True)):
-            record = Record(
-                attack="scale",
-                kind="strength",
-                touches=self.touches,
-                settings=plain(self),
-                concept=concept,
-                seed=seed,
-                strength=strength,
-                versions=versions(),
-            )
+            record = record_of(self, "scale", "strength", concept, seed, strength=strength)
             yield Attacked(record)
         progress(1.0)

@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from .._errors import InputError
 from .._files import sha256_of
-from .._reading import plain
 from .._settings import Weight, check
 from ..pipelines.load import lora_on
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
-from ..training.record import versions
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record
+from .attacked import Attacked, record_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -69,17 +67,15 @@ class Stack(Attack):
         with lora_on(parts.pipe, self.lora, 1.0):
             sha256 = sha256_of(self.lora)
         for strength in (None, *sorted(set(self.strengths))):
-            record = Record(
-                attack="stack",
-                kind="lora",
-                touches=self.touches,
-                settings=plain(self),
-                concept=concept,
-                seed=seed,
+            record = record_of(
+                self,
+                "stack",
+                "lora",
+                concept,
+                seed,
                 strength=strength,
                 lora=sha256 if strength else None,
                 lora_file=self.lora if strength else None,
-                versions=versions(),
             )
             yield Attacked(record)
         progress(1.0)

@@ -24,17 +24,15 @@ import torch
 from torch import nn
 
 from .._errors import InputError
-from .._reading import plain
 from .._settings import Count, NotNegative, Positive, check
 from ..pipelines.parts import Parts
 from ..prompts import Concept, Prompt
 from ..training import search
 from ..training.denoising import check_unguided, loss, noised
 from ..training.loop import halves
-from ..training.record import versions
 from ..training.student import frozen
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record, Spent
+from .attacked import Attacked, Spent, record_of
 from .kinds.text import put_in
 from .kinds.token import file_names
 
@@ -119,16 +117,14 @@ class TextualInversion(Attack):
         words = search.words(parts.pipe, self.vectors)
 
         def found(spent: Spent) -> Attacked:
-            record = Record(
-                attack="textual-inversion",
-                kind="token",
-                touches=self.touches,
-                settings=plain(self),
-                concept=concept,
-                seed=seed,
+            record = record_of(
+                self,
+                "textual-inversion",
+                "token",
+                concept,
+                seed,
                 spent=spent,
                 text=words if spent.steps else None,
-                versions=versions(),
             )
             if not spent.steps:
                 return Attacked(record)

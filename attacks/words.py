@@ -27,16 +27,14 @@ import torch
 from torch import Tensor
 
 from .._errors import InputError
-from .._reading import plain
 from .._settings import Count, Range, Whole, check
 from ..pipelines.parts import Parts
 from ..pipelines.schedule import SPAN
 from ..pipelines.watch import active
 from ..prompts import Concept, Prompt
 from ..prompts.concept import fold, read_mapping
-from ..training.record import versions
 from . import Attack, Control, Draw, Look
-from .attacked import Attacked, Record, Spent
+from .attacked import Attacked, Record, Spent, record_of
 from .kinds.text import put_in, unit
 from .vocabulary import (
     fits,
@@ -106,10 +104,7 @@ class Words(Attack):
 
     def __post_init__(self) -> None:
         check(self)
-        if self.latest < self.earliest:
-            raise InputError(
-                f"latest is {self.latest} and earliest is {self.earliest}: no t lies between."
-            )
+        check_times(self.earliest, self.latest)
         if self.samples < self.first:
             raise InputError(
                 f"first is {self.first} and samples is {self.samples}: the words cannot begin "
@@ -208,18 +203,7 @@ class Words(Attack):
         return Attacked(self._record(concept, seed, spent, contest.best))
 
     def _record(self, concept: Concept, seed: int, spent: Spent, text: str | None) -> Record:
-        return Record(
-            attack="words",
-            kind="text",
-            touches=self.touches,
-            settings=plain(self),
-            concept=concept,
-            seed=seed,
-            spent=spent,
-            own_words=self.own_words,
-            text=text,
-            versions=versions(),
-        )
+        return record_of(self, "words", "text", concept, seed, spent=spent, text=text)
 
     def _chosen(self, parts: Parts, concept: Concept, generator: torch.Generator) -> list[str]:
         """Words of the vocabulary, chosen by nothing that looks at the answer."""
@@ -266,6 +250,16 @@ class Words(Attack):
             self.first,
             self.batch_size,
         )
+
+
+def check_times(earliest: int, latest: int) -> None:
+    """Makes sure that there is a t to choose.
+
+    Raises:
+        InputError: None lies between them.
+    """
+    if latest < earliest:
+        raise InputError(f"latest is {latest} and earliest is {earliest}: no t lies between.")
 
 
 GOLDEN = (math.sqrt(5) - 1) / 2
